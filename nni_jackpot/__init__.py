@@ -1,0 +1,23 @@
+"""Lottery jackpots for NNI: sparse sub-networks of a pre-trained network, found without changing a weight.
+
+Importing the package mends what NNI 3.0 needs to run on today's PyTorch (`nni_compat`), so import it before
+or beside ``nni.compression``; nothing changes where NNI works already.
+"""
+
+import nni_jackpot.nni_compat
+
+nni_jackpot.nni_compat.apply()
+
+from nni_jackpot.errors import JackpotError  # noqa: E402
+from nni_jackpot.masks import MaskOverlap, apply_masks, load_masks, mask_overlap, save_masks  # noqa: E402
+from nni_jackpot.pruner import LotteryJackpotPruner  # noqa: E402
+
+__all__ = [
+    "JackpotError",
+    "LotteryJackpotPruner",
+    "MaskOverlap",
+    "apply_masks",
+    "load_masks",
+    "mask_overlap",
+    "save_masks",
+]

@@ -1,0 +1,53 @@
+"""Every error a user can cause, each of its own type; all of them are `JackpotError`."""
+
+
+class JackpotError(Exception):
+    """Base of all errors raised by nni_jackpot for bad input or a failed run."""
+
+
+class ConfigListError(JackpotError, ValueError):
+    """An entry of an NNI config list is malformed, or asks for what cannot be honoured."""
+
+
+class EmptyMatchError(ConfigListError):
+    """The config list, or one of its entries, selects no module of the model."""
+
+
+class SparseRatioError(ConfigListError):
+    """A sparse ratio is missing, not a number, or outside [0, 1)."""
+
+
+class TargetWithoutParametersError(ConfigListError):
+    """The config list selects a module or target that holds no parameter to prune."""
+
+
+class WeightDtypeError(JackpotError, TypeError):
+    """A target's weights are not floating point, so that no score gradient exists."""
+
+
+class NothingKeptError(ConfigListError):
+    """A target is so small, or its budget so low, that none of its weights would be kept."""
+
+
+class MaskError(JackpotError, ValueError):
+    """Masks do not fit the model, or do not fit each other."""
+
+
+class SearchDivergedError(JackpotError, FloatingPointError):
+    """The loss or a score became NaN or infinite during the search."""
+
+
+class CheckpointError(JackpotError):
+    """A checkpoint or mask file is missing, unreadable, or belongs to another model."""
+
+
+class OutputFolderError(JackpotError, OSError):
+    """The output folder cannot be created or written."""
+
+
+class DatasetNotFoundError(JackpotError, FileNotFoundError):
+    """The data folder lacks the files of the dataset."""
+
+
+class ExperimentConfigError(JackpotError, ValueError):
+    """A YAML file has an unknown key, a value of the wrong type or a value out of range."""

@@ -1,0 +1,101 @@
+"""Models and training loops that the tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import nni
+import pytest
+import torch
+from nni.compression.utils import TorchEvaluator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import nni_jackpot  # noqa: F401
+
+
+class ConvNet(nn.Module):
+    """Convolutions with and without bias, batch norm and a classifier, on 1x8x8 images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 8, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 12, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(12)
+        self.fc = nn.Linear(12, 3)
+        nn.init.normal_(self.fc.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn2(self.conv2(x)))
+        return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+CONFIG_LIST: list[dict[str, Any]] = [
+    {"op_types": ["Conv2d", "Linear"], "exclude_op_names": ["fc"], "sparse_ratio": 0.7}
+]
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return ConvNet()
+
+
+@pytest.fixture
+def batches() -> list[tuple[Tensor, Tensor]]:
+    """Six batches of a task that can be learned: a bright row, a bright column, or neither."""
+    generator = torch.Generator().manual_seed(1)
+    result = []
+    for _ in range(6):
+        labels = torch.randint(3, (16,), generator=generator)
+        images = torch.randn(16, 1, 8, 8, generator=generator) * 0.3
+        for image, label in zip(images, labels, strict=True):
+            if label < 2:
+                (image[0] if label else image[0].T)[3] += 2.0
+        result.append((images, labels))
+    return result
+
+
+def training_step(batch: tuple[Tensor, Tensor], model: nn.Module) -> Tensor:
+    images, labels = batch
+    return F.cross_entropy(model(images), labels)
+
+
+def make_evaluator(
+    model: nn.Module,
+    batches: list[tuple[Tensor, Tensor]],
+    step: Callable[..., Tensor] = training_step,
+    log: list[float] | None = None,
+    accumulate: int = 1,
+) -> TorchEvaluator:
+    """Return an evaluator whose loop runs over the batches and counts its calls in ``log``."""
+
+    def train(
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        training_step: Callable[..., Tensor],
+        lr_scheduler: Any = None,
+        max_steps: int | None = None,
+        max_epochs: int | None = None,
+    ) -> None:
+        model.train()
+        steps = 0
+        for _ in range(max_epochs or 1000):
+            for i, batch in enumerate(batches):
+                loss = training_step(batch, model)
+                loss.backward()
+                if log is not None:
+                    log.append(loss.item())
+                if (i + 1) % accumulate == 0:
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    steps += 1
+                if max_steps is not None and steps >= max_steps:
+                    return
+
+    # Weight decay would change a weight that is not frozen, gradient or not.
+    optimizer = nni.trace(torch.optim.SGD)(model.parameters(), lr=0.1, weight_decay=0.1)
+    return TorchEvaluator(train, optimizer, step)

@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from nni_jackpot import LotteryJackpotPruner
+from nni_jackpot.errors import (
+    ConfigListError,
+    EmptyMatchError,
+    NothingKeptError,
+    SparseRatioError,
+    TargetWithoutParametersError,
+    WeightDtypeError,
+)
+
+
+def zeros(model: nn.Module, config_list: list[dict[str, Any]]) -> dict[str, int]:
+    """Return the zeros of every weight that the config list prunes."""
+    masks = LotteryJackpotPruner(model, config_list).get_masks()
+    return {name: int((mask["weight"] == 0).sum()) for name, mask in masks.items()}
+
+
+def half(module: nn.Module, ratio: float = 0.5) -> int:
+    return int(ratio * module.weight.numel())
+
+
+@pytest.mark.parametrize(
+    ("config_list", "names"),
+    [
+        ([{"op_types": ["Conv2d"], "sparse_ratio": 0.5}], ["conv1", "conv2"]),
+        ([{"op_names": ["conv2", "fc"], "sparse_ratio": 0.5}], ["conv2", "fc"]),
+        ([{"op_names_re": ["conv.*"], "exclude_op_names": ["conv1"], "sparse_ratio": 0.5}], ["conv2"]),
+        ([{"op_types": ["Conv2d", "Linear"], "exclude_op_types": ["Linear"], "sparse_ratio": 0.5}], ["conv1", "conv2"]),
+        ([{"op_types": ["Conv2d"], "exclude_op_names_re": ["conv1"], "sparse_ratio": 0.5}], ["conv2"]),
+        ([{"op_types": ["Conv2d"], "target_names": ["weight"], "sparse_ratio": 0.5}], ["conv1", "conv2"]),
+        ([{"op_types": ["Conv2d"], "target_settings": {"weight": {"sparse_ratio": 0.5}}}], ["conv1", "conv2"]),
+        ([{"op_types": ["Conv2d"], "sparsity": 0.5}], ["conv1", "conv2"]),
+        ([{"op_types": ["Conv2d"], "sparsity_per_layer": 0.5}], ["conv1", "conv2"]),
+        ([{"op_partial_names": ["conv"], "sparsity": 0.5}], ["conv1", "conv2"]),
+        ([{"op_types": ["Conv2d", "Linear"], "sparsity": 0.5}, {"op_names": ["fc"], "exclude": True}], ["conv1", "conv2"]),
+        ([{"op_names": ["fc"], "exclude": True}, {"op_types": ["Conv2d", "Linear"], "sparsity": 0.5}], ["conv1", "conv2"]),
+        ([{"op_types": ["Conv2d", "Linear"], "sparse_ratio": 0.5}, {"op_names": ["fc"], "exclude": True}], ["conv1", "conv2"]),
+        (
+            [
+                {"op_types": ["Conv2d", "Linear"], "exclude_op_names": ["conv1"], "sparsity": 0.5},
+                {"op_names": ["fc"], "exclude": True},
+            ],
+            ["conv2"],
+        ),
+    ],
+)  # fmt: skip
+def test_selection(model: nn.Module, config_list: list[dict[str, Any]], names: list[str]) -> None:
+    expected = {name: half(getattr(model, name)) for name in names}
+    assert zeros(model, config_list) == expected
+
+
+def test_each_target_has_its_own_ratio(model: nn.Module) -> None:
+    config_list = [{"op_names": ["conv1"], "sparse_ratio": 0.3}, {"op_names": ["conv2"], "sparse_ratio": 0.9}]
+    expected = {"conv1": half(model.conv1, 0.3), "conv2": half(model.conv2, 0.9)}
+    assert zeros(model, config_list) == expected
+
+
+def test_integer_zero_is_a_ratio(model: nn.Module) -> None:
+    assert zeros(model, [{"op_types": ["Conv2d"], "sparse_ratio": 0}]) == {"conv1": 0, "conv2": 0}
+
+
+def test_bias_stays_whole_unless_it_has_a_ratio(model: nn.Module) -> None:
+    masks = LotteryJackpotPruner(model, [{"op_names": ["conv2"], "sparse_ratio": 0.9}]).get_masks()
+    assert masks["conv2"]["bias"].all()
+
+
+def test_bias_with_a_ratio_of_its_own(model: nn.Module) -> None:
+    bias = {"sparse_ratio": 0.5}
+    config_list = [{"op_names": ["conv2"], "target_names": ["bias"], "target_settings": {"bias": bias}}]
+    with pytest.raises(ConfigListError, match="align"):
+        LotteryJackpotPruner(model, config_list)
+
+
+@pytest.mark.parametrize("key", ["sparse_ratio", "total_sparsity"])
+def test_global_group(model: nn.Module, key: str) -> None:
+    weights = [model.conv1.weight, model.conv2.weight]
+    entry: dict[str, Any] = {"op_types": ["Conv2d"], key: 0.8}
+    if key == "sparse_ratio":
+        entry["global_group_id"] = "all"
+    found = zeros(model, [entry])
+    flat = torch.cat([w.detach().abs().flatten() for w in weights])
+    threshold = flat.sort().values[int(0.8 * flat.numel())]
+    assert found == {f"conv{i + 1}": int((w.detach().abs() < threshold).sum()) for i, w in enumerate(weights)}
+    assert sum(found.values()) == int(0.8 * flat.numel())
+    assert found["conv1"] != half(model.conv1, 0.8)
+
+
+def test_the_list_is_not_changed(model: nn.Module) -> None:
+    config_list = [{"op_types": ["Conv2d", "Linear"], "sparsity": 0.5}, {"op_names": ["fc"], "exclude": True}]
+    LotteryJackpotPruner(model, config_list)
+    assert config_list == [
+        {"op_types": ["Conv2d", "Linear"], "sparsity": 0.5},
+        {"op_names": ["fc"], "exclude": True},
+    ]
+
+
+CONV = {"op_types": ["Conv2d"]}
+
+
+@pytest.mark.parametrize(
+    ("config_list", "error", "words"),
+    [
+        ([], EmptyMatchError, "selects nothing"),
+        ([{"op_types": ["Conv1d"], "sparse_ratio": 0.5}], EmptyMatchError, "BatchNorm2d, Conv2d, Linear"),
+        ([{**CONV, "sparse_ratio": 0.5}, {"op_names": ["typo"], "sparse_ratio": 0.5}], EmptyMatchError, "typo"),
+        ([{"op_names": ["fc"], "exclude": True}], EmptyMatchError, "no entry that prunes"),
+        ([{**CONV, "sparse_ratio": 1.0}], SparseRatioError, r"\[0, 1\), got 1.0"),
+        ([{**CONV, "sparse_ratio": -0.1}], SparseRatioError, r"\[0, 1\), got -0.1"),
+        ([{**CONV, "sparse_ratio": 90}], SparseRatioError, "for 90 percent write 0.9"),
+        ([{**CONV, "sparse_ratio": float("nan")}], SparseRatioError, "got nan"),
+        ([{**CONV, "sparse_ratio": "0.9"}], SparseRatioError, "must be a number"),
+        ([{**CONV, "sparse_ratio": True}], SparseRatioError, "must be a number"),
+        ([{**CONV, "sparsity": 1.5}], SparseRatioError, r"sparsity must lie in \[0, 1\)"),
+        ([{**CONV, "target_settings": {"weight": {"sparse_ratio": 2}}}], SparseRatioError, "got 2"),
+        ([CONV], SparseRatioError, "no sparse_ratio"),
+        ([{**CONV, "sparse_threshold": 0.1}], SparseRatioError, "sparse_threshold but no sparse_ratio"),
+        ([{**CONV, "sparse_ratios": 0.5}], ConfigListError, "sparse_ratios"),
+        ([{**CONV, "sparse_ratio": 0.5, "granularity": "out_channel"}], ConfigListError, "granularity='out_channel'"),
+        ([{**CONV, "sparse_ratio": 0.5, "apply_method": "add"}], ConfigListError, "apply_method='add'"),
+        ([{**CONV, "sparse_ratio": 0.5, "max_sparse_ratio": 0.6}], ConfigListError, "max_sparse_ratio=0.6 is not"),
+        ([{**CONV, "sparse_ratio": 0.5, "target_names": ["wieght"]}], ConfigListError, "wieght"),
+        ([{"op_types": ["AdaptiveAvgPool2d"], "sparse_ratio": 0.5}], EmptyMatchError, "AdaptiveAvgPool2d"),
+        ({"op_types": ["Conv2d"]}, ConfigListError, "a list of dicts"),
+        (
+            [{"op_names": [name], "sparse_ratio": r, "global_group_id": 1} for name, r in (("conv1", 0.5), ("conv2", 0.6))],
+            SparseRatioError,
+            "conv2.weight has sparse_ratio 0.6",
+        ),
+    ],
+)  # fmt: skip
+def test_bad_lists_leave_the_model_as_it_was(model: nn.Module, config_list, error, words) -> None:
+    parameters = dict(model.named_parameters())
+    with pytest.raises(error, match=words):
+        LotteryJackpotPruner(model, config_list)
+    assert not any(hasattr(module, "_nni_wrapper") for module in model.modules())
+    assert all(parameters[name] is parameter for name, parameter in model.named_parameters())
+
+
+def test_module_without_parameters() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    with pytest.raises(TargetWithoutParametersError, match=r"1 \(ReLU\)"):
+        LotteryJackpotPruner(model, [{"op_types": ["ReLU"], "sparse_ratio": 0.5}])
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, affine=False))
+    with pytest.raises(TargetWithoutParametersError, match="BatchNorm2d"):
+        LotteryJackpotPruner(model, [{"op_types": ["BatchNorm2d"], "sparse_ratio": 0.5}])
+
+
+def test_module_that_nni_does_not_know() -> None:
+    model = nn.Sequential(nn.GRU(4, 4))
+    with pytest.raises(ConfigListError, match="NNI does not know how to prune 0 \\(GRU\\)"):
+        LotteryJackpotPruner(model, [{"op_types": ["GRU"], "sparse_ratio": 0.5}])
+
+
+def test_weights_that_are_no_floats() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    model[0].weight = nn.Parameter(torch.ones(4, 4, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(WeightDtypeError, match=r"0\.weight is torch.int8"):
+        LotteryJackpotPruner(model, [{"op_types": ["Linear"], "sparse_ratio": 0.5}])
+
+
+def test_target_that_would_keep_nothing() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+    model[1].weight.data.fill_(1e-6)
+    config_list = [{"op_types": ["Linear"], "sparse_ratio": 0.9, "global_group_id": 0}]
+    with pytest.raises(NothingKeptError, match=r"none of the 4 weights of 1\.weight .* lower it, exclude 1"):
+        LotteryJackpotPruner(model, config_list)
+    assert not any(hasattr(module, "_nni_wrapper") for module in model.modules())
+    assert all(parameter.requires_grad for parameter in model.parameters())

@@ -1,0 +1,562 @@
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from conftest import CONFIG_LIST, ConvNet, make_evaluator, training_step
+from torch import nn
+from torch.nn import functional as F
+
+from nni_jackpot import LotteryJackpotPruner, mask_overlap
+from nni_jackpot.errors import MaskError, NothingKeptError, SearchDivergedError
+
+Batches = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+def dense_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in model.named_parameters()}
+
+
+def frozen(model: nn.Module, dense: dict[str, torch.Tensor]) -> bool:
+    """Tell whether every parameter of a model, wrapped or not, is bit for bit what it was."""
+    now = {n.replace("_nni_wrapper.", ""): p for n, p in model.named_parameters() if not n.endswith("_score")}
+    return now.keys() == dense.keys() and all(torch.equal(now[name], value) for name, value in dense.items())
+
+
+def zeros(pruner: LotteryJackpotPruner) -> dict[str, int]:
+    return {name: int((mask["weight"] == 0).sum()) for name, mask in pruner.get_masks().items()}
+
+
+def same(masks_a: dict, masks_b: dict) -> bool:
+    return mask_overlap(masks_a, masks_b).total == 1.0
+
+
+def expected_zeros(model: nn.Module, ratio: float = 0.7) -> dict[str, int]:
+    return {name: int(ratio * getattr(model, name).weight.numel()) for name in ("conv1", "conv2")}
+
+
+# -- initial masks
+
+
+def test_initial_masks_are_the_largest_weights(model: nn.Module) -> None:
+    dense = dense_of(model)
+    masks = LotteryJackpotPruner(model, CONFIG_LIST).get_masks()
+    for name in ("conv1", "conv2"):
+        weight, mask = dense[f"{name}.weight"].abs(), masks[name]["weight"]
+        assert weight[mask == 1].min() >= weight[mask == 0].max()
+    assert list(masks) == ["conv1", "conv2"]
+    assert type(masks) is dict
+    assert masks["conv1"]["bias"] is None
+
+
+def test_random_masks_follow_the_seed() -> None:
+    def masks(seed: int) -> dict:
+        torch.manual_seed(0)
+        model = ConvNet()
+        torch.manual_seed(seed)
+        return LotteryJackpotPruner(model, CONFIG_LIST, init="random").get_masks()
+
+    assert same(masks(1), masks(1))
+    assert not same(masks(1), masks(2))
+
+
+def test_random_masks_are_the_same_in_every_process() -> None:
+    # NNI selects modules through a set of strings, whose order hashes decide.
+    code = (
+        "import torch; from torch import nn; from nni_jackpot import LotteryJackpotPruner; torch.manual_seed(0);"
+        "model = nn.Sequential(*[nn.Linear(5, 5) for _ in range(6)]);"
+        "config = [{'op_types': ['Linear'], 'sparse_ratio': 0.5}];"
+        "masks = LotteryJackpotPruner(model, config, init='random').get_masks();"
+        "print([(n, m['weight'].flatten().tolist()) for n, m in masks.items()])"
+    )
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(outputs) == 1
+
+
+def test_initial_scores_are_settable(model: nn.Module) -> None:
+    pruner = LotteryJackpotPruner(model, CONFIG_LIST, kept_score=0.6, pruned_score=0.5)
+    for score, masks in zip(pruner.score_parameters(), pruner.get_masks().values(), strict=True):
+        assert torch.equal(score, torch.where(masks["weight"] == 1, 0.6, 0.5))
+
+
+@pytest.mark.parametrize("arguments", [{"init": "oracle"}, {"kept_score": 0.5}, {"kept_score": float("inf")}])
+def test_bad_arguments(model: nn.Module, arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"init must be one of|must be finite and above"):
+        LotteryJackpotPruner(model, CONFIG_LIST, **arguments)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+# -- every kind of layer
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (partial(nn.Conv1d, 4, 6, 3), (2, 4, 9)),
+        (partial(nn.Conv2d, 4, 6, 3), (2, 4, 9, 9)),
+        (partial(nn.Conv3d, 4, 6, 3), (2, 4, 5, 5, 5)),
+        (partial(nn.Conv2d, 4, 6, 3, groups=2), (2, 4, 9, 9)),
+        (partial(nn.Linear, 4, 6), (2, 4)),
+        (partial(nn.ConvTranspose1d, 4, 6, 3), (2, 4, 9)),
+        (partial(nn.ConvTranspose2d, 4, 6, 3), (2, 4, 9, 9)),
+        (partial(nn.ConvTranspose3d, 4, 6, 3), (2, 4, 5, 5, 5)),
+        (partial(nn.ConvTranspose2d, 4, 6, 3, groups=2), (2, 4, 9, 9)),
+    ],
+    ids=lambda value: value.func.__name__ if isinstance(value, partial) else "",
+)
+def test_layers(layer: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(layer())
+    dense = dense_of(model)
+    x = torch.randn(shape)
+    kind = type(model[0]).__name__
+    pruner = LotteryJackpotPruner(model, [{"op_types": [kind], "sparse_ratio": 0.6}])
+    before = pruner.get_masks()
+    optimizer = torch.optim.SGD(pruner.score_parameters(), lr=50.0)
+    for _ in range(3):
+        model(x).pow(2).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    mask = pruner.get_masks()["0"]["weight"]
+    assert int((mask == 0).sum()) == int(0.6 * mask.numel())
+    assert not same(before, pruner.get_masks())
+    reference = copy.deepcopy(layer())
+    reference.load_state_dict({"weight": dense["0.weight"] * mask, "bias": dense["0.bias"]})
+    with torch.no_grad():
+        assert torch.equal(model(x), reference(x))
+    pruner.unwrap_model()
+    assert frozen(model, dense)
+
+
+# -- a loop of one's own
+
+
+def test_own_loop_searches_and_freezes(model: nn.Module, batches: Batches) -> None:
+    dense = dense_of(model)
+    pruner = LotteryJackpotPruner(model, CONFIG_LIST)
+    start = pruner.get_masks()
+    optimizer = torch.optim.Adam(pruner.score_parameters(), lr=0.01)
+    losses = []
+    for _ in range(10):
+        for batch in batches:
+            loss = training_step(batch, model)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+            # exact at every moment, whatever moved the scores
+            assert zeros(pruner) == expected_zeros(model)
+            assert frozen(model, dense)
+    assert sum(losses[-6:]) < 0.9 * sum(losses[:6])
+    wrapped, masks = pruner.compress()
+    assert wrapped is model
+    assert same(masks, pruner.get_masks())
+    assert not same(masks, start)
+
+
+def test_frozen_means_every_parameter(model: nn.Module, batches: Batches) -> None:
+    pruner = LotteryJackpotPruner(model, CONFIG_LIST)
+    training_step(batches[0], model).backward()
+    scores = {id(score) for score in pruner.score_parameters()}
+    for parameter in model.parameters():
+        assert parameter.requires_grad == (id(parameter) in scores)
+        assert (parameter.grad is not None) == (id(parameter) in scores)
+
+
+def test_a_search_without_an_evaluator_is_refused(model: nn.Module) -> None:
+    with pytest.raises(ValueError, match="needs an evaluator"):
+        LotteryJackpotPruner(model, CONFIG_LIST).compress(max_steps=None, max_epochs=1)
+
+
+# -- through NNI's evaluator
+
+
+def search(
+    batches: Batches, seed: int = 0, steps: int | None = 24, epochs: int | None = None, **options: Any
+) -> tuple:
+    torch.manual_seed(0)
+    model = ConvNet()
+    dense = dense_of(model)
+    torch.manual_seed(seed)
+    log: list[float] = []
+    pruner = LotteryJackpotPruner(
+        model, CONFIG_LIST, make_evaluator(model, batches, log=log), **{"lr": 2.0, **options}
+    )
+    start = pruner.get_masks()
+    wrapped, masks = pruner.compress(steps, epochs)
+    assert wrapped is model
+    assert frozen(model, dense)
+    return pruner, start, masks, log
+
+
+def test_evaluator_search(batches: Batches) -> None:
+    pruner, start, masks, log = search(batches)
+    assert len(log) == 24
+    assert sum(log[-6:]) < 0.9 * sum(log[:6])
+    assert zeros(pruner) == expected_zeros(pruner.bound_model)
+    assert 0.5 < mask_overlap(start, masks).total < 1.0
+    assert pruner.evaluator.model is None
+    pruner.unwrap_model()
+    assert all(parameter.requires_grad for parameter in pruner.bound_model.parameters())
+    assert not any(hasattr(module, "_nni_wrapper") for module in pruner.bound_model.modules())
+
+
+def test_the_same_seed_gives_the_same_masks(batches: Batches) -> None:
+    for init in ("magnitude", "random"):
+        assert same(search(batches, seed=5, init=init)[2], search(batches, seed=5, init=init)[2])
+    assert not same(search(batches, seed=5, init="random")[2], search(batches, seed=6, init="random")[2])
+
+
+def test_epochs_are_the_loop_s_epochs(batches: Batches) -> None:
+    pruner, _, _, log = search(batches, steps=None, epochs=3)
+    assert len(log) == 3 * len(batches)
+    assert pruner.learning_rate < 0.1 * 2.0
+
+
+def test_steps_and_epochs_agree_where_the_rate_does(batches: Batches) -> None:
+    constant = {"schedule": lambda progress: 1.0}
+    assert same(
+        search(batches, steps=12, **constant)[2], search(batches, steps=None, epochs=2, **constant)[2]
+    )
+
+
+def test_search_is_sgd_of_section_4_1(batches: Batches) -> None:
+    """The search's own optimizer equals a plain loop with PyTorch's SGD and cosine schedule."""
+    _, _, masks, _ = search(batches, lr=0.5)
+    torch.manual_seed(0)
+    model = ConvNet()
+    pruner = LotteryJackpotPruner(model, CONFIG_LIST)
+    optimizer = torch.optim.SGD(pruner.score_parameters(), lr=0.5, momentum=0.9, weight_decay=5e-4)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda t: 0.5 * (1 + torch.cos(torch.tensor(torch.pi * t / 24)).item())
+    )
+    model.train()
+    for i in range(24):
+        training_step(batches[i % len(batches)], model).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()
+    assert mask_overlap(masks, pruner.get_masks()).total > 0.999
+
+
+def test_another_optimizer(batches: Batches) -> None:
+    made = []
+
+    def optimizer(scores: list[nn.Parameter]) -> torch.optim.Optimizer:
+        made.append(torch.optim.Adam(scores, lr=0.01))
+        return made[0]
+
+    pruner, start, masks, _ = search(batches, optimizer=optimizer)
+    assert made[0].state[pruner.score_parameters()[0]]["step"] == 24
+    assert not same(start, masks)
+
+
+def test_gradient_accumulation(model: nn.Module, batches: Batches) -> None:
+    """Two half batches per step give the masks of the whole batches, where statistics do not mix them."""
+    halves = [
+        (x, y) for images, labels in batches for x, y in zip(images.chunk(2), labels.chunk(2), strict=True)
+    ]
+    other = copy.deepcopy(model)
+
+    def half_loss(batch: Any, model: nn.Module) -> torch.Tensor:
+        return training_step(batch, model) / 2
+
+    whole = LotteryJackpotPruner(model, CONFIG_LIST, make_evaluator(model, batches), lr=0.5, adapt_norm=False)
+    accumulated = LotteryJackpotPruner(
+        other, CONFIG_LIST, make_evaluator(other, halves, half_loss, accumulate=2), lr=0.5, adapt_norm=False
+    )
+    masks, start = whole.compress(12, None)[1], whole.get_masks()
+    assert mask_overlap(masks, accumulated.compress(12, None)[1]).total > 0.99
+    assert same(start, masks)
+
+
+def test_a_second_search_goes_on_from_the_first(batches: Batches) -> None:
+    pruner, _, masks, _ = search(batches)
+    assert not same(pruner.compress(6, None)[1], masks)
+    assert zeros(pruner) == expected_zeros(pruner.bound_model)
+
+
+@pytest.mark.parametrize("length", [(None, None), (0, None), (None, 0)])
+def test_bad_lengths(model: nn.Module, batches: Batches, length: tuple) -> None:
+    pruner = LotteryJackpotPruner(model, CONFIG_LIST, make_evaluator(model, batches))
+    with pytest.raises(ValueError, match=r"max_steps|compress\("):
+        pruner.compress(*length)
+
+
+# -- divergence
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_loss_keeps_the_last_good_masks(model: nn.Module, batches: Batches, value: float) -> None:
+    dense = dense_of(model)
+    seen = []
+
+    def step(batch: Any, model: nn.Module) -> torch.Tensor:
+        loss = training_step(batch, model)
+        seen.append(
+            {
+                name: module._nni_wrapper.weight_mask.clone()
+                for name, module in model.named_children()
+                if "conv" in name
+            }
+        )
+        return loss * value if len(seen) == 8 else loss
+
+    pruner = LotteryJackpotPruner(model, CONFIG_LIST, make_evaluator(model, batches, step), lr=5.0)
+    with pytest.raises(SearchDivergedError, match="at step 8 of the search"):
+        pruner.compress(24, None)
+    masks = pruner.get_masks()
+    assert all(torch.equal(masks[name]["weight"], mask) for name, mask in seen[6].items())
+    assert any(not torch.equal(seen[6][name], mask) for name, mask in seen[7].items())
+    assert frozen(model, dense)
+    assert pruner.evaluator.model is None
+    # and the pruner is as good as new: scores stand for those masks
+    with torch.no_grad():
+        model(batches[0][0])
+    assert all(torch.equal(pruner.get_masks()[name]["weight"], mask) for name, mask in seen[6].items())
+
+
+def test_nan_gradient_keeps_the_last_good_masks(model: nn.Module, batches: Batches) -> None:
+    seen = []
+
+    def step(batch: Any, model: nn.Module) -> torch.Tensor:
+        loss = training_step(batch, model)
+        seen.append(
+            {
+                name: module._nni_wrapper.weight_mask.clone()
+                for name, module in model.named_children()
+                if "conv" in name
+            }
+        )
+        if len(seen) == 5:
+            loss.register_hook(lambda grad: grad * float("nan"))
+        return loss
+
+    pruner = LotteryJackpotPruner(model, CONFIG_LIST, make_evaluator(model, batches, step), lr=5.0)
+    with pytest.raises(SearchDivergedError, match="score is NaN at step 6"):
+        pruner.compress(24, None)
+    assert all(torch.equal(pruner.get_masks()[name]["weight"], mask) for name, mask in seen[4].items())
+
+
+# -- normalisation statistics
+
+
+def test_norm_statistics_adapt_in_train_mode(batches: Batches) -> None:
+    fresh = ConvNet().bn1.running_mean
+    assert not torch.equal(search(batches)[0].bound_model.bn1.running_mean, fresh)
+    held, start, masks, _ = search(batches, adapt_norm=False)
+    assert torch.equal(held.bound_model.bn1.running_mean, fresh)
+    assert held.bound_model.bn1.num_batches_tracked == 0
+    assert not same(start, masks)
+
+
+@pytest.mark.parametrize("adapt_norm", [True, False])
+def test_norm_statistics_are_estimated_anew(model: nn.Module, batches: Batches, adapt_norm: bool) -> None:
+    pruner = LotteryJackpotPruner(model, CONFIG_LIST, adapt_norm=adapt_norm)
+    model.eval()
+    pruner.reestimate_norm(batches)
+    with torch.no_grad():
+        activations = torch.cat([model.conv1(images) for images, _ in batches])
+    assert torch.allclose(model.bn1.running_mean, activations.mean((0, 2, 3)), atol=1e-6)
+    assert not model.training
+    model.train()
+    before = model.bn1.running_mean.clone()
+    model(batches[0][0])
+    assert torch.equal(model.bn1.running_mean, before) != adapt_norm
+
+
+# -- wrapping, copying, saving
+
+
+def test_wrap_and_unwrap(model: nn.Module, batches: Batches) -> None:
+    dense, x = dense_of(model), batches[0][0]
+    model.fc.bias.requires_grad_(False)
+    model.eval()
+    dense_output = model(x)
+    pruner = LotteryJackpotPruner(model, CONFIG_LIST)
+    masks, sparse_output = pruner.get_masks(), model(x)
+    assert not torch.equal(sparse_output, dense_output)
+    for _ in range(2):
+        pruner.unwrap_model()
+        assert frozen(model, dense)
+        assert {n for n, p in model.named_parameters() if not p.requires_grad} == {"fc.bias"}
+        assert list(model.state_dict()) == list(ConvNet().state_dict())
+        assert torch.equal(model(x), dense_output)
+        pruner.wrap_model()
+        assert frozen(model, dense)
+        assert torch.equal(model(x), sparse_output)
+        assert same(pruner.get_masks(), masks)
+    assert not any(p.requires_grad for n, p in model.named_parameters() if not n.endswith("_score"))
+    # the scores are still those that the masks follow
+    optimizer = torch.optim.SGD(pruner.score_parameters(), lr=100.0)
+    training_step(batches[0], model).backward()
+    optimizer.step()
+    assert not same(pruner.get_masks(), masks)
+
+
+def test_wrapping_twice_is_harmless(model: nn.Module) -> None:
+    pruner = LotteryJackpotPruner(model, CONFIG_LIST)
+    pruner.wrap_model()
+    pruner.unwrap_model()
+    pruner.unwrap_model()
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def copies() -> Iterator[Any]:
+    yield pytest.param(copy.deepcopy, id="deepcopy")
+    yield pytest.param(lambda model: pickle.loads(pickle.dumps(model)), id="pickle")
+
+    def save_and_load(model: nn.Module) -> nn.Module:
+        file = io.BytesIO()
+        torch.save(model, file)
+        file.seek(0)
+        return torch.load(file, weights_only=False)
+
+    yield pytest.param(save_and_load, id="torch.save")
+
+
+@pytest.mark.parametrize("duplicate", copies())
+def test_copies_of_the_wrapped_model(model: nn.Module, batches: Batches, duplicate: Callable) -> None:
+    pruner = LotteryJackpotPruner(model, CONFIG_LIST)
+    training_step(batches[0], model).backward()  # leaves a graph behind
+    with torch.no_grad():
+        for score in pruner.score_parameters():
+            score.mul_(-1)  # masks that are out of date
+    twin = duplicate(model)
+    model.eval()
+    twin.eval()
+    x = batches[1][0]
+    assert torch.equal(twin(x), model(x))
+    # and the copy lives a life of its own
+    before = model(x)
+    scores = [p for n, p in twin.named_parameters() if n.endswith("_score")]
+    with torch.no_grad():
+        for score in scores:
+            score.mul_(-1)
+    assert not torch.equal(twin(x), before)
+    assert torch.equal(model(x), before)
+    twin.train()
+    training_step(batches[0], twin).backward()
+    assert all(score.grad is not None for score in scores)
+
+
+def test_state_dict_round_trip(batches: Batches) -> None:
+    pruner, _, masks, _ = search(batches)
+    with torch.no_grad():
+        pruner.score_parameters()[0].mul_(-1)  # a mask that is out of date
+    state = copy.deepcopy(pruner.bound_model.state_dict())
+    assert torch.equal(state["conv1._nni_wrapper.weight_mask"], pruner.get_masks()["conv1"]["weight"])
+    torch.manual_seed(9)
+    other = ConvNet()
+    other_pruner = LotteryJackpotPruner(other, CONFIG_LIST, init="random")
+    other.load_state_dict(state)
+    other.eval(), pruner.bound_model.eval()
+    assert torch.equal(other(batches[0][0]), pruner.bound_model(batches[0][0]))
+    assert same(other_pruner.get_masks(), pruner.get_masks())
+    assert not same(masks, pruner.get_masks())
+    other_pruner.unwrap_model()
+    pruner.unwrap_model()
+    for name, value in other.state_dict().items():
+        assert torch.equal(value, pruner.bound_model.state_dict()[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_dtypes(model: nn.Module, dtype: torch.dtype) -> None:
+    model.to(dtype)
+    dense = dense_of(model)
+    pruner = LotteryJackpotPruner(model, CONFIG_LIST)
+    x = torch.randn(4, 1, 8, 8, dtype=dtype)
+    F.cross_entropy(model(x).float(), torch.tensor([0, 1, 2, 0])).backward()
+    torch.optim.SGD(pruner.score_parameters(), lr=0.1).step()
+    assert all(score.dtype != torch.bfloat16 for score in pruner.score_parameters())
+    assert model(x).dtype == dtype
+    assert zeros(pruner) == expected_zeros(model)
+    pruner.unwrap_model()
+    assert frozen(model, dense)
+
+
+def test_autocast(model: nn.Module, batches: Batches) -> None:
+    pruner = LotteryJackpotPruner(model, CONFIG_LIST)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = training_step(batches[0], model)
+    loss.backward()
+    assert all(score.grad.dtype == torch.float32 for score in pruner.score_parameters())
+    assert all(score.grad.abs().sum() > 0 for score in pruner.score_parameters())
+
+
+def test_follows_the_model_to_another_device(model: nn.Module) -> None:
+    # The meta device stands in for an accelerator: everything the forward needs must have moved.
+    pruner = LotteryJackpotPruner(model, CONFIG_LIST)
+    model(torch.randn(2, 1, 8, 8))
+    model.to("meta")
+    assert {t.device.type for t in [*model.parameters(), *model.buffers()]} == {"meta"}
+    assert {score.device.type for score in pruner.score_parameters()} == {"meta"}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_search_on_cuda(model: nn.Module, batches: Batches) -> None:
+    dense = dense_of(model)
+    pruner = LotteryJackpotPruner(model, CONFIG_LIST)
+    start = pruner.get_masks()
+    model.cuda()
+    optimizer = torch.optim.SGD(pruner.score_parameters(), lr=2.0, momentum=0.9, fused=True)
+    for images, labels in batches:
+        training_step((images.cuda(), labels.cuda()), model).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert zeros(pruner) == expected_zeros(model)
+    assert not same(start, pruner.get_masks())
+    pruner.unwrap_model()
+    assert frozen(model.cpu(), dense)
+
+
+# -- masks from elsewhere
+
+
+def test_update_masks_starts_the_search_from_them(model: nn.Module, batches: Batches) -> None:
+    pruner = LotteryJackpotPruner(model, CONFIG_LIST, make_evaluator(model, batches), lr=2.0)
+    mask = torch.zeros_like(model.conv1.weight)
+    mask.view(-1)[::4] = 1
+    bias = torch.ones(12)
+    bias[0] = 0
+    pruner.update_masks({"conv1": {"weight": mask}, "conv2": {"bias": bias}})
+    assert torch.equal(pruner.get_masks()["conv1"]["weight"], mask)
+    assert torch.equal(pruner.get_masks()["conv2"]["bias"], bias)
+    masks = pruner.compress(12, None)[1]
+    assert masks["conv1"]["weight"].sum() == mask.sum()
+    assert not torch.equal(masks["conv1"]["weight"], mask)
+
+
+@pytest.mark.parametrize(
+    ("masks", "error", "words"),
+    [
+        ({"fc": {"weight": torch.ones(3, 12)}}, MaskError, r"fc\.weight is no target"),
+        ({"conv1": {"weight": torch.ones(3)}}, MaskError, r"conv1\.weight has shape \[3\]"),
+        ({"conv1": {"weight": torch.zeros(8, 1, 3, 3)}}, NothingKeptError, "keeps nothing"),
+    ],
+)
+def test_update_masks_refuses_what_does_not_fit(
+    model: nn.Module, masks: dict, error: type, words: str
+) -> None:
+    pruner = LotteryJackpotPruner(model, CONFIG_LIST)
+    before = pruner.get_masks()
+    with pytest.raises(error, match=words):
+        pruner.update_masks({"conv2": {"weight": 1 - before["conv2"]["weight"]}, **masks})
+    assert same(pruner.get_masks(), before)
