@@ -1,6 +1,6 @@
 """What NNI 3.0 needs to run on today's PyTorch and Python; applied when nni_jackpot is imported.
 
-NNI is archived, and its pruning quick start (a pruner, then ``ModelSpeedup``) fails on today's PyTorch (upstream
+NNI is archived, and its pruning quick start (a pruner, then ``ModelSpeedup``) fails on PyTorch 2 (upstream
 issue 5768). Each repair below mends one cause from outside, is a no-op where NNI or PyTorch does not need it,
 and changes nothing where NNI works already.
 """

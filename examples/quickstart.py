@@ -1,0 +1,68 @@
+"""Find a lottery jackpot with NNI's evaluator: 90% of the weights gone, none of the others changed.
+
+Run it with: python examples/quickstart.py
+"""
+
+import nni
+import torch
+from nni.compression.utils import TorchEvaluator
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.nn import functional as F
+
+from nni_jackpot import LotteryJackpotPruner, apply_masks, mask_overlap, save_masks
+
+torch.manual_seed(0)
+pixels, labels = load_digits(return_X_y=True)
+images, labels = torch.tensor(pixels).float().view(-1, 1, 8, 8) / 16, torch.tensor(labels)
+train, test = slice(0, 1400), slice(1400, None)
+
+model = nn.Sequential(
+    *(nn.Conv2d(1, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU()),
+    *(nn.Conv2d(32, 64, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU()),
+    *(nn.Conv2d(64, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU()),
+    *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)),
+)
+
+
+# What an NNI user has: a training step, a training loop, a traced optimizer.
+def training_step(batch, model):
+    images, labels = batch
+    return F.cross_entropy(model(images), labels)
+
+
+def training_func(model, optimizer, training_step, lr_scheduler=None, max_steps=None, max_epochs=None):
+    for _ in range(max_epochs):
+        model.train()
+        for at in torch.randperm(1400).split(64):
+            loss = training_step((images[train][at], labels[train][at]), model)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+
+def accuracy(model):
+    model.eval()
+    with torch.no_grad():
+        return (model(images[test]).argmax(1) == labels[test]).float().mean().item()
+
+
+optimizer = nni.trace(torch.optim.SGD)(model.parameters(), lr=0.05, momentum=0.9)
+training_func(model, optimizer, training_step, max_epochs=15)  # stands for your pre-trained checkpoint
+print(f"dense:          {accuracy(model):.1%}")
+
+# The pruner, where any NNI pruner would stand.
+config_list = [{"op_types": ["Conv2d"], "sparse_ratio": 0.9, "global_group_id": 0}]
+evaluator = TorchEvaluator(training_func, optimizer, training_step)
+pruner = LotteryJackpotPruner(model, config_list, evaluator, lr=1.0)
+magnitude_masks = pruner.get_masks()
+print(f"magnitude mask: {accuracy(model):.1%}")
+
+model, masks = pruner.compress(max_steps=None, max_epochs=10)
+print(f"jackpot:        {accuracy(model):.1%}, at 90% sparsity")
+print(f"overlap of jackpot and magnitude mask: {mask_overlap(masks, magnitude_masks).total:.1%}")
+
+pruner.unwrap_model()  # the model as it came, weights bit for bit
+save_masks(masks, "runs/quickstart/masks.pth")  # NNI's format
+apply_masks(model, masks)  # a plain sparse PyTorch model
+print(f"plain model:    {accuracy(model):.1%}, {(model[0].weight == 0).float().mean():.0%} of conv 1 is zero")

@@ -1,0 +1,1 @@
+"""Experiments: one run, described by one YAML file, from pre-training to the figures that compare it."""

@@ -1,0 +1,111 @@
+"""Pre-trained weights: taken from a file, or trained once and kept under the hash of what they depend on."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from torch import Tensor, nn
+
+from nni_jackpot.errors import CheckpointError, OutputFolderError
+from nni_jackpot.experiment.config import RunConfig, config_hash, to_dict
+
+
+def cache_path(config: RunConfig) -> Path:
+    """Return where the weights of this run's pre-training are kept."""
+    pretrain = to_dict(config.pretrain)
+    pretrain.pop("cache")
+    pretrain.pop("checkpoint")
+    data = to_dict(config.data)
+    data.pop("root")
+    data.pop("workers")
+    data.pop("eval_batch_size")
+    key = config_hash({"seed": config.seed, "data": data, "model": config.model, "pretrain": pretrain})
+    return Path(config.pretrain.cache) / f"{config.data.name}-{config.model.name}-{key}.pth"
+
+
+def ensure_pretrained(model: nn.Module, config: RunConfig, train: Callable[[], None]) -> Path:
+    """Load pre-trained weights into the model, training them first if nobody has.
+
+    Parameters
+    ----------
+    model
+        The network of the config.
+    config
+        The run.
+    train
+        Trains the model in place.
+
+    Returns
+    -------
+    Path
+        The file that the weights are in.
+
+    Raises
+    ------
+    CheckpointError
+        If ``pretrain.checkpoint`` is missing, unreadable, or of another network.
+    OutputFolderError
+        If the cache folder cannot be written.
+    """
+    if config.pretrain.checkpoint is not None:
+        path = Path(config.pretrain.checkpoint)
+        load_weights(model, path)
+        return path
+    path = cache_path(config)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Trials that run side by side want the same weights: one trains, the others wait.
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                train()
+                aside = path.with_name(f"{path.name}.part")
+                torch.save(model.state_dict(), aside)
+                os.replace(aside, path)
+    except OSError as error:
+        raise OutputFolderError(f"cannot keep pre-trained weights in {path.parent}: {error}") from error
+    load_weights(model, path)
+    return path
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a state dict, every key of which must fit; no code of the file is run.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, unreadable, or of another network; the model is then unchanged.
+    """
+    try:
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"there is no checkpoint {path}") from None
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        LookupError,
+        TypeError,
+        ValueError,
+        pickle.UnpicklingError,
+    ) as error:
+        raise CheckpointError(f"{path} is not a checkpoint: {str(error).splitlines()[0]}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{path} is not a state dict: tensors by name are wanted")
+    own = model.state_dict()
+    wrong = [f"{name} is missing" for name in own if name not in state]
+    wrong += [f"{name} is unknown" for name in state if name not in own]
+    wrong += [
+        f"{name} has shape {tuple(state[name].shape)}, not {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise CheckpointError(f"{path} is a checkpoint of another network: {'; '.join(wrong[:3])}{more}")
+    model.load_state_dict(state)

@@ -1,0 +1,40 @@
+"""Results as a person reads them: one screen a command."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from prettytable import PrettyTable, TableStyle
+
+from nni_jackpot.experiment.run import Result
+
+
+def summary(results: Sequence[Result]) -> str:
+    """Return the table of one run, or of several that differ in their seed: mean ± standard deviation.
+
+    Accuracies are percentages of the test images; the deviation is that of a sample (n - 1).
+    """
+    table = PrettyTable(["", "test accuracy %", "sparsity %", "epochs"])
+    table.set_style(TableStyle.SINGLE_BORDER)
+    table.align = "r"
+    table.align[""] = "l"
+    for rows in zip(*(result.rows for result in results), strict=True):
+        spread = _spread([100 * row.accuracy for row in rows])
+        table.add_row([rows[0].name, spread, f"{100 * rows[0].sparsity:.1f}", rows[0].epochs])
+    overlap = _spread([100 * result.overlap for result in results])
+    seconds = statistics.mean(result.seconds for result in results)
+    runs = "" if len(results) == 1 else f" over {len(results)} seeds"
+    return "\n".join(
+        [
+            table.get_string(),
+            f"overlap of the jackpot with its initial mask: {overlap} %; search: {seconds:.1f} s{runs}",
+            "no weight was changed: every parameter is bit for bit the checkpoint's",
+            *(f"written to {result.folder}" for result in results),
+        ]
+    )
+
+
+def _spread(values: Sequence[float]) -> str:
+    mean = f"{statistics.mean(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"

@@ -1,0 +1,267 @@
+"""One run: a config in; a pre-trained network, its jackpot and a comparison out."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import nni
+import torch
+from nni.compression.utils import TorchEvaluator
+from torch import Tensor, nn
+from torch.optim import SGD
+from torch.optim.swa_utils import update_bn
+
+from nni_jackpot.config_list import check_config_list
+from nni_jackpot.errors import JackpotError
+from nni_jackpot.experiment.config import RunConfig, TrainConfig, dump_config
+from nni_jackpot.experiment.data import Data, load_data
+from nni_jackpot.experiment.models import build_model
+from nni_jackpot.experiment.pretrained import ensure_pretrained
+from nni_jackpot.experiment.train import accuracy, cross_entropy_step, fit, train_weights
+from nni_jackpot.masks import Masks, apply_masks, densities, mask_overlap, save_masks
+from nni_jackpot.pruner import LotteryJackpotPruner
+from nni_jackpot.tracking import Tracker, output_folder
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a comparison.
+
+    Attributes
+    ----------
+    name
+        What was measured.
+    accuracy
+        On the test images, in [0, 1].
+    sparsity
+        Share of zeros among the weights of the pruned targets.
+    epochs
+        Epochs spent after pre-training.
+    """
+
+    name: str
+    accuracy: float
+    sparsity: float
+    epochs: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a search found, compared with where it started.
+
+    Attributes
+    ----------
+    rows
+        Dense network, initial mask alone, the jackpot, and weights tuned instead where that was asked for.
+    overlap
+        Of the jackpot with the initial mask (Eq. 7).
+    seconds
+        Time of the search itself.
+    folder
+        Where ``masks.pth``, ``jackpot.pth`` (the sparse network as a plain state dict) and the metrics are.
+    """
+
+    rows: list[Row]
+    overlap: float
+    seconds: float
+    folder: Path
+
+
+class Setting:
+    """The parts that every command needs, made from a config with its seed.
+
+    Raises
+    ------
+    JackpotError
+        One of its kinds for a folder, a dataset or a config list that will not do, before any training.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.device = _device(config.device)
+        self.folder = output_folder(Path(config.output))
+        dump_config(config, self.folder / "config.yml")
+        self.data: Data = load_data(config.data, config.seed)
+        torch.manual_seed(config.seed)
+        self.model: nn.Module = build_model(config.model, self.data.num_classes, self.data.in_channels)
+        check_config_list(self.model, config.config_list)
+        self.model.to(self.device)
+
+    def evaluate(self, model: nn.Module) -> float:
+        """Return the accuracy of a model on the test images."""
+        return accuracy(model, self.data.test, self.device)
+
+    def pretrain(self) -> Path:
+        """Give the model its pre-trained weights, trained now if they are not there yet."""
+
+        def train() -> None:
+            self.train(self.model, self.config.pretrain, "pretrain")
+
+        path = ensure_pretrained(self.model, self.config, train)
+        # What follows must not depend on whether the weights were trained just now.
+        torch.manual_seed(self.config.seed)
+        self.data = load_data(self.config.data, self.config.seed)
+        return path
+
+    def train(self, model: nn.Module, config: TrainConfig, name: str, masks: Masks | None = None) -> None:
+        """Train weights, tracked under the name of the phase."""
+        loader = self.data.train
+        steps = config.epochs * len(loader)
+        with Tracker(self.folder / name, steps, description=name, report_to_nni=False) as tracker:
+            train_weights(
+                model,
+                config,
+                loader,
+                self.device,
+                on_step=tracker.step,
+                on_epoch=lambda: tracker.epoch(self.evaluate(model)),
+                masks=masks,
+            )
+
+
+def pretrain(config: RunConfig) -> tuple[Path, float]:
+    """Train the network of a config, or find it trained; return its file and its accuracy."""
+    setting = Setting(config)
+    path = setting.pretrain()
+    return path, setting.evaluate(setting.model)
+
+
+def search(config: RunConfig) -> Result:
+    """Find a jackpot in the pre-trained network, and write it to the run's folder.
+
+    Raises
+    ------
+    JackpotError
+        One of its kinds for what is wrong with the config, the data or the checkpoint, before the search; and
+        if the search diverges.
+    """
+    setting = Setting(config)
+    setting.pretrain()
+    model, folder = setting.model, setting.folder
+    dense = copy.deepcopy(model.state_dict())
+    rows = [Row("dense", setting.evaluate(model), 0.0, 0)]
+
+    with Tracker(folder, config.search.epochs * len(setting.data.train), description="search") as tracker:
+        pruner = _make_pruner(setting, tracker)
+        start = pruner.get_masks()
+        sparsity = _sparsity(start)
+        alone = f"{config.search.init} mask alone"
+        rows.append(Row(alone, setting.evaluate(model), sparsity, 0))
+        rows.append(Row(f"{alone}, norm re-estimated", _with_norm_reestimated(setting), sparsity, 0))
+        began = time.perf_counter()
+        steps = config.search.epochs * len(setting.data.train)
+        _, masks = pruner.compress(max_steps=steps, max_epochs=config.search.epochs)
+        seconds = time.perf_counter() - began
+        if config.search.reestimate_norm:
+            pruner.reestimate_norm(_images(setting))
+        rows.append(Row("jackpot", setting.evaluate(model), sparsity, config.search.epochs))
+        tracker.final(rows[-1].accuracy)
+    pruner.unwrap_model()
+    _check_frozen(model, dense)
+
+    if config.finetune.epochs:
+        rows.append(_tuned_instead(setting, dense, start))
+    save_masks(masks, folder / "masks.pth")
+    _save(apply_masks(model, masks).state_dict(), folder / "jackpot.pth")
+    result = Result(rows, mask_overlap(start, masks).total, seconds, folder)
+    summary = {**asdict(result), "folder": str(folder)}
+    _write_text(json.dumps(summary, indent=2), folder / "results.json")
+    return result
+
+
+def _make_pruner(setting: Setting, tracker: Tracker) -> LotteryJackpotPruner:
+    """Wrap the model, with an evaluator whose loop feeds the tracker."""
+    model, options = setting.model, setting.config.search
+
+    def on_step(loss: Tensor) -> None:
+        tracker.step(loss, learning_rate=pruner.learning_rate, flips=pruner.flips)
+
+    def on_epoch() -> None:
+        masks = pruner.get_masks()
+        overlap = mask_overlap(start, masks).total
+        tracker.epoch(setting.evaluate(model), overlap=overlap, layers=densities(masks))
+
+    training_func = partial(
+        fit, loader=setting.data.train, device=setting.device, on_step=on_step, on_epoch=on_epoch
+    )
+    # NNI drives every search by the user's optimizer; this one finds no gradient, for all weights are frozen.
+    optimizer = nni.trace(SGD)(model.parameters(), lr=options.lr)
+    pruner = LotteryJackpotPruner(
+        model,
+        list(setting.config.config_list),
+        TorchEvaluator(training_func, optimizer, cross_entropy_step),
+        init=options.init,
+        kept_score=options.kept_score,
+        pruned_score=options.pruned_score,
+        lr=options.lr,
+        momentum=options.momentum,
+        weight_decay=options.weight_decay,
+        adapt_norm=options.adapt_norm,
+    )
+    start = pruner.get_masks()
+    return pruner
+
+
+def _with_norm_reestimated(setting: Setting) -> float:
+    """Return the accuracy under the masks as they are, had the normalisation statistics followed them."""
+    model = copy.deepcopy(setting.model)
+    update_bn(_images(setting), model, setting.device)
+    return setting.evaluate(model)
+
+
+def _images(setting: Setting) -> list[Tensor]:
+    return [images for images, _ in load_data(setting.config.data, setting.config.seed).train]
+
+
+def _tuned_instead(setting: Setting, dense: dict[str, Tensor], masks: Masks) -> Row:
+    """Tune the weights under the initial masks, which is what a search saves."""
+    config = setting.config
+    setting.data = load_data(config.data, config.seed)
+    model = copy.deepcopy(setting.model)
+    model.load_state_dict(dense)
+    setting.train(model, config.finetune, "finetune", masks)
+    name = f"{config.search.init} mask, weights tuned"
+    return Row(name, setting.evaluate(model), _sparsity(masks), config.finetune.epochs)
+
+
+def _sparsity(masks: Masks) -> float:
+    """Return the share of zeros over all targets that are pruned at all."""
+    pruned = [m for targets in masks.values() for m in targets.values() if m is not None and not m.all()]
+    return 1.0 - sum(int(m.sum()) for m in pruned) / max(1, sum(m.numel() for m in pruned))
+
+
+def _check_frozen(model: nn.Module, dense: dict[str, Tensor]) -> None:
+    """See that the search has kept its promise; norm statistics are no parameters."""
+    changed = [
+        name for name, parameter in model.named_parameters() if not torch.equal(parameter, dense[name])
+    ]
+    if changed:
+        raise JackpotError(f"the search changed weights, which is a defect of nni_jackpot: {changed}")
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise JackpotError(
+            f"device {name} is not there: PyTorch sees no CUDA device; set device to auto or cpu"
+        )
+    return torch.device(name)
+
+
+def _save(state: dict[str, Tensor], path: Path) -> None:
+    aside = path.with_name(f"{path.name}.part")
+    torch.save(state, aside)
+    os.replace(aside, path)
+
+
+def _write_text(text: str, path: Path) -> None:
+    aside = path.with_name(f"{path.name}.part")
+    aside.write_text(text + "\n", encoding="utf-8")
+    os.replace(aside, path)

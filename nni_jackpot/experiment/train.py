@@ -1,0 +1,125 @@
+"""The training loop that weights and scores share, and the accuracy it is judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.utils.data import DataLoader
+
+from nni_jackpot.experiment.config import TrainConfig
+from nni_jackpot.masks import Masks
+from nni_jackpot.schedule import cosine
+
+Batch = tuple[Tensor, Tensor]
+
+
+def cross_entropy_step(batch: Batch, model: nn.Module) -> Tensor:
+    """Return the loss of a batch ``(images, labels)``; NNI's ``training_step``."""
+    images, labels = batch
+    return F.cross_entropy(model(images), labels)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Move a batch, without waiting where its memory is pinned."""
+    images, labels = batch
+    return images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+
+def fit(
+    model: nn.Module,
+    optimizer: Optimizer,
+    training_step: Callable[..., Tensor],
+    lr_scheduler: LRScheduler | None = None,
+    max_steps: int | None = None,
+    max_epochs: int | None = None,
+    *,
+    loader: DataLoader[Any],
+    device: torch.device,
+    on_step: Callable[[Tensor], None],
+    on_epoch: Callable[[], None],
+) -> None:
+    """Train for ``max_epochs`` epochs, or for ``max_steps`` steps if that is less; NNI's ``training_func``.
+
+    ``on_step`` is called with the detached loss after each step, ``on_epoch`` after each epoch.
+    """
+    steps = 0
+    for _ in range(max_epochs or 0):
+        model.train()
+        for batch in loader:
+            if max_steps is not None and steps >= max_steps:
+                return
+            loss = training_step(to_device(batch, device), model)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if lr_scheduler is not None:
+                lr_scheduler.step()
+            steps += 1
+            on_step(loss.detach())
+        on_epoch()
+
+
+def train_weights(
+    model: nn.Module,
+    config: TrainConfig,
+    loader: DataLoader[Any],
+    device: torch.device,
+    on_step: Callable[[Tensor], None],
+    on_epoch: Callable[[], None],
+    masks: Masks | None = None,
+) -> None:
+    """Train weights by SGD with a cosine schedule; under masks, pruned weights stay zero (Eq. 9)."""
+    optimizer = SGD(model.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    total_steps = config.epochs * len(loader)
+    scheduler = LambdaLR(optimizer, lambda step: cosine(min(1.0, step / total_steps)))
+    pruned = _pruned_places(model, masks or {})
+
+    @torch.no_grad()
+    def keep_zeros(*_: Any) -> None:
+        for parameter, places in pruned:
+            parameter.masked_fill_(places, 0)
+
+    keep_zeros()
+    optimizer.register_step_post_hook(keep_zeros)
+    fit(
+        model,
+        optimizer,
+        cross_entropy_step,
+        scheduler,
+        max_epochs=config.epochs,
+        loader=loader,
+        device=device,
+        on_step=on_step,
+        on_epoch=on_epoch,
+    )
+
+
+def _pruned_places(model: nn.Module, masks: Masks) -> list[tuple[nn.Parameter, Tensor]]:
+    parameters: Mapping[str, nn.Parameter] = dict(model.named_parameters())
+    return [
+        (parameters[f"{module}.{target}"], mask.to(parameters[f"{module}.{target}"].device) == 0)
+        for module, targets in masks.items()
+        for target, mask in targets.items()
+        if mask is not None
+    ]
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, loader: DataLoader[Any], device: torch.device) -> float:
+    """Return the share of images classified right, in [0, 1]; the model's mode is left as it was."""
+    training = model.training
+    model.eval()
+    right = torch.zeros((), dtype=torch.int64, device=device)
+    total = 0
+    for batch in loader:
+        images, labels = to_device(batch, device)
+        right += (model(images).argmax(1) == labels).sum()
+        total += len(labels)
+    model.train(training)
+    return right.item() / total

@@ -1,0 +1,479 @@
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import numpy as np
+import pytest
+import yaml
+
+from nni_jackpot.errors import ExperimentConfigError, OutputFolderError
+from nni_jackpot.experiment.config import (
+    DataConfig,
+    ModelConfig,
+    RunConfig,
+    config_hash,
+    dump_config,
+    load_config,
+    parse_override,
+    to_dict,
+)
+from nni_jackpot.experiment.data import DATASETS
+from nni_jackpot.experiment.models import MODELS
+
+MINIMAL = """
+output: runs/x
+data: {name: digits}
+model: {}
+pretrain: {epochs: 2, lr: 0.1}
+config_list:
+  - {op_types: [Conv2d], sparse_ratio: 0.9}
+  - op_names: [fc]
+    target_settings: {weight: {granularity: default}}
+search: {epochs: 3}
+finetune: {epochs: 1, lr: 1e-2}
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return write(tmp_path, MINIMAL)
+
+
+def message(path: Path, overrides: dict[str, object] | None = None) -> str:
+    with pytest.raises(ExperimentConfigError) as caught:
+        load_config(path, overrides or {})
+    assert type(caught.value) is ExperimentConfigError
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def test_defaults_are_filled_in(path: Path) -> None:
+    config = load_config(path)
+    assert (config.seed, config.output, config.device) == (0, "runs/x", "auto")
+    assert config.data == DataConfig(name="digits", root=None, batch_size=64, eval_batch_size=512, workers=0)
+    assert config.model == ModelConfig(name="resnet", depth=8, width=16)
+    assert (config.pretrain.checkpoint, config.pretrain.cache) == (None, "runs/pretrained")
+    assert (config.search.init, config.search.lr, config.search.momentum) == ("magnitude", 0.1, 0.9)
+    assert (config.search.kept_score, config.search.pruned_score) == (1.0, 0.95)
+    assert (config.search.adapt_norm, config.search.reestimate_norm) == (True, False)
+    assert config.finetune.weight_decay == 5e-4
+
+
+def test_config_list_is_kept_as_written(path: Path) -> None:
+    assert list(load_config(path).config_list) == yaml.safe_load(MINIMAL)["config_list"]
+
+
+def test_integer_is_a_number_and_becomes_one(path: Path) -> None:
+    lr = load_config(path, {"search.lr": 1}).search.lr
+    assert lr == 1.0
+    assert type(lr) is float
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", "+1.e-3", ".1e-2", "0.001", "1.0e-3"])
+def test_every_way_to_write_a_number(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path, MINIMAL.replace("lr: 1e-2", f"lr: {text}").replace("0.9}", f"{text}}}"))
+    config = load_config(path)
+    assert config.finetune.lr == pytest.approx(1e-3)
+    assert config.config_list[0]["sparse_ratio"] == pytest.approx(1e-3)
+
+
+def test_merge_keys_and_anchors_are_no_duplicates(tmp_path: Path) -> None:
+    text = MINIMAL.replace("pretrain: {", "pretrain: &train {").replace(
+        "finetune: {epochs: 1, lr: 1e-2}", "finetune: {<<: *train, epochs: 7}"
+    )
+    config = load_config(write(tmp_path, text))
+    assert (config.finetune.epochs, config.finetune.lr) == (7, 0.1)
+
+
+# -- errors of the file
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    assert "No such file" in message(tmp_path / "none.yaml")
+
+
+def test_folder_instead_of_a_file(tmp_path: Path) -> None:
+    assert "cannot be read" in message(tmp_path)
+
+
+def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_bytes(b"seed: \xff\xfe")
+    assert "not valid YAML" in message(path)
+
+
+@pytest.mark.parametrize(
+    "text", ["seed: [1", "a: b: c", "seed: 1\n---\nseed: 2", "x: !!python/name:os.system", "x: 2024-13-45"]
+)
+def test_yaml_that_cannot_be_read(tmp_path: Path, text: str) -> None:
+    assert "not valid YAML" in message(write(tmp_path, text))
+
+
+def test_nesting_beyond_all_bounds(tmp_path: Path) -> None:
+    assert "not valid YAML" in message(write(tmp_path, "[" * 5000))
+
+
+@pytest.mark.parametrize("text", ["", "- seed", "seed"])
+def test_no_mapping(tmp_path: Path, text: str) -> None:
+    said = message(write(tmp_path, text))
+    assert "a mapping with keys out of seed, output" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [("seed: 1\nseed: 2" + MINIMAL, "seed"), (MINIMAL.replace("lr: 0.1", "epochs: 3"), "epochs")],
+)
+def test_duplicate_key(tmp_path: Path, text: str, key: str) -> None:
+    said = message(write(tmp_path, text))
+    assert f"'{key}' appears twice" in said
+    assert "line" in said
+
+
+# -- errors of keys and values
+
+
+@pytest.mark.parametrize(
+    ("key", "close"),
+    [
+        ("search.epoch", "epochs"),
+        ("serch", "search"),
+        ("model.depht", "depth"),
+        ("pretrain.chekpoint", "checkpoint"),
+    ],
+)
+def test_unknown_key(tmp_path: Path, key: str, close: str) -> None:
+    raw = yaml.safe_load(MINIMAL)
+    *parents, last = key.split(".")
+    (raw[parents[0]] if parents else raw)[last] = 1
+    said = message(write(tmp_path, yaml.dump(raw)))
+    assert f"{key}: unknown key '{last}', allowed: " in said
+    assert said.endswith(f"did you mean {close}?")
+
+
+def test_unknown_key_that_resembles_nothing(tmp_path: Path) -> None:
+    said = message(write(tmp_path, MINIMAL + "\n1: 2"))
+    assert "1: unknown key 1, allowed: seed, output" in said
+    assert "did you mean" not in said
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "output",
+        "data",
+        "data.name",
+        "model",
+        "pretrain",
+        "pretrain.epochs",
+        "pretrain.lr",
+        "config_list",
+        "search",
+        "search.epochs",
+        "finetune",
+        "finetune.lr",
+    ],
+)
+def test_missing_key(tmp_path: Path, key: str) -> None:
+    raw = yaml.safe_load(MINIMAL)
+    *parents, last = key.split(".")
+    del (raw[parents[0]] if parents else raw)[last]
+    assert f": {key}: is missing, allowed: " in message(write(tmp_path, yaml.dump(raw)))
+
+
+BAD_VALUES: list[tuple[str, Any, str]] = [
+    ("seed", -1, "an integer >= 0 and < 2**32"),
+    ("seed", 2**32, "an integer >= 0 and < 2**32"),
+    ("seed", True, "an integer"),
+    ("seed", 1.5, "an integer"),
+    ("seed", "1", "an integer"),
+    ("seed", None, "an integer"),
+    ("output", "", "a string that is not empty"),
+    ("output", 3, "a string that is not empty"),
+    ("device", "gpu", "a string out of auto, cpu, cuda, cuda:N"),
+    ("device", "cuda:", "cuda:N"),
+    ("data", None, "a mapping with keys out of name, root"),
+    ("data", [], "a mapping with keys out of name, root"),
+    ("data.name", "imagenet", "a string out of digits, fashion_mnist"),
+    ("data.root", "", "null or a string that is not empty"),
+    ("data.batch_size", 1, "an integer >= 2"),
+    ("data.eval_batch_size", 0, "an integer >= 1"),
+    ("data.augment", 1, "true or false"),
+    ("data.augment", "yes", "true or false"),
+    ("data.workers", -1, "an integer >= 0"),
+    ("model.name", "vgg", "a string out of resnet"),
+    ("model.depth", 9, "of the form 6n+2"),
+    ("model.depth", 2, "of the form 6n+2"),
+    ("model.width", 0, "an integer >= 1"),
+    ("pretrain.epochs", -1, "an integer >= 0"),
+    ("pretrain.lr", 0, "a number > 0"),
+    ("pretrain.lr", "0.1", "a number > 0"),
+    ("pretrain.lr", False, "a number > 0"),
+    ("pretrain.checkpoint", 5, "null or a string"),
+    ("pretrain.cache", None, "a string"),
+    ("search.epochs", 0, "an integer >= 1"),
+    ("search.init", "snip", "a string out of magnitude, random"),
+    ("search.lr", float("nan"), "a number > 0"),
+    ("search.lr", float("inf"), "a number > 0"),
+    ("search.lr", 10**400, "a number > 0"),
+    ("search.momentum", 1, "a number >= 0 and < 1"),
+    ("search.weight_decay", -1e-9, "a number >= 0"),
+    ("search.kept_score", "one", "a number"),
+    ("search.adapt_norm", None, "true or false"),
+    ("config_list", [], "a list that is not empty"),
+    ("config_list", {"sparse_ratio": 0.5}, "a list that is not empty"),
+    ("config_list", None, "a list that is not empty"),
+    ("config_list.1", "Conv2d", "a mapping that is not empty, with string keys and plain values"),
+    ("config_list.0", {}, "a mapping that is not empty"),
+    ("config_list.0", {1: 2}, "with string keys"),
+    ("config_list.0", {"a": {"b": {1: 2}}}, "with string keys"),
+    ("config_list.0", {"a": float("nan")}, "plain values"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "allowed"), BAD_VALUES)
+@pytest.mark.parametrize("source", ["file", "override"])
+def test_bad_value(tmp_path: Path, key: str, value: Any, allowed: str, source: str) -> None:
+    if source == "override":
+        said = message(write(tmp_path, MINIMAL), {key: value})
+        assert said.endswith(f"(with the override {key})")
+    else:
+        raw = yaml.safe_load(MINIMAL)
+        node = raw
+        *parents, last = [int(part) if part.isdecimal() else part for part in key.split(".")]
+        for part in parents:
+            node = node[part]
+        node[last] = value
+        said = message(write(tmp_path, yaml.dump(raw)))
+        assert "override" not in said
+    assert f": {key}: found {repr(value)[:40]}" in said
+    assert f"({type(value).__name__})" in said
+    assert allowed in said.split("allowed: ", 1)[1]
+
+
+@pytest.mark.parametrize("pruned", [1.0, 1.5])
+def test_pruned_score_stays_below_kept_score(path: Path, pruned: float) -> None:
+    said = message(path, {"search.pruned_score": pruned})
+    assert f"search.pruned_score: found {pruned}, allowed: a number < kept_score, which is 1.0" in said
+
+
+def test_long_value_is_cut_short(path: Path) -> None:
+    assert len(message(path, {"device": "x" * 10_000})) < 400 + len(str(path))
+
+
+@pytest.mark.parametrize("entry", ["{a: 2024-01-01}", "&a {self: *a}"])
+def test_entry_with_values_that_are_not_plain(tmp_path: Path, entry: str) -> None:
+    text = MINIMAL.replace("- {op_types: [Conv2d], sparse_ratio: 0.9}", f"- {entry}")
+    assert "config_list.0: found" in message(write(tmp_path, text))
+
+
+# -- overrides
+
+
+def test_overrides_take_the_place_of_the_files_values(path: Path) -> None:
+    config = load_config(
+        path,
+        {
+            "search.lr": 1.0,
+            "seed": 5,
+            "data.root": "somewhere",
+            "config_list.0.sparse_ratio": 0.95,
+            "config_list.0.global_group_id": "all",
+            "config_list.1.target_settings.weight.granularity": "out_channel",
+            "config_list.0.op_types.0": "Linear",
+        },
+    )
+    assert (config.search.lr, config.seed, config.data.root) == (1.0, 5, "somewhere")
+    assert config.config_list[0] == {"op_types": ["Linear"], "sparse_ratio": 0.95, "global_group_id": "all"}
+    assert config.config_list[1]["target_settings"]["weight"]["granularity"] == "out_channel"
+    assert config.search.epochs == 3
+
+
+def test_override_gives_what_the_file_lacks(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL.replace("search: {epochs: 3}", ""))
+    assert load_config(path, {"search.epochs": 4}).search.epochs == 4
+
+
+def test_override_of_a_whole_section(path: Path) -> None:
+    config = load_config(path, {"search": {"epochs": 9}, "config_list": [{"op_names": ["fc"]}]})
+    assert config.search.epochs == 9
+    assert config.config_list == ({"op_names": ["fc"]},)
+
+
+def test_override_leaves_aliases_of_its_node_alone(tmp_path: Path) -> None:
+    text = MINIMAL.replace("pretrain: {", "pretrain: &train {").replace(
+        "finetune: {epochs: 1, lr: 1e-2}", "finetune: *train"
+    )
+    config = load_config(write(tmp_path, text), {"pretrain.lr": 0.5})
+    assert (config.pretrain.lr, config.finetune.lr) == (0.5, 0.1)
+
+
+def test_overrides_leave_the_callers_values_alone(path: Path) -> None:
+    entry: dict[str, object] = {"op_names": ["fc"]}
+    overrides = {"config_list": [entry], "config_list.0.sparse_ratio": 0.5}
+    config = load_config(path, overrides)
+    assert entry == {"op_names": ["fc"]}
+    assert config.config_list[0] == {"op_names": ["fc"], "sparse_ratio": 0.5}
+
+
+@pytest.mark.parametrize("value", [4, 4.0, np.int64(4), np.float64(4.0), np.float32(4.0)])
+def test_what_tuners_hand_over_for_integers(path: Path, value: object) -> None:
+    config = load_config(path, {"search.epochs": value, "seed": value})
+    assert (config.search.epochs, type(config.search.epochs), config.seed) == (4, int, 4)
+
+
+@pytest.mark.parametrize(("value", "number"), [(np.float64(0.25), 0.25), (np.int32(2), 2.0)])
+def test_what_tuners_hand_over_for_numbers(path: Path, value: object, number: float) -> None:
+    config = load_config(path, {"search.lr": value, "config_list.0.sparse_ratio": value})
+    assert (config.search.lr, type(config.search.lr)) == (number, float)
+    assert type(config.config_list[0]["sparse_ratio"]) in (int, float)
+
+
+def test_tuners_boolean(path: Path) -> None:
+    assert load_config(path, {"search.adapt_norm": np.bool_(False)}).search.adapt_norm is False
+
+
+def test_integral_float_for_an_integer_is_for_overrides_only(tmp_path: Path) -> None:
+    said = message(write(tmp_path, MINIMAL.replace("search: {epochs: 3}", "search: {epochs: 3.0}")))
+    assert "search.epochs: found 3.0 (float), allowed: an integer >= 1" in said
+
+
+def test_override_with_a_fraction_for_an_integer(path: Path) -> None:
+    assert "search.epochs: found 3.5 (float)" in message(path, {"search.epochs": 3.5})
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("search.lrr", "allowed: epochs, init, lr"),
+        ("serch.lr", "did you mean search?"),
+        ("", "unknown key ''"),
+        ("search..lr", "unknown key ''"),
+        ("config_list.2.sparse_ratio", "allowed: 0 to 1"),
+        ("config_list.first.sparse_ratio", "allowed: 0 to 1"),
+        ("config_list.-1.sparse_ratio", "allowed: 0 to 1"),
+        ("config_list.0.sparse_ratio.x", "has no keys"),
+        ("seed.x", "allowed: an integer"),
+        ("output.x", "has no keys"),
+    ],
+)
+def test_override_of_what_there_is_not(path: Path, name: str, reason: str) -> None:
+    said = message(path, {name: 1})
+    assert f"override {name}" in said
+    assert reason in said
+
+
+def test_override_inside_a_section_that_is_none(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL.replace("search: {epochs: 3}", "search:"))
+    assert "search.epochs: this override looks for 'epochs' in None" in message(path, {"search.epochs": 2})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("search.lr=1.0", ("search.lr", 1.0)),
+        ("search.lr=1e-3", ("search.lr", 1e-3)),
+        ("search.adapt_norm=false", ("search.adapt_norm", False)),
+        ("data.root=null", ("data.root", None)),
+        ("data.root=", ("data.root", None)),
+        ("output=a=b", ("output", "a=b")),
+        ("config_list.0.op_types=[Conv2d, Linear]", ("config_list.0.op_types", ["Conv2d", "Linear"])),
+        (" seed = 3 ", ("seed", 3)),
+    ],
+)
+def test_parse_override(text: str, expected: tuple[str, object]) -> None:
+    assert parse_override(text) == expected
+
+
+@pytest.mark.parametrize("text", ["search.lr", "=1", " =1", "", "x=[1", "x={a: 1, a: 2}"])
+def test_parse_override_rejects(text: str) -> None:
+    with pytest.raises(ExperimentConfigError) as caught:
+        parse_override(text)
+    assert repr(text) in str(caught.value)
+
+
+# -- hashes and files
+
+
+def test_equal_contents_have_equal_hashes(path: Path) -> None:
+    config = load_config(path)
+    digits = config_hash(config)
+    assert len(digits) == 12
+    assert set(digits) <= set("0123456789abcdef")
+    assert digits == config_hash(load_config(path)) == config_hash(to_dict(config))
+    assert config_hash({"a": 1, "b": [config.data]}) == config_hash({"b": [config.data], "a": 1})
+
+
+def test_number_written_as_an_integer_hashes_alike(path: Path) -> None:
+    whole, fraction = (load_config(path, {"search.lr": lr}) for lr in (1, 1.0))
+    assert config_hash(whole) == config_hash(fraction)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        {"seed": 1},
+        {"search.lr": 0.1000001},
+        {"data.augment": True},
+        {"config_list.0.sparse_ratio": 0.91},
+        {"pretrain.checkpoint": "x.pt"},
+    ],
+)
+def test_other_contents_have_other_hashes(path: Path, override: dict[str, object]) -> None:
+    assert config_hash(load_config(path)) != config_hash(load_config(path, override))
+
+
+def test_dumped_config_reads_as_an_equal_one(path: Path, tmp_path: Path) -> None:
+    strings = {"output": "1e-3", "data.root": "übung: #1", "pretrain.cache": "null", "device": "cuda:0"}
+    config = load_config(path, {**strings, "search.weight_decay": 1e-5, "seed": 7})
+    target = tmp_path / "new" / "folder" / "config.yaml"
+    dump_config(config, target)
+    assert load_config(target) == config
+    assert os.listdir(target.parent) == ["config.yaml"]
+
+
+def test_dump_replaces_the_file(path: Path) -> None:
+    dump_config(load_config(path, {"seed": 3}), path)
+    assert load_config(path).seed == 3
+
+
+def test_dump_into_what_is_no_folder(path: Path) -> None:
+    with pytest.raises(OutputFolderError, match=r"run\.yaml"):
+        dump_config(load_config(path), path / "config.yaml")
+
+
+def test_configs_are_frozen(path: Path) -> None:
+    config = load_config(path)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.seed = 1  # type: ignore[misc]
+
+
+# -- the schema
+
+
+def test_every_setting_says_what_it_is() -> None:
+    def walk(cls: Any) -> None:
+        for option in dataclasses.fields(cls):
+            kind = get_type_hints(cls)[option.name]
+            if dataclasses.is_dataclass(kind):
+                walk(kind)
+            else:
+                assert option.metadata["doc"], option.name
+
+    walk(RunConfig)
+
+
+@pytest.mark.parametrize(("cls", "registry"), [(DataConfig, DATASETS), (ModelConfig, MODELS)])
+def test_names_are_those_of_the_registry(cls: Any, registry: dict[str, object]) -> None:
+    (option,) = (option for option in dataclasses.fields(cls) if option.name == "name")
+    rule = option.metadata["rule"]
+    assert rule.allowed == "out of " + ", ".join(registry)
+    assert all(rule.holds(name) for name in registry)

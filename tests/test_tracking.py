@@ -1,0 +1,262 @@
+"""Where a run's metrics arrive: event files, CSV, progress bar and NNI."""
+
+from __future__ import annotations
+
+import csv
+import os
+import struct
+import sys
+import weakref
+from pathlib import Path
+from typing import Any
+
+import nni
+import pytest
+import torch
+from nni.runtime.trial_command_channel import TrialCommandChannel
+from tensorboardX.proto.event_pb2 import Event
+
+from nni_jackpot.errors import JackpotError, OutputFolderError
+from nni_jackpot.tracking import Tracker, output_folder, running_as_nni_trial, tuner_parameters
+
+
+def read_events(folder: Path) -> dict[str, list[tuple[int, Any]]]:
+    """Return (step, value) by tag; a record is its length, a checksum, the event and a checksum."""
+    result: dict[str, list[tuple[int, Any]]] = {}
+    for path in folder.glob("events.out.tfevents.*"):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            event = Event.FromString(data[12 : 12 + length])
+            for value in event.summary.value:
+                result.setdefault(value.tag, []).append((event.step, pytest.approx(value.simple_value)))
+            data = data[16 + length :]
+    return result
+
+
+def read_rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+class RecordingChannel(TrialCommandChannel):
+    """NNI's side of a trial."""
+
+    def __init__(self, parameters: dict[str, Any] | None) -> None:
+        self.parameters = parameters
+        self.metrics: list[tuple[str, int, Any]] = []
+
+    def receive_parameter(self) -> Any:
+        return None if self.parameters is None else {"parameter_id": 3, "parameters": self.parameters}
+
+    def send_metric(self, type: str, parameter_id: int, trial_job_id: str, sequence: int, value: Any) -> None:
+        self.metrics.append((type, sequence, value))
+
+
+@pytest.fixture(autouse=True)
+def standalone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("NNI_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def nni_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RecordingChannel:
+    channel = RecordingChannel({"search.lr": 0.1})
+    monkeypatch.setenv("NNI_PLATFORM", "local")
+    monkeypatch.setenv("NNI_OUTPUT_DIR", str(tmp_path / "trial"))
+    monkeypatch.setattr("nni.runtime.trial_command_channel._channel", channel)
+    monkeypatch.setattr(nni.trial, "_params", None)
+    monkeypatch.setattr(nni.trial, "_intermediate_seq", 0)
+    return channel
+
+
+def test_tensorboard_shows_steps_epochs_and_densities(tmp_path: Path) -> None:
+    with Tracker(tmp_path, 6, description="search", log_every=2) as tracker:
+        for i in range(1, 6):
+            tracker.step(torch.tensor(float(i), requires_grad=True), learning_rate=0.1 * i, flips=i)
+        tracker.epoch(0.5, overlap=0.9, layers={"conv1": 0.25, "layer1.0.conv2": 0.75})
+        tracker.step(6.0)
+        tracker.epoch(0.75, overlap=0.8, layers={"conv1": 0.5})
+    assert read_events(tmp_path / "tensorboard") == {
+        "step/loss": [(2, 2.0), (4, 4.0), (6, 6.0)],
+        "step/learning_rate": [(2, 0.2), (4, 0.4)],
+        "step/flips": [(2, 2.0), (4, 4.0)],
+        "epoch/accuracy": [(1, 0.5), (2, 0.75)],
+        "epoch/loss": [(1, 3.0), (2, 6.0)],
+        "epoch/overlap": [(1, 0.9), (2, 0.8)],
+        "density/conv1": [(1, 0.25), (2, 0.5)],
+        "density/layer1.0.conv2": [(1, 0.75)],
+    }
+
+
+def test_csv_has_a_row_per_epoch(tmp_path: Path) -> None:
+    with Tracker(tmp_path, 4, description="search") as tracker:
+        tracker.step(1.0, learning_rate=0.1, flips=7)
+        tracker.step(torch.tensor(2.0), learning_rate=0.2, flips=torch.tensor(9))
+        tracker.epoch(0.5, overlap=0.9)
+        tracker.step(4.0, learning_rate=0.3)
+        tracker.epoch(0.75)
+    rows = read_rows(tmp_path)
+    header = ["epoch", "step", "accuracy", "loss", "learning_rate", "flips", "overlap", "seconds"]
+    assert list(rows[0]) == header
+    assert [list(row.values())[:-1] for row in rows] == [
+        ["1", "2", "0.5", "1.5", "0.2", "9.0", "0.9"],
+        ["2", "3", "0.75", "4.0", "0.3", "", ""],
+    ]
+    assert 0 <= float(rows[0]["seconds"]) <= float(rows[1]["seconds"]) < 10
+
+
+def test_row_with_unknown_column_is_an_error(tmp_path: Path) -> None:
+    with Tracker(tmp_path, 2, description="search") as tracker:
+        tracker.epoch(0.5)
+        with pytest.raises(ValueError, match="overlap"):
+            tracker.epoch(0.5, overlap=0.9)
+
+
+def test_epoch_before_any_step_has_no_loss(tmp_path: Path) -> None:
+    with Tracker(tmp_path, 2, description="search") as tracker:
+        tracker.epoch(0.5)
+    assert read_rows(tmp_path)[0]["loss"] == "nan"
+
+
+def test_rows_and_events_survive_an_interrupted_run(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with Tracker(tmp_path, 10, description="search", log_every=1) as tracker:
+            tracker.step(1.0)
+            tracker.epoch(0.5)
+            assert read_rows(tmp_path)[0]["accuracy"] == "0.5", "written before the end"
+            tracker.step(2.0)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert len(read_rows(tmp_path)) == 1
+    assert read_events(tmp_path / "tensorboard")["step/loss"] == [(1, 1.0), (2, 2.0)]
+
+
+def test_a_second_run_replaces_the_csv(tmp_path: Path) -> None:
+    for accuracy in (0.5, 0.6):
+        with Tracker(tmp_path, 1, description="search") as tracker:
+            tracker.epoch(accuracy)
+    assert [row["accuracy"] for row in read_rows(tmp_path)] == ["0.6"]
+
+
+def test_tensors_are_read_on_logged_steps_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = []
+    read = torch.Tensor.__float__
+
+    def recorded_read(tensor: torch.Tensor) -> float:
+        reads.append(step)
+        return read(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "__float__", recorded_read)
+    monkeypatch.setattr(torch.Tensor, "item", None)
+    with Tracker(tmp_path, 6, description="search", log_every=3) as tracker:
+        for step in range(1, 7):
+            tracker.step(torch.tensor(1.0), flips=torch.tensor(step))
+    assert set(reads) == {3, 6}
+
+
+def test_the_graph_of_a_loss_is_not_kept(tmp_path: Path) -> None:
+    with Tracker(tmp_path, 2, description="search") as tracker:
+        weight = torch.ones(4, requires_grad=True)
+        for _ in range(2):
+            tracker.step((saved := weight * 2).pow(2).sum())
+            tensor = weakref.ref(saved)
+            del saved
+            assert tensor() is None
+
+
+def test_mean_of_half_precision_losses_is_exact(tmp_path: Path) -> None:
+    with Tracker(tmp_path, 1000, description="search") as tracker:
+        for _ in range(1000):
+            tracker.step(torch.tensor(1.5, dtype=torch.bfloat16))
+        tracker.epoch(0.5)
+    assert read_rows(tmp_path)[0]["loss"] == "1.5"
+
+
+def test_other_ranks_are_silent(
+    tmp_path: Path, nni_trial: RecordingChannel, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with Tracker(tmp_path / "run", 2, description="search", log_every=1, rank=1) as tracker:
+        tracker.step(torch.tensor(1.0), flips=1)
+        tracker.epoch(0.5, layers={"conv1": 0.5})
+        tracker.final(0.5)
+    assert not list(tmp_path.iterdir())
+    assert nni_trial.metrics == []
+    assert capfd.readouterr() == ("", "")
+
+
+def test_progress_bar_on_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with Tracker(tmp_path, 2, description="jackpot", log_every=1) as tracker:
+        tracker.step(0.25)
+        tracker.epoch(0.5)
+        tracker.step(0.125)
+    out, err = capsys.readouterr()
+    last_line = err.rstrip("\n").split("\r")[-1]
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    assert last_line.startswith("jackpot: 100%")
+    assert "loss=0.125" in last_line
+    assert "accuracy=0.5" in last_line
+
+
+def test_no_progress_bar_without_a_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with Tracker(tmp_path, 1, description="search", log_every=1) as tracker:
+        tracker.step(1.0)
+        tracker.epoch(0.5)
+        tracker.final(0.5)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_nni_gets_intermediate_and_final_results(tmp_path: Path, nni_trial: RecordingChannel) -> None:
+    assert running_as_nni_trial()
+    assert tuner_parameters() == {"search.lr": 0.1}
+    with Tracker(output_folder(tmp_path / "default"), 2, description="search") as tracker:
+        tracker.epoch(0.5)
+        tracker.epoch(0.75)
+        tracker.final(0.75)
+    assert nni_trial.metrics == [("PERIODICAL", 0, 0.5), ("PERIODICAL", 1, 0.75), ("FINAL", 0, 0.75)]
+    assert [path.name for path in tmp_path.iterdir()] == ["trial"]
+    assert read_events(tmp_path / "trial" / "tensorboard")["epoch/accuracy"] == [(1, 0.5), (2, 0.75)]
+
+
+def test_no_parameters_from_a_stopped_experiment(nni_trial: RecordingChannel) -> None:
+    nni_trial.parameters = None
+    with pytest.raises(JackpotError, match="closed"):
+        tuner_parameters()
+
+
+def test_standalone_does_not_ask_nni(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("get_next_parameter", "report_intermediate_result", "report_final_result"):
+        monkeypatch.setattr(nni, name, None)
+    assert not running_as_nni_trial()
+    assert tuner_parameters() == {}
+    folder = output_folder(tmp_path / "a" / "b")
+    assert folder == tmp_path / "a" / "b"
+    assert folder.is_dir()
+    with Tracker(folder, 1, description="search") as tracker:
+        tracker.epoch(0.5)
+        tracker.final(0.5)
+
+
+def test_folder_below_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(OutputFolderError, match="file"):
+            output_folder(path)
+        with pytest.raises(OutputFolderError, match="file"):
+            Tracker(path, 1, description="search")
+
+
+def test_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)  # root may write anywhere
+    with pytest.raises(OutputFolderError, match="Permission denied"):
+        output_folder(tmp_path)
