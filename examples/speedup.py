@@ -8,12 +8,12 @@ Run it with: python examples/speedup.py
 
 import time
 
+from nni_jackpot import LotteryJackpotPruner, apply_masks, save_masks
+
 import torch
 import torchvision
 from nni.compression.pruning import L1NormPruner
 from nni.compression.speedup import ModelSpeedup
-
-from nni_jackpot import LotteryJackpotPruner, apply_masks, save_masks
 
 
 def parameters(model):
@@ -39,9 +39,8 @@ pruner = L1NormPruner(model, [{"op_types": ["Conv2d"], "sparse_ratio": 0.5}])
 _, masks = pruner.compress()
 pruner.unwrap_model()
 ModelSpeedup(model, x, masks).speedup_model()
-print(
-    f"parameters: {parameters(model) / size:.2f} of the dense model's, median latency: {seconds(model, x) / latency:.2f}"
-)
+print(f"parameters: {parameters(model) / size:.2f} of the dense model's")
+print(f"median latency: {seconds(model, x) / latency:.2f} of the dense model's")
 
 pruner = LotteryJackpotPruner(model, [{"op_types": ["Conv2d"], "sparse_ratio": 0.8}])
 _, masks = pruner.compress()  # give it an evaluator to search: see quickstart.py

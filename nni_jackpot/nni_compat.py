@@ -10,9 +10,12 @@ from __future__ import annotations
 import dis
 import functools
 import inspect
+import io
+import pickle
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator
-from types import CodeType, SimpleNamespace
+from types import CodeType, MethodDescriptorType, MethodWrapperType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -25,9 +28,9 @@ def apply() -> None:
     """Apply all repairs, once a process."""
     global _applied
     if not _applied:
-        _applied = True
         for repair in REPAIRS:
             repair()
+        _applied = True
 
 
 def import_without_registering_twice() -> None:
@@ -58,7 +61,15 @@ def skip_builtins_without_module() -> None:
     torch.fx raises "'NoneType' object has no attribute 'startswith'" (issue 5768).
     """
     wrapped = _tracer().ConcreteTracer.default_autowrap_leaf_function
-    for function in [f for f in wrapped if getattr(f, "__module__", "") is None]:
+
+    def module_is_looked_up(function: Any) -> bool:
+        # NNI finds the place of these by their qualified name or type, so a missing module does no harm.
+        return not (
+            function.__qualname__.startswith(("_TensorBase", "_VariableFunctionsClass"))
+            or isinstance(function, (MethodDescriptorType, MethodWrapperType))
+        )
+
+    for function in [f for f in wrapped if getattr(f, "__module__", "") is None and module_is_looked_up(f)]:
         del wrapped[function]
 
 
@@ -109,10 +120,85 @@ def know_new_jumps() -> None:
     (``TO_BOOL``): "__bool__ should return bool" (efficientnet, inception).
     """
     proxy = _proxy().ConcreteProxy
-    jumps = tuple(code for name, code in dis.opmap.items() if name.startswith("POP_JUMP_"))
+    jumps = [code for name, code in dis.opmap.items() if name.startswith("POP_JUMP_")]
+    before = []
+    if "TO_BOOL" in dis.opmap:
+        before.append(dis.opmap["TO_BOOL"])
+        # ``not`` no longer calls ``__bool__`` itself: the TO_BOOL in front of it does.
+        jumps.append(dis.opmap["UNARY_NOT"])
     proxy.jump_opcodes = tuple(dict.fromkeys((*proxy.jump_opcodes, *jumps)))
-    before = tuple(code for name, code in dis.opmap.items() if name == "TO_BOOL")
     proxy.jump_before_opcodes = tuple(dict.fromkeys((*proxy.jump_before_opcodes, *before)))
+
+
+def keep_sizes_whole() -> None:
+    """nni/compression/speedup/utils.py:90-103, ``tree_map_zip``, takes a ``torch.Size`` for a leaf.
+
+    Newer PyTorch has it registered as a pytree node that is rebuilt as a tuple: ``x.shape[1:].numel()`` fails
+    in the speedup with "'tuple' object has no attribute 'numel'".
+    """
+    from nni.compression.speedup import utils
+
+    if utils.tree_map is not _pytree.tree_map or torch.Size not in _pytree.SUPPORTED_NODES:
+        return
+
+    def is_size(node: Any) -> bool:
+        return isinstance(node, torch.Size)
+
+    # tree_map_zip is imported by value in several modules, but looks these up in its own.
+    utils.tree_map = functools.partial(_pytree.tree_map, is_leaf=is_size)
+    utils.tree_flatten = functools.partial(_pytree.tree_flatten, is_leaf=is_size)
+
+
+def free_randomized_values() -> None:
+    """nni/compression/speedup/mask_updater.py:261 deletes ``_output_randomize``, misspelt, of a node's info.
+
+    AttributeError wherever ``len(x)``, ``x.dim()`` or ``x.size()`` is the last use of a value.
+    """
+    from nni.compression.speedup.container import NodeInfo
+
+    if hasattr(NodeInfo, "_output_randomize"):
+        return
+
+    def delete(info: Any) -> None:
+        del info.output_randomize
+
+    NodeInfo._output_randomize = property(fdel=delete)
+
+
+def load_masks_files() -> None:
+    """nni/compression/speedup/model_speedup.py:136 loads a masks file by ``torch.load``.
+
+    The masks that a pruner returns are a ``defaultdict``, which PyTorch since 2.6 refuses to load: "Weights
+    only load failed". It is read as a plain dict here, so that a masks file still can't run any code.
+    """
+    from nni.compression.speedup import ModelSpeedup
+
+    init = ModelSpeedup.__init__
+    if hasattr(init, "__wrapped__") or _loads_defaultdict():
+        return
+    allowed: list[Any] = [(_plain_dict, "collections.defaultdict"), (dict, "builtins.dict")]
+
+    @functools.wraps(init)
+    def with_defaultdict(*args: Any, **kwargs: Any) -> None:
+        with torch.serialization.safe_globals(allowed):
+            init(*args, **kwargs)
+
+    ModelSpeedup.__init__ = with_defaultdict
+
+
+def _loads_defaultdict() -> bool:
+    file = io.BytesIO()
+    torch.save(defaultdict(dict, {"module": {}}), file)
+    file.seek(0)
+    try:
+        torch.load(file)
+    except pickle.UnpicklingError:
+        return False
+    return True
+
+
+def _plain_dict(default_factory: Any = None) -> dict[Any, Any]:
+    return {}
 
 
 def _tracer() -> Any:
@@ -133,4 +219,7 @@ REPAIRS: tuple[Callable[[], None], ...] = (
     accept_new_is_impure_signature,
     index_instructions_by_offset,
     know_new_jumps,
+    keep_sizes_whole,
+    free_randomized_values,
+    load_masks_files,
 )

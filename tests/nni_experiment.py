@@ -14,7 +14,6 @@ from typing import Any
 
 import requests
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 
 
@@ -37,7 +36,7 @@ def run_experiment(
     Parameters
     ----------
     config_path
-        The YAML file for ``nnictl create``. Its ``trialCommand`` may say ``python``, meaning this interpreter.
+        The YAML file for ``nnictl create``. Its ``trialCommand`` finds this interpreter's scripts.
     workdir
         Home folder of NNI for this run: ``nni-experiments`` lies below it unless the configuration says otherwise.
     port
@@ -65,7 +64,6 @@ def run_experiment(
         **os.environ,
         "HOME": str(workdir.resolve()),
         "PATH": os.pathsep.join([str(BIN), os.environ.get("PATH", os.defpath)]),
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),
     }
     try:
         created = _nnictl(

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nni_jackpot import cli
+from nni_jackpot.experiment.config import RunConfig
+from nni_jackpot.experiment.run import Result, Row
+
+FILES = sorted(p for p in Path(__file__).parents[1].glob("configs/*/*.yml") if p.name != "experiment.yml")
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
+    """Configs of the searches that a command line asks for, in place of the searches."""
+    configs: list[RunConfig] = []
+
+    def search(config: RunConfig) -> Result:
+        configs.append(config)
+        return Result([Row("dense", 0.9 + config.seed / 100, 0.0, 0)], 0.95, 1.0, Path(config.output))
+
+    monkeypatch.setattr(cli, "search", search)
+    return configs
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.name}")
+def test_the_configs_that_come_along_are_valid(file: Path, ran: list[RunConfig]) -> None:
+    assert cli.main(["search", str(file)]) == 0
+    assert len(ran) == 1
+
+
+def test_set_and_sweep(ran: list[RunConfig], capsys: pytest.CaptureFixture[str]) -> None:
+    line = [
+        "search",
+        str(FILES[0]),
+        "--set",
+        "search.lr=3",
+        "--sweep",
+        "config_list.0.sparse_ratio=0.9,0.95",
+        "--sweep",
+        "seed=0,1,2",
+    ]
+    assert cli.main(line) == 0
+    assert {config.search.lr for config in ran} == {3.0}
+    assert [(c.config_list[0]["sparse_ratio"], c.seed) for c in ran] == [
+        (r, s) for r in (0.9, 0.95) for s in (0, 1, 2)
+    ]
+    assert len({config.output for config in ran}) == 6
+    printed = capsys.readouterr().out
+    assert "config_list.0.sparse_ratio=0.9\n" in printed
+    assert printed.count("91.00 ± 1.00") == 2
+
+
+def test_a_sweep_of_one_value(ran: list[RunConfig]) -> None:
+    assert cli.main(["search", str(FILES[0]), "--sweep", "seed=3"]) == 0
+    assert [config.seed for config in ran] == [3]
+
+
+def test_the_tuner_has_the_last_word(ran: list[RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "tuner_parameters", lambda: {"search.lr": 7.0, "search.epochs": 3.0})
+    assert cli.main(["search", str(FILES[0]), "--set", "search.lr=3"]) == 0
+    assert (ran[0].search.lr, ran[0].search.epochs) == (7.0, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["search", "nowhere.yml"], "nowhere.yml: cannot be read"),
+        (["search", str(FILES[0]), "--set", "search.epoch=1"], "did you mean epochs?"),
+        (["search", str(FILES[0]), "--set", "search.lr"], "KEY=VALUE"),
+        (["search", str(FILES[0]), "--sweep", "seed=0,x"], "seed: found 'x' (str)"),
+    ],
+)
+def test_one_line_says_what_is_wrong(
+    ran: list[RunConfig], capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("nni-jackpot: error: ")
+    assert error.count("\n") == 1
+    assert words in error
+    assert ran == []
+
+
+def test_pretrain(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    content: dict[str, Any] = yaml.safe_load(FILES[0].read_text())
+    assert content["data"]["name"] == "digits"
+    overrides = {
+        "pretrain.epochs": 1,
+        "pretrain.cache": tmp_path / "cache",
+        "output": tmp_path / "out",
+        "model.width": 2,
+    }
+    line = [
+        "pretrain",
+        str(FILES[0]),
+        *(part for key, v in overrides.items() for part in ("--set", f"{key}={v}")),
+    ]
+    assert cli.main(line) == 0
+    (path,) = (tmp_path / "cache").glob("*.pth")
+    assert f"{path}: test accuracy " in capsys.readouterr().out

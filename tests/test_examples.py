@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(name: str, folder: Path) -> str:
+    result = subprocess.run(
+        [sys.executable, str(EXAMPLES / name)], cwd=folder, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def percent(name: str, output: str) -> float:
+    return float(re.search(rf"{name}: +([\d.]+)%", output).group(1))
+
+
+@pytest.mark.parametrize("name", ["quickstart.py", "own_loop.py"])
+def test_the_jackpot_beats_its_initial_mask(name: str, tmp_path: Path) -> None:
+    output = run(name, tmp_path)
+    assert percent("jackpot", output) > percent("magnitude mask", output) + 5
+    assert percent("jackpot", output) > percent("dense", output) - 5
+
+
+def test_speedup(tmp_path: Path) -> None:
+    output = run("speedup.py", tmp_path)
+    assert float(re.search(r"parameters: ([\d.]+) of", output).group(1)) < 0.6
+    assert float(re.search(r"differ by at most (\S+)", output).group(1)) < 1e-5
+
+
+def test_every_example_is_run_here() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {"quickstart.py", "own_loop.py", "speedup.py"}

@@ -1,0 +1,44 @@
+"""A real experiment: nnictl, the local training service, the TPE tuner, the Medianstop assessor, our trials."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+from nni_experiment import run_experiment
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "digits"
+
+
+def test_a_small_experiment(tmp_path: Path) -> None:
+    experiment = yaml.safe_load((CONFIGS / "experiment.yml").read_text())
+    run = yaml.safe_load((CONFIGS / "resnet.yml").read_text())
+    run["model"]["width"] = 4
+    run["pretrain"] |= {"epochs": 2, "cache": str(tmp_path / "pretrained")}
+    (tmp_path / "run.yml").write_text(yaml.safe_dump(run))
+    # The experiment as it comes along, made small.
+    experiment["searchSpace"]["search.epochs"] = {"_type": "quniform", "_value": [1, 3, 1]}
+    # A network this narrow keeps nothing of its first layer at 98%.
+    experiment["searchSpace"]["config_list.0.sparse_ratio"]["_value"] = [0.8, 0.9]
+    experiment |= {
+        "trialCommand": "nni-jackpot search run.yml",
+        "trialCodeDirectory": str(tmp_path),
+        "experimentWorkingDirectory": str(tmp_path / "experiments"),
+        "maxTrialNumber": 3,
+    }
+    (tmp_path / "experiment.yml").write_text(yaml.safe_dump(experiment))
+
+    trials = run_experiment(tmp_path / "experiment.yml", tmp_path / "home", timeout_s=240)
+
+    assert [trial.status for trial in trials] == ["SUCCEEDED"] * 3
+    for trial in trials:
+        assert set(trial.parameters) == set(experiment["searchSpace"])
+        assert len(trial.intermediate) == trial.parameters["search.epochs"]
+        assert trial.final == trial.intermediate[-1]
+        assert 0 <= trial.final <= 1
+        (folder,) = (tmp_path / "experiments").rglob(f"trials/{trial.id}")
+        config = yaml.safe_load((folder / "config.yml").read_text())
+        assert config["search"]["lr"] == trial.parameters["search.lr"]
+        assert config["config_list"][0]["sparse_ratio"] == trial.parameters["config_list.0.sparse_ratio"]
+        assert (folder / "masks.pth").is_file()
+    assert len({trial.parameters["search.lr"] for trial in trials}) == 3

@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from nni_jackpot import LotteryJackpotPruner, apply_masks, load_masks, mask_overlap
+from nni_jackpot.errors import (
+    CheckpointError,
+    DatasetNotFoundError,
+    EmptyMatchError,
+    JackpotError,
+    OutputFolderError,
+    SearchDivergedError,
+)
+from nni_jackpot.experiment.config import RunConfig, load_config
+from nni_jackpot.experiment.data import load_data
+from nni_jackpot.experiment.models import build_model
+from nni_jackpot.experiment.pretrained import cache_path, load_weights
+from nni_jackpot.experiment.report import summary
+from nni_jackpot.experiment.run import pretrain, search
+from nni_jackpot.experiment.train import accuracy, train_weights
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    """A run that takes a second or two."""
+    content = {
+        "output": str(tmp_path / "out"),
+        "device": "cpu",
+        "data": {"name": "digits", "batch_size": 64},
+        "model": {"width": 6},
+        "pretrain": {"epochs": 3, "lr": 0.1, "cache": str(tmp_path / "pretrained")},
+        "config_list": [{"op_types": ["Conv2d"], "sparse_ratio": 0.8, "global_group_id": 0}],
+        "search": {"epochs": 2, "lr": 1.0},
+        "finetune": {"epochs": 1, "lr": 0.05},
+    }
+    path = tmp_path / "run.yml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture
+def config(config_file: Path) -> RunConfig:
+    return load_config(config_file)
+
+
+def model_of(config: RunConfig) -> nn.Module:
+    return build_model(config.model, num_classes=10, in_channels=1)
+
+
+def test_search_end_to_end(config: RunConfig, tmp_path: Path) -> None:
+    result = search(config)
+    rows = {row.name: row for row in result.rows}
+    assert list(rows) == [
+        "dense",
+        "magnitude mask alone",
+        "magnitude mask alone, norm re-estimated",
+        "jackpot",
+        "magnitude mask, weights tuned",
+    ]
+    assert rows["dense"].accuracy > 0.8
+    assert rows["jackpot"].accuracy > rows["magnitude mask alone"].accuracy + 0.2
+    assert rows["jackpot"].sparsity == pytest.approx(0.8, abs=1e-3)
+    assert 0.5 < result.overlap < 1.0
+
+    # What is on disk is the jackpot: the masks on the pre-trained weights, bit for bit, with adapted statistics.
+    out = tmp_path / "out"
+    masks = load_masks(out / "masks.pth")
+    base, jackpot = model_of(config), model_of(config)
+    load_weights(base, cache_path(config))
+    load_weights(jackpot, out / "jackpot.pth")
+    apply_masks(base, masks)
+    assert all(torch.equal(p, q) for p, q in zip(base.parameters(), jackpot.parameters(), strict=True))
+    assert not torch.equal(base.bn1.running_mean, jackpot.bn1.running_mean)
+    data = load_data(config.data, config.seed)
+    assert accuracy(jackpot, data.test, CPU) == rows["jackpot"].accuracy
+
+    assert load_config(out / "config.yml") == config
+    assert json.loads((out / "results.json").read_text())["rows"][3]["accuracy"] == rows["jackpot"].accuracy
+    with (out / "metrics.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [line["epoch"] for line in lines] == ["1", "2"]
+    assert float(lines[-1]["accuracy"]) == rows["jackpot"].accuracy
+    assert {"loss", "learning_rate", "flips", "overlap", "seconds"} <= lines[0].keys()
+    assert list((out / "tensorboard").iterdir())
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_the_same_seed_gives_the_same_jackpot_cached_or_not(config_file: Path, tmp_path: Path) -> None:
+    def masks(name: str, **overrides: Any) -> dict:
+        overrides = {
+            "output": str(tmp_path / name),
+            "finetune.epochs": 0,
+            "search.init": "random",
+        } | overrides
+        search(load_config(config_file, overrides))
+        return load_masks(tmp_path / name / "masks.pth")
+
+    first, cached = masks("a"), masks("b")
+    trained_anew = masks("c", **{"pretrain.cache": str(tmp_path / "elsewhere")})
+    assert mask_overlap(first, cached).total == 1.0
+    assert mask_overlap(first, trained_anew).total == 1.0
+    assert mask_overlap(first, masks("d", seed=1)).total < 1.0
+
+
+def test_pretraining_happens_once(config: RunConfig, config_file: Path) -> None:
+    path, first = pretrain(config)
+    written = path.stat().st_mtime_ns
+    again, second = pretrain(load_config(config_file, {"search.lr": 3.0, "config_list.0.sparse_ratio": 0.5}))
+    assert (again, second) == (path, first)
+    assert path.stat().st_mtime_ns == written
+    assert cache_path(load_config(config_file, {"pretrain.lr": 0.01})) != path
+    assert cache_path(load_config(config_file, {"seed": 1})) != path
+
+
+def test_norm_statistics_can_be_held_and_estimated_anew(config_file: Path) -> None:
+    held = search(load_config(config_file, {"search.adapt_norm": False, "finetune.epochs": 0}))
+    anew = search(
+        load_config(
+            config_file, {"search.adapt_norm": False, "search.reestimate_norm": True, "finetune.epochs": 0}
+        )
+    )
+    assert held.rows[-1].accuracy != anew.rows[-1].accuracy
+
+
+def test_a_checkpoint_of_one_s_own(config: RunConfig, config_file: Path, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    torch.save(model_of(config).state_dict(), tmp_path / "mine.pth")
+    path, _ = pretrain(load_config(config_file, {"pretrain.checkpoint": str(tmp_path / "mine.pth")}))
+    assert path == tmp_path / "mine.pth"
+    assert not (tmp_path / "pretrained").exists()
+
+
+def test_bad_checkpoints(config: RunConfig, tmp_path: Path) -> None:
+    model = model_of(config)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = model.state_dict()
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "linear.pth")
+    torch.save({**state, "fc.weight": torch.ones(3)}, tmp_path / "shape.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    (tmp_path / "text.pth").write_text("hello")
+    for name, words in (
+        ("none.pth", "there is no checkpoint"),
+        ("linear.pth", "of another network: .* is missing"),
+        ("shape.pth", r"fc\.weight has shape \(3,\)"),
+        ("list.pth", "not a state dict"),
+        ("text.pth", "not a checkpoint"),
+    ):
+        with pytest.raises(CheckpointError, match=words):
+            load_weights(model, tmp_path / name)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error"),
+    [
+        ({"data.name": "fashion_mnist", "data.root": "/nowhere"}, DatasetNotFoundError),
+        ({"config_list.0.op_types": ["Conv3d"]}, EmptyMatchError),
+        ({"pretrain.checkpoint": "/nowhere.pth"}, CheckpointError),
+        ({"device": "cuda:0"}, JackpotError),
+    ],
+)
+def test_mistakes_are_found_before_any_training(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: dict, error: type
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("nni_jackpot.experiment.run.train_weights", None)
+    with pytest.raises(error):
+        search(load_config(config_file, overrides))
+    assert not (tmp_path / "pretrained").exists()
+    assert not (tmp_path / "out" / "masks.pth").exists()
+
+
+def test_unwritable_output(config_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for key in ("output", "pretrain.cache"):
+        with pytest.raises(OutputFolderError):
+            search(load_config(config_file, {key: str(tmp_path / "file" / "below")}))
+
+
+def test_a_diverging_search_leaves_no_masks(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretrain(config)
+    calls = []
+
+    def step(batch: Any, model: nn.Module) -> torch.Tensor:
+        calls.append(1)
+        return model(batch[0]).sum() * (float("nan") if len(calls) == 5 else 1e-3)
+
+    monkeypatch.setattr("nni_jackpot.experiment.run.cross_entropy_step", step)
+    with pytest.raises(SearchDivergedError, match="at step 5 of the search"):
+        search(config)
+    assert not (tmp_path / "out" / "masks.pth").exists()
+
+
+def test_tuned_weights_stay_under_the_mask(config: RunConfig) -> None:
+    torch.manual_seed(0)
+    model = model_of(config)
+    pruner = LotteryJackpotPruner(model, list(config.config_list))
+    masks = pruner.get_masks()
+    pruner.unwrap_model()
+    data = load_data(config.data, 0)
+    before = model.conv1.weight.detach().clone()
+    train_weights(model, config.finetune, data.train, CPU, lambda loss: None, lambda: None, masks)
+    mask = masks["conv1"]["weight"]
+    assert (model.conv1.weight[mask == 0] == 0).all()
+    assert not torch.equal(model.conv1.weight[mask == 1], before[mask == 1])
+
+
+def test_summary_is_one_screen(config_file: Path, tmp_path: Path) -> None:
+    results = [
+        search(
+            load_config(
+                config_file, {"seed": seed, "finetune.epochs": 0, "output": str(tmp_path / f"s{seed}")}
+            )
+        )
+        for seed in (0, 1)
+    ]
+    one, two = summary(results[:1]), summary(results)
+    assert "±" not in one
+    assert f"{100 * results[0].rows[0].accuracy:.2f}" in one
+    mean = 50 * (results[0].rows[3].accuracy + results[1].rows[3].accuracy)
+    assert f"{mean:.2f} ± " in two
+    assert len(two.splitlines()) < 24
