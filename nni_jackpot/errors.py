@@ -37,6 +37,10 @@ class SearchDivergedError(JackpotError, FloatingPointError):
     """The loss or a score became NaN or infinite during the search."""
 
 
+class TrainingDivergedError(JackpotError, FloatingPointError):
+    """The loss became NaN or infinite while weights were trained, before or beside the search."""
+
+
 class CheckpointError(JackpotError):
     """A checkpoint or mask file is missing, unreadable, or belongs to another model."""
 

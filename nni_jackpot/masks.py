@@ -6,16 +6,15 @@ Masks are NNI's: ``{module name: {target name: 0/1 tensor of the target's shape,
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from nni_jackpot.errors import CheckpointError, MaskError, OutputFolderError
+from nni_jackpot.errors import CheckpointError, MaskError
+from nni_jackpot.files import load_tensors, replace_file
 
 Masks: TypeAlias = Mapping[str, Mapping[str, Tensor | None]]
 
@@ -75,27 +74,16 @@ def densities(masks: Masks) -> dict[str, float]:
 def save_masks(masks: Masks, path: str | os.PathLike[str]) -> None:
     """Save masks as the file that ``ModelSpeedup(model, dummy_input, path)`` reads.
 
-    The file is written aside and renamed, so that it is whole or not there.
-
     Raises
     ------
     OutputFolderError
-        If the folder cannot be written.
+        If the folder cannot be written; the file is whole or not there.
     """
-    path = Path(path)
-    aside = path.with_name(path.name + ".part")
     plain = {
         module: {target: None if mask is None else mask.cpu() for target, mask in targets.items()}
         for module, targets in masks.items()
     }
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(plain, aside)
-        os.replace(aside, path)
-    except (OSError, RuntimeError) as error:
-        if path.parent.is_dir():
-            aside.unlink(missing_ok=True)
-        raise OutputFolderError(f"cannot write masks to {path}: {error}") from error
+    replace_file(path, lambda aside: torch.save(plain, aside))
 
 
 def load_masks(path: str | os.PathLike[str]) -> dict[str, dict[str, Tensor | None]]:
@@ -106,22 +94,7 @@ def load_masks(path: str | os.PathLike[str]) -> dict[str, dict[str, Tensor | Non
     CheckpointError
         If the file is missing, unreadable, or holds no masks.
     """
-    try:
-        # NNI's pruners return defaultdicts, and users save what they return.
-        with torch.serialization.safe_globals([(_plain_dict, "collections.defaultdict"), dict]):
-            masks = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"there is no mask file {path}") from None
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-        LookupError,
-        TypeError,
-        ValueError,
-        pickle.UnpicklingError,
-    ) as error:
-        raise CheckpointError(f"{path} is not a mask file: {error}") from error
+    masks = load_tensors(path, "mask file")
     if not isinstance(masks, dict) or not all(
         isinstance(targets, dict)
         and all(mask is None or isinstance(mask, Tensor) for mask in targets.values())
@@ -129,11 +102,6 @@ def load_masks(path: str | os.PathLike[str]) -> dict[str, dict[str, Tensor | Non
     ):
         raise CheckpointError(f"{path} holds no masks of the form {{module: {{target: tensor}}}}")
     return masks
-
-
-def _plain_dict(default_factory: type) -> dict:
-    """Stand in for ``defaultdict``, which the safe unpickler cannot fill."""
-    return {}
 
 
 def apply_masks(model: nn.Module, masks: Masks) -> nn.Module:

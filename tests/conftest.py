@@ -12,7 +12,7 @@ from nni.compression.utils import TorchEvaluator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import nni_jackpot  # noqa: F401
+from nni_jackpot import LotteryJackpotPruner, mask_overlap
 
 
 class ConvNet(nn.Module):
@@ -33,6 +33,8 @@ class ConvNet(nn.Module):
         return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
+Batches = list[tuple[Tensor, Tensor]]
+
 CONFIG_LIST: list[dict[str, Any]] = [
     {"op_types": ["Conv2d", "Linear"], "exclude_op_names": ["fc"], "sparse_ratio": 0.7}
 ]
@@ -45,7 +47,7 @@ def model() -> nn.Module:
 
 
 @pytest.fixture
-def batches() -> list[tuple[Tensor, Tensor]]:
+def batches() -> Batches:
     """Six batches of a task that can be learned: a bright row, a bright column, or neither."""
     generator = torch.Generator().manual_seed(1)
     result = []
@@ -66,7 +68,7 @@ def training_step(batch: tuple[Tensor, Tensor], model: nn.Module) -> Tensor:
 
 def make_evaluator(
     model: nn.Module,
-    batches: list[tuple[Tensor, Tensor]],
+    batches: Batches,
     step: Callable[..., Tensor] = training_step,
     log: list[float] | None = None,
     accumulate: int = 1,
@@ -99,3 +101,43 @@ def make_evaluator(
     # Weight decay would change a weight that is not frozen, gradient or not.
     optimizer = nni.trace(torch.optim.SGD)(model.parameters(), lr=0.1, weight_decay=0.1)
     return TorchEvaluator(train, optimizer, step)
+
+
+def dense_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in model.named_parameters()}
+
+
+def frozen(model: nn.Module, dense: dict[str, Tensor]) -> bool:
+    """Tell whether every parameter of a model, wrapped or not, is bit for bit what it was."""
+    now = {n.replace("_nni_wrapper.", ""): p for n, p in model.named_parameters() if not n.endswith("_score")}
+    return now.keys() == dense.keys() and all(torch.equal(now[name], value) for name, value in dense.items())
+
+
+def zeros(pruner: LotteryJackpotPruner) -> dict[str, int]:
+    return {name: int((mask["weight"] == 0).sum()) for name, mask in pruner.get_masks().items()}
+
+
+def same(masks_a: dict, masks_b: dict) -> bool:
+    return mask_overlap(masks_a, masks_b).total == 1.0
+
+
+def expected_zeros(model: nn.Module, ratio: float = 0.7) -> dict[str, int]:
+    return {name: int(ratio * getattr(model, name).weight.numel()) for name in ("conv1", "conv2")}
+
+
+def search(
+    batches: Batches, seed: int = 0, steps: int | None = 24, epochs: int | None = None, **options: Any
+) -> tuple:
+    torch.manual_seed(0)
+    model = ConvNet()
+    dense = dense_of(model)
+    torch.manual_seed(seed)
+    log: list[float] = []
+    pruner = LotteryJackpotPruner(
+        model, CONFIG_LIST, make_evaluator(model, batches, log=log), **{"lr": 2.0, **options}
+    )
+    start = pruner.get_masks()
+    wrapped, masks = pruner.compress(steps, epochs)
+    assert wrapped is model
+    assert frozen(model, dense)
+    return pruner, start, masks, log

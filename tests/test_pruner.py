@@ -11,37 +11,24 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CONFIG_LIST, ConvNet, make_evaluator, training_step
+from conftest import (
+    CONFIG_LIST,
+    Batches,
+    ConvNet,
+    dense_of,
+    expected_zeros,
+    frozen,
+    make_evaluator,
+    same,
+    search,
+    training_step,
+    zeros,
+)
 from torch import nn
 from torch.nn import functional as F
 
-from nni_jackpot import LotteryJackpotPruner, mask_overlap
-from nni_jackpot.errors import MaskError, NothingKeptError, SearchDivergedError
-
-Batches = list[tuple[torch.Tensor, torch.Tensor]]
-
-
-def dense_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.detach().clone() for name, value in model.named_parameters()}
-
-
-def frozen(model: nn.Module, dense: dict[str, torch.Tensor]) -> bool:
-    """Tell whether every parameter of a model, wrapped or not, is bit for bit what it was."""
-    now = {n.replace("_nni_wrapper.", ""): p for n, p in model.named_parameters() if not n.endswith("_score")}
-    return now.keys() == dense.keys() and all(torch.equal(now[name], value) for name, value in dense.items())
-
-
-def zeros(pruner: LotteryJackpotPruner) -> dict[str, int]:
-    return {name: int((mask["weight"] == 0).sum()) for name, mask in pruner.get_masks().items()}
-
-
-def same(masks_a: dict, masks_b: dict) -> bool:
-    return mask_overlap(masks_a, masks_b).total == 1.0
-
-
-def expected_zeros(model: nn.Module, ratio: float = 0.7) -> dict[str, int]:
-    return {name: int(ratio * getattr(model, name).weight.numel()) for name in ("conv1", "conv2")}
-
+from nni_jackpot import LotteryJackpotPruner
+from nni_jackpot.errors import MaskError, NothingKeptError
 
 # -- initial masks
 
@@ -183,203 +170,6 @@ def test_frozen_means_every_parameter(model: nn.Module, batches: Batches) -> Non
 def test_a_search_without_an_evaluator_is_refused(model: nn.Module) -> None:
     with pytest.raises(ValueError, match="needs an evaluator"):
         LotteryJackpotPruner(model, CONFIG_LIST).compress(max_steps=None, max_epochs=1)
-
-
-# -- through NNI's evaluator
-
-
-def search(
-    batches: Batches, seed: int = 0, steps: int | None = 24, epochs: int | None = None, **options: Any
-) -> tuple:
-    torch.manual_seed(0)
-    model = ConvNet()
-    dense = dense_of(model)
-    torch.manual_seed(seed)
-    log: list[float] = []
-    pruner = LotteryJackpotPruner(
-        model, CONFIG_LIST, make_evaluator(model, batches, log=log), **{"lr": 2.0, **options}
-    )
-    start = pruner.get_masks()
-    wrapped, masks = pruner.compress(steps, epochs)
-    assert wrapped is model
-    assert frozen(model, dense)
-    return pruner, start, masks, log
-
-
-def test_evaluator_search(batches: Batches) -> None:
-    pruner, start, masks, log = search(batches)
-    assert len(log) == 24
-    assert sum(log[-6:]) < 0.9 * sum(log[:6])
-    assert zeros(pruner) == expected_zeros(pruner.bound_model)
-    assert 0.5 < mask_overlap(start, masks).total < 1.0
-    assert pruner.evaluator.model is None
-    pruner.unwrap_model()
-    assert all(parameter.requires_grad for parameter in pruner.bound_model.parameters())
-    assert not any(hasattr(module, "_nni_wrapper") for module in pruner.bound_model.modules())
-
-
-def test_the_same_seed_gives_the_same_masks(batches: Batches) -> None:
-    for init in ("magnitude", "random"):
-        assert same(search(batches, seed=5, init=init)[2], search(batches, seed=5, init=init)[2])
-    assert not same(search(batches, seed=5, init="random")[2], search(batches, seed=6, init="random")[2])
-
-
-def test_epochs_are_the_loop_s_epochs(batches: Batches) -> None:
-    pruner, _, _, log = search(batches, steps=None, epochs=3)
-    assert len(log) == 3 * len(batches)
-    assert pruner.learning_rate < 0.1 * 2.0
-
-
-def test_steps_and_epochs_agree_where_the_rate_does(batches: Batches) -> None:
-    constant = {"schedule": lambda progress: 1.0}
-    assert same(
-        search(batches, steps=12, **constant)[2], search(batches, steps=None, epochs=2, **constant)[2]
-    )
-
-
-def test_search_is_sgd_of_section_4_1(batches: Batches) -> None:
-    """The search's own optimizer equals a plain loop with PyTorch's SGD and cosine schedule."""
-    _, _, masks, _ = search(batches, lr=0.5)
-    torch.manual_seed(0)
-    model = ConvNet()
-    pruner = LotteryJackpotPruner(model, CONFIG_LIST)
-    optimizer = torch.optim.SGD(pruner.score_parameters(), lr=0.5, momentum=0.9, weight_decay=5e-4)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda t: 0.5 * (1 + torch.cos(torch.tensor(torch.pi * t / 24)).item())
-    )
-    model.train()
-    for i in range(24):
-        training_step(batches[i % len(batches)], model).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        scheduler.step()
-    assert mask_overlap(masks, pruner.get_masks()).total > 0.999
-
-
-def test_another_optimizer(batches: Batches) -> None:
-    made = []
-
-    def optimizer(scores: list[nn.Parameter]) -> torch.optim.Optimizer:
-        made.append(torch.optim.Adam(scores, lr=0.01))
-        return made[0]
-
-    pruner, start, masks, _ = search(batches, optimizer=optimizer)
-    assert made[0].state[pruner.score_parameters()[0]]["step"] == 24
-    assert not same(start, masks)
-
-
-def test_gradient_accumulation(model: nn.Module, batches: Batches) -> None:
-    """Two half batches per step give the masks of the whole batches, where statistics do not mix them."""
-    halves = [
-        (x, y) for images, labels in batches for x, y in zip(images.chunk(2), labels.chunk(2), strict=True)
-    ]
-    other = copy.deepcopy(model)
-
-    def half_loss(batch: Any, model: nn.Module) -> torch.Tensor:
-        return training_step(batch, model) / 2
-
-    whole = LotteryJackpotPruner(model, CONFIG_LIST, make_evaluator(model, batches), lr=0.5, adapt_norm=False)
-    accumulated = LotteryJackpotPruner(
-        other, CONFIG_LIST, make_evaluator(other, halves, half_loss, accumulate=2), lr=0.5, adapt_norm=False
-    )
-    masks, start = whole.compress(12, None)[1], whole.get_masks()
-    assert mask_overlap(masks, accumulated.compress(12, None)[1]).total > 0.99
-    assert same(start, masks)
-
-
-def test_a_second_search_goes_on_from_the_first(batches: Batches) -> None:
-    pruner, _, masks, _ = search(batches)
-    assert not same(pruner.compress(6, None)[1], masks)
-    assert zeros(pruner) == expected_zeros(pruner.bound_model)
-
-
-@pytest.mark.parametrize("length", [(None, None), (0, None), (None, 0)])
-def test_bad_lengths(model: nn.Module, batches: Batches, length: tuple) -> None:
-    pruner = LotteryJackpotPruner(model, CONFIG_LIST, make_evaluator(model, batches))
-    with pytest.raises(ValueError, match=r"max_steps|compress\("):
-        pruner.compress(*length)
-
-
-# -- divergence
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_nan_loss_keeps_the_last_good_masks(model: nn.Module, batches: Batches, value: float) -> None:
-    dense = dense_of(model)
-    seen = []
-
-    def step(batch: Any, model: nn.Module) -> torch.Tensor:
-        loss = training_step(batch, model)
-        seen.append(
-            {
-                name: module._nni_wrapper.weight_mask.clone()
-                for name, module in model.named_children()
-                if "conv" in name
-            }
-        )
-        return loss * value if len(seen) == 8 else loss
-
-    pruner = LotteryJackpotPruner(model, CONFIG_LIST, make_evaluator(model, batches, step), lr=5.0)
-    with pytest.raises(SearchDivergedError, match="at step 8 of the search"):
-        pruner.compress(24, None)
-    masks = pruner.get_masks()
-    assert all(torch.equal(masks[name]["weight"], mask) for name, mask in seen[6].items())
-    assert any(not torch.equal(seen[6][name], mask) for name, mask in seen[7].items())
-    assert frozen(model, dense)
-    assert pruner.evaluator.model is None
-    # and the pruner is as good as new: scores stand for those masks
-    with torch.no_grad():
-        model(batches[0][0])
-    assert all(torch.equal(pruner.get_masks()[name]["weight"], mask) for name, mask in seen[6].items())
-
-
-def test_nan_gradient_keeps_the_last_good_masks(model: nn.Module, batches: Batches) -> None:
-    seen = []
-
-    def step(batch: Any, model: nn.Module) -> torch.Tensor:
-        loss = training_step(batch, model)
-        seen.append(
-            {
-                name: module._nni_wrapper.weight_mask.clone()
-                for name, module in model.named_children()
-                if "conv" in name
-            }
-        )
-        if len(seen) == 5:
-            loss.register_hook(lambda grad: grad * float("nan"))
-        return loss
-
-    pruner = LotteryJackpotPruner(model, CONFIG_LIST, make_evaluator(model, batches, step), lr=5.0)
-    with pytest.raises(SearchDivergedError, match="score is NaN at step 6"):
-        pruner.compress(24, None)
-    assert all(torch.equal(pruner.get_masks()[name]["weight"], mask) for name, mask in seen[4].items())
-
-
-# -- normalisation statistics
-
-
-def test_norm_statistics_adapt_in_train_mode(batches: Batches) -> None:
-    fresh = ConvNet().bn1.running_mean
-    assert not torch.equal(search(batches)[0].bound_model.bn1.running_mean, fresh)
-    held, start, masks, _ = search(batches, adapt_norm=False)
-    assert torch.equal(held.bound_model.bn1.running_mean, fresh)
-    assert held.bound_model.bn1.num_batches_tracked == 0
-    assert not same(start, masks)
-
-
-@pytest.mark.parametrize("adapt_norm", [True, False])
-def test_norm_statistics_are_estimated_anew(model: nn.Module, batches: Batches, adapt_norm: bool) -> None:
-    pruner = LotteryJackpotPruner(model, CONFIG_LIST, adapt_norm=adapt_norm)
-    model.eval()
-    pruner.reestimate_norm(batches)
-    with torch.no_grad():
-        activations = torch.cat([model.conv1(images) for images, _ in batches])
-    assert torch.allclose(model.bn1.running_mean, activations.mean((0, 2, 3)), atol=1e-6)
-    assert not model.training
-    model.train()
-    before = model.bn1.running_mean.clone()
-    model(batches[0][0])
-    assert torch.equal(model.bn1.running_mean, before) != adapt_norm
 
 
 # -- wrapping, copying, saving

@@ -18,6 +18,7 @@ from nni_jackpot.errors import (
     JackpotError,
     OutputFolderError,
     SearchDivergedError,
+    TrainingDivergedError,
 )
 from nni_jackpot.experiment.config import RunConfig, load_config
 from nni_jackpot.experiment.data import load_data
@@ -201,6 +202,12 @@ def test_a_diverging_search_leaves_no_masks(
     with pytest.raises(SearchDivergedError, match="at step 5 of the search"):
         search(config)
     assert not (tmp_path / "out" / "masks.pth").exists()
+
+
+def test_diverging_pretraining_leaves_no_weights(config_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingDivergedError, match="lower the lr"):
+        pretrain(load_config(config_file, {"pretrain.lr": 1e30}))
+    assert not list((tmp_path / "pretrained").glob("*.pth"))
 
 
 def test_tuned_weights_stay_under_the_mask(config: RunConfig) -> None:

@@ -22,7 +22,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 import numpy as np
 import yaml
 
-from nni_jackpot.errors import ExperimentConfigError, OutputFolderError
+from nni_jackpot.errors import ExperimentConfigError
+from nni_jackpot.files import replace_file
 
 # -- the schema
 
@@ -331,22 +332,13 @@ def config_hash(obj: object) -> str:
 def dump_config(config: RunConfig, path: str | os.PathLike[str]) -> None:
     """Write the YAML file from which `load_config` reads an equal config.
 
-    The file is written aside and renamed, so that it is whole or not there.
-
     Raises
     ------
     OutputFolderError
-        If the folder cannot be created or written.
+        If the folder cannot be created or written; the file is whole or not there.
     """
-    path = Path(path)
-    aside = path.with_name(path.name + ".part")
     text = yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, path)
-    except OSError as error:
-        raise OutputFolderError(f"cannot write the config to {path}: {error}") from error
+    replace_file(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
 # -- YAML

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from filelock import FileLock
@@ -14,6 +11,7 @@ from torch import Tensor, nn
 
 from nni_jackpot.errors import CheckpointError, OutputFolderError
 from nni_jackpot.experiment.config import RunConfig, config_hash, to_dict
+from nni_jackpot.files import load_tensors, replace_file
 
 
 def cache_path(config: RunConfig) -> Path:
@@ -22,7 +20,6 @@ def cache_path(config: RunConfig) -> Path:
     pretrain.pop("cache")
     pretrain.pop("checkpoint")
     data = to_dict(config.data)
-    data.pop("root")
     data.pop("workers")
     data.pop("eval_batch_size")
     key = config_hash({"seed": config.seed, "data": data, "model": config.model, "pretrain": pretrain})
@@ -51,24 +48,26 @@ def ensure_pretrained(model: nn.Module, config: RunConfig, train: Callable[[], N
     CheckpointError
         If ``pretrain.checkpoint`` is missing, unreadable, or of another network.
     OutputFolderError
-        If the cache folder cannot be written.
+        If the cache folder cannot be written; known before the training.
     """
     if config.pretrain.checkpoint is not None:
         path = Path(config.pretrain.checkpoint)
         load_weights(model, path)
         return path
     path = cache_path(config)
+    lock = FileLock(f"{path}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Trials that run side by side want the same weights: one trains, the others wait.
-        with FileLock(f"{path}.lock"):
-            if not path.exists():
-                train()
-                aside = path.with_name(f"{path.name}.part")
-                torch.save(model.state_dict(), aside)
-                os.replace(aside, path)
+        lock.acquire()
     except OSError as error:
         raise OutputFolderError(f"cannot keep pre-trained weights in {path.parent}: {error}") from error
+    try:
+        if not path.exists():
+            train()
+            replace_file(path, lambda aside: torch.save(model.state_dict(), aside))
+    finally:
+        lock.release()
     load_weights(model, path)
     return path
 
@@ -81,20 +80,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     CheckpointError
         If the file is missing, unreadable, or of another network; the model is then unchanged.
     """
-    try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"there is no checkpoint {path}") from None
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-        LookupError,
-        TypeError,
-        ValueError,
-        pickle.UnpicklingError,
-    ) as error:
-        raise CheckpointError(f"{path} is not a checkpoint: {str(error).splitlines()[0]}") from error
+    state = load_tensors(path, "checkpoint")
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path} is not a state dict: tensors by name are wanted")
     own = model.state_dict()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import time
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -24,6 +23,7 @@ from nni_jackpot.experiment.data import Data, load_data
 from nni_jackpot.experiment.models import build_model
 from nni_jackpot.experiment.pretrained import ensure_pretrained
 from nni_jackpot.experiment.train import accuracy, cross_entropy_step, fit, train_weights
+from nni_jackpot.files import replace_file
 from nni_jackpot.masks import Masks, apply_masks, densities, mask_overlap, save_masks
 from nni_jackpot.pruner import LotteryJackpotPruner
 from nni_jackpot.tracking import Tracker, output_folder
@@ -168,10 +168,11 @@ def search(config: RunConfig) -> Result:
     if config.finetune.epochs:
         rows.append(_tuned_instead(setting, dense, start))
     save_masks(masks, folder / "masks.pth")
-    _save(apply_masks(model, masks).state_dict(), folder / "jackpot.pth")
+    apply_masks(model, masks)
+    replace_file(folder / "jackpot.pth", lambda aside: torch.save(model.state_dict(), aside))
     result = Result(rows, mask_overlap(start, masks).total, seconds, folder)
-    summary = {**asdict(result), "folder": str(folder)}
-    _write_text(json.dumps(summary, indent=2), folder / "results.json")
+    text = json.dumps({**asdict(result), "folder": str(folder)}, indent=2)
+    replace_file(folder / "results.json", lambda aside: aside.write_text(text + "\n", encoding="utf-8"))
     return result
 
 
@@ -253,15 +254,3 @@ def _device(name: str) -> torch.device:
             f"device {name} is not there: PyTorch sees no CUDA device; set device to auto or cpu"
         )
     return torch.device(name)
-
-
-def _save(state: dict[str, Tensor], path: Path) -> None:
-    aside = path.with_name(f"{path.name}.part")
-    torch.save(state, aside)
-    os.replace(aside, path)
-
-
-def _write_text(text: str, path: Path) -> None:
-    aside = path.with_name(f"{path.name}.part")
-    aside.write_text(text + "\n", encoding="utf-8")
-    os.replace(aside, path)

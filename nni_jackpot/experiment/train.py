@@ -12,6 +12,7 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
 
+from nni_jackpot.errors import TrainingDivergedError
 from nni_jackpot.experiment.config import TrainConfig
 from nni_jackpot.masks import Masks
 from nni_jackpot.schedule import cosine
@@ -74,7 +75,13 @@ def train_weights(
     on_epoch: Callable[[], None],
     masks: Masks | None = None,
 ) -> None:
-    """Train weights by SGD with a cosine schedule; under masks, pruned weights stay zero (Eq. 9)."""
+    """Train weights by SGD with a cosine schedule; under masks, pruned weights stay zero (Eq. 9).
+
+    Raises
+    ------
+    TrainingDivergedError
+        If the loss is not finite at the end of an epoch.
+    """
     optimizer = SGD(model.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
     total_steps = config.epochs * len(loader)
     scheduler = LambdaLR(optimizer, lambda step: cosine(min(1.0, step / total_steps)))
@@ -84,6 +91,20 @@ def train_weights(
     def keep_zeros(*_: Any) -> None:
         for parameter, places in pruned:
             parameter.masked_fill_(places, 0)
+
+    last_loss = torch.zeros(())
+
+    def remember(loss: Tensor) -> None:
+        nonlocal last_loss
+        last_loss = loss
+        on_step(loss)
+
+    def check() -> None:
+        if not last_loss.isfinite():  # once an epoch, for a look at each loss would wait for the device
+            raise TrainingDivergedError(
+                f"the loss became {last_loss.item()}: lower the lr, which is {config.lr}"
+            )
+        on_epoch()
 
     keep_zeros()
     optimizer.register_step_post_hook(keep_zeros)
@@ -95,8 +116,8 @@ def train_weights(
         max_epochs=config.epochs,
         loader=loader,
         device=device,
-        on_step=on_step,
-        on_epoch=on_epoch,
+        on_step=remember,
+        on_epoch=check,
     )
 
 
