@@ -222,7 +222,7 @@ def copies() -> Iterator[Any]:
     yield pytest.param(save_and_load, id="torch.save")
 
 
-@pytest.mark.parametrize("duplicate", copies())
+@pytest.mark.parametrize("duplicate", list(copies()))
 def test_copies_of_the_wrapped_model(model: nn.Module, batches: Batches, duplicate: Callable) -> None:
     pruner = LotteryJackpotPruner(model, CONFIG_LIST)
     training_step(batches[0], model).backward()  # leaves a graph behind

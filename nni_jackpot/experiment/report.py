@@ -24,7 +24,7 @@ def summary(results: Sequence[Result]) -> str:
         table.add_row([rows[0].name, spread, f"{100 * rows[0].sparsity:.1f}", rows[0].epochs])
     overlap = _spread([100 * result.overlap for result in results])
     seconds = statistics.mean(result.seconds for result in results)
-    runs = "" if len(results) == 1 else f" over {len(results)} seeds"
+    runs = "" if len(results) == 1 else f" a run, {len(results)} runs"
     return "\n".join(
         [
             table.get_string(),
