@@ -341,6 +341,8 @@ class LotteryJackpotPruner(Pruner):
                     for _ in range(max_epochs or 0):
                         self._clock.begin_epoch()
                         train(None, 1)
+                for target in self._targets:  # the last step, too, may have left scores that have no order
+                    target.refresh()
             except SearchDivergedError as error:
                 self._keep_last_good_masks()
                 raise SearchDivergedError(
