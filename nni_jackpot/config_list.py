@@ -161,11 +161,14 @@ def _settings(name: str, module: nn.Module, entry: dict[str, Any]) -> dict[str, 
                 f"{name}.{target}: inputs and outputs hold no weights that could be searched"
             )
     active = {target: s for target, s in settings.items() if s.get("sparse_ratio") is not None}
-    for target in settings.keys() - active.keys():
-        # A bias stays whole unless it has a sparse ratio of its own; a threshold must not pass unnoticed.
-        for key in ("sparse_threshold", "global_group_id"):
-            if settings[target].get(key) is not None:
-                raise SparseRatioError(f"{name}.{target} has a {key} but no sparse_ratio: {entry}")
+    for target in [target for target in settings if target not in active]:
+        # A target without a sparse ratio of its own, such as a bias, stays whole: it can have no other wish.
+        usual = PruningSetting.registry[kind].get(target, {})
+        wishes = {key: v for key, v in settings[target].items() if v is not None and v != usual.get(key)}
+        if wishes and not active:
+            raise SparseRatioError(f"{name}.{target} has {wishes} but no sparse_ratio: {entry}")
+        if wishes:
+            raise ConfigListError(f"{name}.{target}: {wishes} is not supported without a sparse_ratio")
     if not active:
         raise SparseRatioError(f"the config list entry {entry} gives {name} no sparse_ratio")
     return active
