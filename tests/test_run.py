@@ -123,6 +123,15 @@ def test_pretraining_happens_once(config: RunConfig, config_file: Path) -> None:
     assert cache_path(load_config(config_file, {"seed": 1})) != path
 
 
+def test_no_epochs_of_pretraining_are_random_weights(config_file: Path) -> None:
+    config = load_config(config_file, {"pretrain.epochs": 0})
+    path, _ = pretrain(config)
+    torch.manual_seed(config.seed)
+    drawn = model_of(config)
+    saved = torch.load(path, weights_only=True)
+    assert all(torch.equal(saved[name], value) for name, value in drawn.state_dict().items())
+
+
 def test_norm_statistics_can_be_held_and_estimated_anew(config_file: Path) -> None:
     held = search(load_config(config_file, {"search.adapt_norm": False, "finetune.epochs": 0}))
     anew = search(

@@ -83,7 +83,7 @@ def train_weights(
         If the loss is not finite at the end of an epoch.
     """
     optimizer = SGD(model.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-    total_steps = config.epochs * len(loader)
+    total_steps = max(1, config.epochs * len(loader))  # no epochs: the weights as they are drawn
     scheduler = LambdaLR(optimizer, lambda step: cosine(min(1.0, step / total_steps)))
     pruned = _pruned_places(model, masks or {})
 
