@@ -71,6 +71,13 @@ def densities(masks: Masks) -> dict[str, float]:
     return {name: mask.count_nonzero().item() / max(mask.numel(), 1) for name, mask in _named(masks)}
 
 
+def sparsity_of(masks: Masks) -> float:
+    """Return the share of zeros over all targets that are pruned at all, together."""
+    pruned = [mask for _, mask in _named(masks) if not mask.all()]
+    zeros = sum(int((mask == 0).sum()) for mask in pruned)
+    return zeros / max(1, sum(mask.numel() for mask in pruned))
+
+
 def save_masks(masks: Masks, path: str | os.PathLike[str]) -> None:
     """Save masks as the file that ``ModelSpeedup(model, dummy_input, path)`` reads.
 

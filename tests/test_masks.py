@@ -11,7 +11,7 @@ from torch import nn
 
 from nni_jackpot import LotteryJackpotPruner, apply_masks, load_masks, mask_overlap, save_masks
 from nni_jackpot.errors import CheckpointError, MaskError, OutputFolderError
-from nni_jackpot.masks import densities
+from nni_jackpot.masks import densities, sparsity_of
 
 A = {
     "conv": {"weight": torch.tensor([1.0, 1.0, 0.0, 0.0]), "bias": torch.ones(2)},
@@ -39,6 +39,11 @@ def test_overlap_refuses_masks_of_different_targets() -> None:
 
 def test_densities() -> None:
     assert densities(A) == {"conv.weight": 0.5, "conv.bias": 1.0, "fc.weight": 0.5}
+
+
+def test_sparsity_counts_pruned_targets_only() -> None:
+    assert sparsity_of(A) == 0.5
+    assert sparsity_of({"conv": {"bias": torch.ones(2), "weight": None}}) == 0.0
 
 
 def test_save_and_load(tmp_path: Path) -> None:

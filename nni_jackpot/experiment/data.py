@@ -61,6 +61,10 @@ class Data:
     in_channels: int
     image_size: int
 
+    def restart(self) -> None:
+        """Begin the sequence of training epochs anew, as if just loaded."""
+        self.train.batch_sampler.epoch = 0  # type: ignore[union-attr]
+
 
 def load_data(config: DataConfig, seed: int) -> Data:
     """Load a dataset.

@@ -24,7 +24,7 @@ from nni_jackpot.experiment.models import build_model
 from nni_jackpot.experiment.pretrained import ensure_pretrained
 from nni_jackpot.experiment.train import accuracy, cross_entropy_step, fit, train_weights
 from nni_jackpot.files import replace_file
-from nni_jackpot.masks import Masks, apply_masks, densities, mask_overlap, save_masks
+from nni_jackpot.masks import Masks, apply_masks, densities, mask_overlap, save_masks, sparsity_of
 from nni_jackpot.pruner import LotteryJackpotPruner
 from nni_jackpot.tracking import Tracker, output_folder
 
@@ -106,7 +106,7 @@ class Setting:
         path = ensure_pretrained(self.model, self.config, train)
         # What follows must not depend on whether the weights were trained just now.
         torch.manual_seed(self.config.seed)
-        self.data = load_data(self.config.data, self.config.seed)
+        self.data.restart()
         return path
 
     def train(self, model: nn.Module, config: TrainConfig, name: str, masks: Masks | None = None) -> None:
@@ -147,19 +147,19 @@ def search(config: RunConfig) -> Result:
     dense = copy.deepcopy(model.state_dict())
     rows = [Row("dense", setting.evaluate(model), 0.0, 0)]
 
-    with Tracker(folder, config.search.epochs * len(setting.data.train), description="search") as tracker:
-        pruner = _make_pruner(setting, tracker)
-        start = pruner.get_masks()
-        sparsity = _sparsity(start)
+    steps = config.search.epochs * len(setting.data.train)
+    with Tracker(folder, steps, description="search") as tracker:
+        pruner, start = _make_pruner(setting, tracker)
+        sparsity = sparsity_of(start)
         alone = f"{config.search.init} mask alone"
         rows.append(Row(alone, setting.evaluate(model), sparsity, 0))
         rows.append(Row(f"{alone}, norm re-estimated", _with_norm_reestimated(setting), sparsity, 0))
         began = time.perf_counter()
-        steps = config.search.epochs * len(setting.data.train)
         _, masks = pruner.compress(max_steps=steps, max_epochs=config.search.epochs)
         seconds = time.perf_counter() - began
         if config.search.reestimate_norm:
-            pruner.reestimate_norm(_images(setting))
+            setting.data.restart()
+            pruner.reestimate_norm(setting.data.train)
         rows.append(Row("jackpot", setting.evaluate(model), sparsity, config.search.epochs))
         tracker.final(rows[-1].accuracy)
     pruner.unwrap_model()
@@ -176,8 +176,8 @@ def search(config: RunConfig) -> Result:
     return result
 
 
-def _make_pruner(setting: Setting, tracker: Tracker) -> LotteryJackpotPruner:
-    """Wrap the model, with an evaluator whose loop feeds the tracker."""
+def _make_pruner(setting: Setting, tracker: Tracker) -> tuple[LotteryJackpotPruner, Masks]:
+    """Wrap the model, with an evaluator whose loop feeds the tracker; return the initial masks as well."""
     model, options = setting.model, setting.config.search
 
     def on_step(loss: Tensor) -> None:
@@ -206,35 +206,26 @@ def _make_pruner(setting: Setting, tracker: Tracker) -> LotteryJackpotPruner:
         adapt_norm=options.adapt_norm,
     )
     start = pruner.get_masks()
-    return pruner
+    return pruner, start
 
 
 def _with_norm_reestimated(setting: Setting) -> float:
     """Return the accuracy under the masks as they are, had the normalisation statistics followed them."""
     model = copy.deepcopy(setting.model)
-    update_bn(_images(setting), model, setting.device)
+    update_bn(setting.data.train, model, setting.device)
+    setting.data.restart()
     return setting.evaluate(model)
-
-
-def _images(setting: Setting) -> list[Tensor]:
-    return [images for images, _ in load_data(setting.config.data, setting.config.seed).train]
 
 
 def _tuned_instead(setting: Setting, dense: dict[str, Tensor], masks: Masks) -> Row:
     """Tune the weights under the initial masks, which is what a search saves."""
     config = setting.config
-    setting.data = load_data(config.data, config.seed)
+    setting.data.restart()
     model = copy.deepcopy(setting.model)
     model.load_state_dict(dense)
     setting.train(model, config.finetune, "finetune", masks)
     name = f"{config.search.init} mask, weights tuned"
-    return Row(name, setting.evaluate(model), _sparsity(masks), config.finetune.epochs)
-
-
-def _sparsity(masks: Masks) -> float:
-    """Return the share of zeros over all targets that are pruned at all."""
-    pruned = [m for targets in masks.values() for m in targets.values() if m is not None and not m.all()]
-    return 1.0 - sum(int(m.sum()) for m in pruned) / max(1, sum(m.numel() for m in pruned))
+    return Row(name, setting.evaluate(model), sparsity_of(masks), config.finetune.epochs)
 
 
 def _check_frozen(model: nn.Module, dense: dict[str, Tensor]) -> None:
