@@ -33,6 +33,10 @@ class MaskError(JackpotError, ValueError):
     """Masks do not fit the model, or do not fit each other."""
 
 
+class CalibrationError(JackpotError, ValueError):
+    """The evaluator's training loop does not give the losses that a pruning criterion needs."""
+
+
 class SearchDivergedError(JackpotError, FloatingPointError):
     """The loss or a score became NaN or infinite during the search."""
 

@@ -1,8 +1,20 @@
 from __future__ import annotations
 
-import torch
+import math
+from collections.abc import Callable
+from pathlib import Path
 
-from nni_jackpot.criteria import magnitude, random
+import pytest
+import torch
+from conftest import CONFIG_LIST, Batches, ConvNet, make_evaluator, training_step
+from nni.compression.base.compressor import Pruner
+from torch import Tensor, distributed, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from nni_jackpot.calibration import losses_of
+from nni_jackpot.criteria import CRITERIA, NEEDS_LOSSES, Losses, grasp, magnitude, random, snip
+from nni_jackpot.errors import SearchDivergedError
 
 
 def test_magnitude_is_the_absolute_weight() -> None:
@@ -22,3 +34,238 @@ def test_random_follows_the_seed() -> None:
     assert not torch.equal(first["a"], second["a"])
     assert first["b"].shape == (5, 10)
     assert 0 <= first["a"].min() < first["a"].max() < 1
+
+
+def test_criteria_that_need_losses() -> None:
+    assert CRITERIA.keys() > NEEDS_LOSSES
+    weights = {"a": torch.ones(2)}
+    assert all(CRITERIA[name](weights, None)["a"].shape == (2,) for name in CRITERIA.keys() - NEEDS_LOSSES)
+
+
+# -- losses by hand: a small network in double precision
+
+Weights = dict[str, Tensor]
+
+
+@pytest.fixture
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+
+
+@pytest.fixture
+def data() -> Batches:
+    torch.manual_seed(1)
+    return [(torch.randn(6, 4).double(), torch.randint(3, (6,))) for _ in range(3)]
+
+
+def losses_at(net: nn.Module, data: Batches, calls: list[int] | None = None) -> Losses:
+    def losses(visit: Callable[[Tensor], None]) -> None:
+        for images, labels in data:
+            visit(F.cross_entropy(net(images), labels))
+        if calls is not None:
+            calls.append(len(data))
+
+    return losses
+
+
+def weights_of(net: nn.Module) -> Weights:
+    return {name: p for name, p in net.named_parameters() if name.endswith("weight")}
+
+
+def mean_loss(net: nn.Module, data: Batches, weights: Weights) -> Tensor:
+    return torch.stack([F.cross_entropy(functional_call(net, weights, x), y) for x, y in data]).mean()
+
+
+def nudge(weights: Weights, key: str, i: int, factor: float) -> Weights:
+    """Scale a single weight: what a gate of this value does."""
+    changed = {name: weight.detach().clone() for name, weight in weights.items()}
+    changed[key].view(-1)[i] *= factor
+    return changed
+
+
+@pytest.mark.parametrize("n_batches", [1, 3])
+def test_snip_is_the_slope_of_the_loss_in_a_gate(net: nn.Module, data: Batches, n_batches: int) -> None:
+    data, weights, step = data[:n_batches], weights_of(net), 1e-6
+    importance = snip(weights, losses_at(net, data))
+    for key, weight in weights.items():
+        assert importance[key].shape == weight.shape
+        assert importance[key].dtype == torch.float64
+        assert not importance[key].requires_grad
+        for i in range(weight.numel()):
+            up = mean_loss(net, data, nudge(weights, key, i, 1 + step))
+            down = mean_loss(net, data, nudge(weights, key, i, 1 - step))
+            slope = abs((up - down) / (2 * step)).item()
+            assert importance[key].view(-1)[i].item() == pytest.approx(slope, rel=1e-5, abs=1e-9)
+
+
+@pytest.mark.parametrize("n_batches", [1, 3])
+def test_grasp_is_the_weight_times_hessian_times_gradient(
+    net: nn.Module, data: Batches, n_batches: int
+) -> None:
+    data, weights = data[:n_batches], weights_of(net)
+    shapes = {name: weight.shape for name, weight in weights.items()}
+    flat = torch.cat([weight.detach().flatten() for weight in weights.values()])
+
+    def loss_of(flat: Tensor) -> Tensor:
+        parts = flat.split([shape.numel() for shape in shapes.values()])
+        given = {n: part.view(shape) for (n, shape), part in zip(shapes.items(), parts, strict=True)}
+        return mean_loss(net, data, given)
+
+    hessian = torch.autograd.functional.hessian(loss_of, flat)
+    gradient = torch.autograd.functional.jacobian(loss_of, flat)
+    calls: list[int] = []
+    importance = grasp(weights, losses_at(net, data, calls))
+    found = torch.cat([values.flatten() for values in importance.values()])
+    torch.testing.assert_close(found, flat * (hessian @ gradient))
+    assert found.min() < 0 < found.max()
+    assert not found.requires_grad
+    assert len(calls) == (1 if n_batches == 1 else 2)
+
+
+def test_grasp_tells_what_a_removed_weight_does_to_the_gradient_flow(net: nn.Module, data: Batches) -> None:
+    """Eq. 15: a step of -w changes the squared norm of the gradient by -2 w * Hg, to first order."""
+    data, weights, step = data[:1], weights_of(net), 1e-5
+
+    def flow(weights: Weights) -> float:
+        leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
+        slopes = torch.autograd.grad(mean_loss(net, data, leaves), list(leaves.values()))
+        return sum(slope.square().sum().item() for slope in slopes)
+
+    importance = grasp(weights, losses_at(net, data))
+    for key, weight in weights.items():
+        for i in range(weight.numel()):
+            up, down = (flow(nudge(weights, key, i, 1 + sign * step)) for sign in (1, -1))
+            change = (down - up) / (2 * step)
+            assert -2 * importance[key].view(-1)[i].item() == pytest.approx(change, rel=1e-4, abs=1e-8)
+
+
+@pytest.mark.parametrize("criterion", [snip, grasp])
+def test_a_weight_that_no_loss_depends_on_is_not_important(
+    net: nn.Module, data: Batches, criterion: Callable
+) -> None:
+    spare = nn.Parameter(torch.ones(2, 2).double())
+    importance = criterion({"spare": spare, **weights_of(net)}, losses_at(net, data))
+    assert torch.equal(importance["spare"], torch.zeros(2, 2).double())
+    without = criterion(weights_of(net), losses_at(net, data))
+    assert all(torch.equal(importance[key], without[key]) for key in without)
+
+
+def test_a_linear_loss_has_no_hessian() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    importance = grasp({"a": weight}, lambda visit: visit((weight * 2).sum()))
+    assert torch.equal(importance["a"], torch.zeros(3))
+
+
+def test_grasp_sees_through_attention() -> None:
+    torch.manual_seed(0)
+    attention = nn.MultiheadAttention(8, 2, batch_first=True)
+    x = torch.randn(2, 5, 8)
+
+    def losses(visit: Callable[[Tensor], None]) -> None:
+        visit(attention(x, x, x, need_weights=False)[0].square().mean())
+
+    importance = grasp({"q": attention.in_proj_weight}, losses)
+    assert importance["q"].abs().sum() > 0
+
+
+@pytest.mark.parametrize("criterion", [snip, grasp])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_summed_in_single(criterion: Callable, dtype: torch.dtype) -> None:
+    weight = nn.Parameter(torch.full((2,), 0.5, dtype=dtype))
+    n = 1000
+
+    def losses(visit: Callable[[Tensor], None]) -> None:
+        for _ in range(n):  # a sum of a thousand equal addends stalls in bfloat16 before it is there
+            visit(weight.square().sum() / 2)
+
+    importance = criterion({"a": weight}, losses)["a"]
+    assert importance.dtype == torch.float32
+    torch.testing.assert_close(importance, torch.full((2,), 0.25))
+
+
+@pytest.mark.parametrize("criterion", [snip, grasp])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_importance_that_is_not_finite(criterion: Callable, bad: float) -> None:
+    weights = {"fine": nn.Parameter(torch.ones(2)), "bad": nn.Parameter(torch.ones(2))}
+
+    def losses(visit: Callable[[Tensor], None]) -> None:
+        visit(weights["fine"].square().sum() + weights["bad"].square().sum() * bad)
+
+    with pytest.raises(SearchDivergedError, match=f"{criterion.__name__} importance of bad is not finite"):
+        criterion(weights, losses)
+
+
+# -- through NNI: wrappers and evaluator
+
+
+def by_evaluator(model: nn.Module, data: Batches, criterion: Callable, n_batches: int) -> dict:
+    evaluator = make_evaluator(model, data)
+    pruner = Pruner(model, CONFIG_LIST, evaluator)
+    # NNI's order of targets changes from process to process.
+    weights = {name: spaces["weight"].target for name, spaces in sorted(pruner._target_spaces.items())}
+    losses = losses_of(evaluator, model, pruner._get_param_names_map(), weights.values(), n_batches)
+    return criterion(weights, losses)
+
+
+@pytest.mark.parametrize("criterion", [snip, grasp])
+@pytest.mark.parametrize("n_batches", [1, 3])
+def test_an_evaluator_gives_what_a_loop_by_hand_gives(
+    model: nn.Module, batches: Batches, criterion: Callable, n_batches: int
+) -> None:
+    weights = {name: getattr(model, name).weight for name in ("conv1", "conv2")}
+    model.train()
+
+    def losses(visit: Callable[[Tensor], None]) -> None:
+        for batch in batches[:n_batches]:
+            visit(training_step(batch, model))
+
+    expected = criterion(weights, losses)
+    found = by_evaluator(model, batches, criterion, n_batches)
+    assert found.keys() == expected.keys()
+    for key in expected:
+        torch.testing.assert_close(found[key], expected[key], rtol=1e-4, atol=1e-8)
+
+
+# -- several processes
+
+
+def doubles(batches: Batches) -> Batches:
+    return [(images.double(), labels) for images, labels in batches]
+
+
+def _rank(rank: int, folder: Path, data: Batches) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    try:
+        found = {}
+        for criterion, n_batches in ((snip, 2), (grasp, 2), (grasp, 1)):
+            torch.manual_seed(0)
+            model = nn.parallel.DistributedDataParallel(ConvNet().double())
+            importance = by_evaluator(model, data[rank::2], criterion, n_batches)
+            found[criterion.__name__, n_batches] = {
+                k.removeprefix("module."): v for k, v in importance.items()
+            }
+        torch.save(found, folder / f"{rank}.pt")
+    finally:
+        distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not distributed.is_available(), reason="PyTorch without torch.distributed")
+def test_all_ranks_agree_on_the_importance_over_all_batches(
+    model: nn.Module, batches: Batches, tmp_path: Path
+) -> None:
+    torch.multiprocessing.spawn(_rank, (tmp_path, doubles(batches)), nprocs=2)
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    model.double().train()
+    for (name, n_batches), importance in ranks[0].items():
+        weights = {key: model.get_submodule(key).weight for key in importance}
+
+        def losses(visit: Callable[[Tensor], None], n_batches: int = n_batches) -> None:
+            for batch in doubles(batches[: 2 * n_batches]):
+                visit(training_step(batch, model))
+
+        expected = CRITERIA[name](weights, losses)
+        for key, values in importance.items():
+            assert torch.equal(values, ranks[1][name, n_batches][key])
+            torch.testing.assert_close(values, expected[key])
