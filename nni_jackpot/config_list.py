@@ -6,9 +6,11 @@ every entry is checked first, by NNI's own selectors, settings and schema, and w
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, cast
 
 from nni.compression.base.config import (
     default_config_schema,
@@ -28,9 +30,10 @@ from nni_jackpot.errors import (
 )
 
 _LEGACY_KEYS = {"exclude", "sparsity", "sparsity_per_layer", "total_sparsity", "op_partial_names"}
+_BOUNDS = {"min_sparse_ratio", "max_sparse_ratio"}
 _RATIO_KEYS = ("sparse_ratio", "sparsity", "sparsity_per_layer", "total_sparsity")
-# What a scored target may ask for. Any other key that NNI accepts is an error rather than silently ignored.
-_HONOURED = {"sparse_ratio", "global_group_id", "granularity", "apply_method"}
+# What a target may wish that has no sparse ratio of its own: its mask is that of another target.
+_ALIGNED_KEYS = {"align", "apply_method", "granularity"}
 
 ConfigList = Sequence[Mapping[str, Any]]
 
@@ -44,14 +47,16 @@ def check_config_list(model: nn.Module, config_list: ConfigList) -> list[dict[st
         The unwrapped model.
     config_list
         NNI's config list, in the form of NNI 3.0 or the legacy one (``sparsity``, ``total_sparsity``,
-        ``exclude``, ``op_partial_names``).
+        ``exclude``, ``op_partial_names``). Beyond NNI, an entry or a target setting may have a
+        ``sparse_pattern``, ``"N:M"``: of every M weights in a row along the input dimension N are kept.
 
     Raises
     ------
     EmptyMatchError
         If the list, or an entry of it, selects no module.
     SparseRatioError
-        If a sparse ratio is missing, no number, outside [0, 1), or differs within a ``global_group_id``.
+        If a sparse ratio is missing, no number, outside [0, 1), or differs within a ``global_group_id`` or
+        ``dependency_group_id``.
     TargetWithoutParametersError
         If a selected module, or a target that is to be pruned, holds no parameter.
     WeightDtypeError
@@ -64,22 +69,39 @@ def check_config_list(model: nn.Module, config_list: ConfigList) -> list[dict[st
     entries = [dict(deepcopy(entry)) for entry in config_list]
     for entry in entries:
         _check_ratios(entry)
-    group_ratios: dict[int | str, float] = {}
+    group_ratios: dict[tuple[str, int | str], float] = {}
     checked = _to_current_form(entries)
     if not checked:
         raise EmptyMatchError("the config list selects nothing: it has no entry that prunes")
     for entry in checked:
         for name, module in _select(model, entry).items():
             for target, setting in _settings(name, module, entry).items():
-                _check_target(f"{name}.{target}", getattr(module, target, None), setting)
-                _check_group(f"{name}.{target}", setting, group_ratios)
+                _check_target(f"{name}.{target}", module, getattr(module, target, None), setting)
+                _check_groups(f"{name}.{target}", setting, group_ratios)
     return checked
 
 
+def parse_pattern(pattern: str) -> tuple[int, int]:
+    """Return N and M of a ``sparse_pattern``.
+
+    Raises
+    ------
+    ConfigListError
+        If it is not of the form ``"N:M"`` with 0 < N < M.
+    """
+    match = re.fullmatch(r"(\d+):(\d+)", pattern) if isinstance(pattern, str) else None
+    if match is None or not 0 < int(match[1]) < int(match[2]):
+        raise ConfigListError(f"sparse_pattern must be 'N:M' with 0 < N < M, such as '2:4', got {pattern!r}")
+    return int(match[1]), int(match[2])
+
+
 def _check_ratios(entry: dict[str, Any]) -> None:
-    """Make every sparse ratio of an entry a float in [0, 1)."""
-    settings = [entry, *(entry.get("target_settings") or {}).values()]
-    for setting in settings:
+    """Make every sparse ratio of an entry a float in [0, 1), and move a pattern to the weight it is about."""
+    if (pattern := entry.pop("sparse_pattern", None)) is not None:
+        targets = entry.setdefault("target_settings", {})
+        targets["weight"] = {"sparse_pattern": pattern, **targets.get("weight", {})}
+    targets = entry.get("target_settings") or {}
+    for setting in [entry, *targets.values()]:
         for key in _RATIO_KEYS:
             if key not in setting:
                 continue
@@ -90,6 +112,18 @@ def _check_ratios(entry: dict[str, Any]) -> None:
                 hint = f"; for {ratio} percent write {ratio / 100}" if 1 < ratio < 100 else ""
                 raise SparseRatioError(f"{key} must lie in [0, 1), got {ratio} in {entry}{hint}")
             setting[key] = float(ratio)
+        if isinstance(setting.get("sparse_threshold"), int):
+            setting["sparse_threshold"] = float(setting["sparse_threshold"])
+    for setting in targets.values():
+        if "sparse_pattern" in setting:
+            kept, of = parse_pattern(setting["sparse_pattern"])
+            asked = setting.get("sparse_ratio", entry.get("sparse_ratio"))
+            if asked is None:
+                asked = setting["sparse_ratio"] = 1 - kept / of
+            if not math.isclose(asked, 1 - kept / of):
+                raise SparseRatioError(
+                    f"sparse_pattern {kept}:{of} is a sparse_ratio of {1 - kept / of}, got {asked} in {entry}"
+                )
 
 
 def _to_current_form(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -108,12 +142,18 @@ def _to_current_form(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
         entries = [entry for entry, excludes in zip(entries, excluding, strict=True) if not excludes]
     schema = default_config_schema("pruning")
     for entry in entries:
-        # NNI translates ``total_sparsity`` to a key that its own schema refuses.
-        for setting in (entry.get("target_settings") or {}).values():
-            if "group_id" in setting:
-                setting["global_group_id"] = setting.pop("group_id")
+        known_to_nni = dict(entry)
+        if targets := entry.get("target_settings"):
+            # NNI translates ``total_sparsity`` to a key that its own schema refuses.
+            for setting in targets.values():
+                if "group_id" in setting:
+                    setting["global_group_id"] = setting.pop("group_id")
+            known_to_nni["target_settings"] = {
+                name: {key: value for key, value in setting.items() if key != "sparse_pattern"}
+                for name, setting in targets.items()
+            }
         try:
-            schema.validate(entry)
+            schema.validate(known_to_nni)
         except SchemaError as error:
             raise ConfigListError(f"NNI does not accept the config list entry {entry}: {error}") from error
     return entries
@@ -135,7 +175,7 @@ def _select(model: nn.Module, entry: dict[str, Any]) -> dict[str, nn.Module]:
 
 
 def _settings(name: str, module: nn.Module, entry: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return NNI's setting of every target of a module that is to be pruned."""
+    """Return NNI's setting of every target of a module that is to be pruned by itself."""
     kind = type(module).__name__
     if not any(True for _ in module.parameters(recurse=False)):
         raise TargetWithoutParametersError(
@@ -155,49 +195,123 @@ def _settings(name: str, module: nn.Module, entry: dict[str, Any]) -> dict[str, 
         raise ConfigListError(
             f"{name} ({kind}) has no pruning target {error} asked for by {entry}"
         ) from error
-    for target in settings:
-        if target.startswith((INPUT_PREFIX, OUTPUT_PREFIX)):
-            raise ConfigListError(
-                f"{name}.{target}: inputs and outputs hold no weights that could be searched"
-            )
-    active = {target: s for target, s in settings.items() if s.get("sparse_ratio") is not None}
-    for target in [target for target in settings if target not in active]:
-        # A target without a sparse ratio of its own, such as a bias, stays whole: it can have no other wish.
+    active = {
+        target: s
+        for target, s in settings.items()
+        if s.get("sparse_ratio") is not None or s.get("sparse_threshold") is not None
+    }
+    aligned = False
+    for target, setting in settings.items():
         usual = PruningSetting.registry[kind].get(target, {})
-        wishes = {key: v for key, v in settings[target].items() if v is not None and v != usual.get(key)}
-        if wishes and not active:
-            raise SparseRatioError(f"{name}.{target} has {wishes} but no sparse_ratio: {entry}")
-        if wishes:
+        wishes = {key: v for key, v in setting.items() if v is not None and v != usual.get(key)}
+        is_aligned = setting.get("align") is not None
+        aligned |= is_aligned and has_align_of_its_own(public, target)
+        if target.startswith((INPUT_PREFIX, OUTPUT_PREFIX)):
+            if target in active or not is_aligned:
+                raise ConfigListError(
+                    f"{name}.{target}: inputs and outputs hold no weights that could be searched; "
+                    "give it an align to a target that is"
+                )
+        elif target in active:
+            if is_aligned and has_align_of_its_own(public, target):
+                raise ConfigListError(f"{name}.{target} has both an align and a sparse ratio: {entry}")
+        elif wishes.keys() - (_ALIGNED_KEYS if is_aligned else set()):
+            # It stays whole, as a bias does: it can have no other wish.
+            if not active:
+                raise SparseRatioError(f"{name}.{target} has {wishes} but no sparse_ratio: {entry}")
             raise ConfigListError(f"{name}.{target}: {wishes} is not supported without a sparse_ratio")
-    if not active:
+    if not active and not aligned:
         raise SparseRatioError(f"the config list entry {entry} gives {name} no sparse_ratio")
     return active
 
 
-def _check_target(name: str, parameter: Tensor | None, setting: dict[str, Any]) -> None:
+def has_align_of_its_own(entry: Mapping[str, Any], target: str) -> bool:
+    """Tell whether an entry says ``align`` for a target, rather than leaving it to NNI's default."""
+    settings = entry.get("target_settings") or {}
+    names = [target, *(prefix for prefix in (INPUT_PREFIX, OUTPUT_PREFIX) if target.startswith(prefix))]
+    return "align" in entry or any("align" in settings.get(name, {}) for name in names)
+
+
+def _check_target(name: str, module: nn.Module, parameter: Tensor | None, setting: dict[str, Any]) -> None:
     if parameter is None:
         raise TargetWithoutParametersError(f"{name} is None: there is no parameter to prune")
     if not parameter.is_floating_point():
         raise WeightDtypeError(f"{name} is {parameter.dtype}: scores need floating-point weights")
-    for key, value in setting.items():
-        if value is not None and key not in _HONOURED:
-            raise ConfigListError(f"{name}: {key}={value!r} is not supported")
-    if setting.get("granularity") not in (None, "default"):
+    low, high = setting.get("min_sparse_ratio") or 0.0, setting.get("max_sparse_ratio")
+    if high is not None and low > high:
+        raise SparseRatioError(f"{name}: min_sparse_ratio {low} is above max_sparse_ratio {high}")
+    if setting.get("apply_method") == "add":
         raise ConfigListError(
-            f"{name}: granularity={setting['granularity']!r} is not supported; "
-            "'default' searches single weights (fine-grained)"
+            f"{name}: apply_method='add' is not supported for weights, only for inputs and outputs; use 'mul'"
         )
-    if setting.get("apply_method") not in (None, "mul"):
-        raise ConfigListError(f"{name}: apply_method={setting['apply_method']!r} is not supported; use 'mul'")
+    _check_granularity(name, module, parameter, setting)
+    if (pattern := setting.get("sparse_pattern")) is not None:
+        _check_pattern(name, module, parameter, parse_pattern(pattern)[1], setting)
 
 
-def _check_group(name: str, setting: dict[str, Any], group_ratios: dict[int | str, float]) -> None:
-    """Every member of a global group must have the group's sparse ratio."""
-    group = setting.get("global_group_id")
-    if group is None:
+def _check_granularity(name: str, module: nn.Module, parameter: Tensor, setting: dict[str, Any]) -> None:
+    granularity = setting.get("granularity")
+    if granularity in (None, "default", "out_channel", "in_channel"):
+        channels = {"out_channel": 1, "in_channel": 2}.get(granularity or "", 0)
+        if parameter.dim() < channels:
+            raise ConfigListError(f"{name} has {parameter.dim()} dimension(s), no {granularity}")
+        if channels and is_transposed(module) and cast(Any, module).groups > 1:
+            raise ConfigListError(
+                f"{name}: granularity={granularity!r} is not supported for transposed convolutions with "
+                "groups, whose weights have no dimension of output channels"
+            )
         return
-    ratio = group_ratios.setdefault(group, setting["sparse_ratio"])
-    if ratio != setting["sparse_ratio"]:
-        raise SparseRatioError(
-            f"{name} has sparse_ratio {setting['sparse_ratio']}, its global_group_id {group!r} has {ratio}"
+    if granularity == "per_channel":
+        raise ConfigListError(f"{name}: granularity='per_channel' is for inputs and outputs")
+    kernel = granularity if all(isinstance(step, int) for step in granularity) else granularity[0]
+    if (
+        not isinstance(kernel, list | tuple)
+        or not 0 < len(kernel) <= parameter.dim()
+        or not all(isinstance(step, int) and (step == -1 or step > 0) for step in kernel)
+    ):
+        raise ConfigListError(
+            f"{name}: granularity={granularity!r} must be a list of at most {parameter.dim()} block sizes, "
+            "each positive or -1, or [such a list, 'front' or 'back', padding]"
         )
+
+
+def _check_pattern(name: str, module: nn.Module, parameter: Tensor, of: int, setting: dict[str, Any]) -> None:
+    if parameter.dim() < 2:
+        raise ConfigListError(f"{name} has no input dimension: a sparse_pattern needs one")
+    others = {"global_group_id", "dependency_group_id", "internal_metric_block", "sparse_threshold"}
+    rivals = sorted(key for key in others | _BOUNDS if setting.get(key) is not None)
+    if setting.get("granularity") not in (None, "default"):
+        rivals.append("granularity")
+    if rivals:
+        raise ConfigListError(f"{name}: a sparse_pattern cannot be combined with {', '.join(rivals)}")
+    inputs = parameter.shape[input_dim(module)]
+    if inputs % of:
+        raise ConfigListError(
+            f"{name}: its input dimension of {inputs} is no multiple of {of}, as sparse_pattern "
+            f"{setting['sparse_pattern']!r} needs; leave it out by exclude_op_names"
+        )
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Tell whether a module's weights have input channels first, which NNI's granularities do not expect."""
+    return isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
+
+
+def input_dim(module: nn.Module) -> int:
+    """Return the dimension of a module's weights that its input channels (or features) index."""
+    return 0 if is_transposed(module) else 1
+
+
+def _check_groups(
+    name: str, setting: dict[str, Any], group_ratios: dict[tuple[str, int | str], float]
+) -> None:
+    """Every member of a group must have the group's sparse ratio."""
+    for key in ("global_group_id", "dependency_group_id"):
+        group = setting.get(key)
+        if group is None or setting.get("sparse_ratio") is None:
+            continue
+        ratio = group_ratios.setdefault((key, group), setting["sparse_ratio"])
+        if ratio != setting["sparse_ratio"]:
+            raise SparseRatioError(
+                f"{name} has sparse_ratio {setting['sparse_ratio']}, its {key} {group!r} has {ratio}"
+            )

@@ -10,23 +10,41 @@ from typing import Any
 
 import torch
 from nni.compression.base.compressor import Pruner
-from nni.compression.base.target_space import PruningTargetSpace
+from nni.compression.base.config import select_modules_by_config
+from nni.compression.base.setting import canonicalize_settings
+from nni.compression.base.target_space import PruningTargetSpace, TargetType
 from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.pruning.tools.utils import is_active_target
-from nni.compression.utils import Evaluator
+from nni.compression.utils import Evaluator, LightningEvaluator, TransformersEvaluator
+from nni.compression.utils.scaling import Scaling
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.swa_utils import update_bn
 from torch.utils.hooks import RemovableHandle
 
-from nni_jackpot.budget import as_configured, by_global_rank
-from nni_jackpot.config_list import ConfigList, check_config_list
-from nni_jackpot.criteria import CRITERIA
-from nni_jackpot.errors import MaskError, NothingKeptError, SearchDivergedError
+from nni_jackpot.budget import BUDGETS, Unit, by_global_rank
+from nni_jackpot.calibration import losses_of
+from nni_jackpot.config_list import (
+    ConfigList,
+    check_config_list,
+    has_align_of_its_own,
+    input_dim,
+    is_transposed,
+    parse_pattern,
+)
+from nni_jackpot.criteria import CRITERIA, NEEDS_LOSSES
+from nni_jackpot.errors import ConfigListError, MaskError, NothingKeptError, SearchDivergedError
+from nni_jackpot.granularity import Grains
 from nni_jackpot.masks import Masks
 from nni_jackpot.schedule import SearchClock, cosine
-from nni_jackpot.selection import keep_top
-from nni_jackpot.targets import ScoredTarget, drop_masked_weights, keep_statistics
+from nni_jackpot.targets import (
+    ScoredTarget,
+    ScoreGroup,
+    align,
+    drop_masked_weights,
+    keep_statistics,
+    refresh_masks,
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -44,14 +62,24 @@ class LotteryJackpotPruner(Pruner):
         Pre-trained model. It is wrapped at once, with the initial masks live.
     config_list
         `NNI's config list <https://nni.readthedocs.io/en/stable/compression/config_list.html>`__. Single
-        weights are searched (fine-grained) at each target's ``sparse_ratio``. Targets of one
-        ``global_group_id`` are ranked together by initial importance; that fixes each one's budget, within
-        which it is then searched. Biases stay whole unless they have a sparse ratio of their own.
+        weights are searched unless a ``granularity`` asks for channels or blocks, each of which then has one
+        score. Targets of one ``global_group_id`` are ranked together by initial importance; that fixes each
+        one's budget, within which it is then searched, as does a ``sparse_threshold`` on the importance.
+        Targets of one ``dependency_group_id`` share scores and masks. Biases follow the channels of their
+        weights (``align``), and stay whole where single weights are searched. Beyond NNI, ``sparse_pattern``
+        (``"2:4"``) keeps N of every M weights along the input dimension.
     evaluator
         NNI's evaluator; `compress` searches through its training loop. Without one, train
         `score_parameters` in a loop of your own.
     init
-        Criterion of the initial masks: ``"magnitude"`` or ``"random"``.
+        Where the search starts: a criterion, ``"magnitude"``, ``"random"``, ``"snip"`` or ``"grasp"`` (the
+        last two need an evaluator), or NNI masks of every searched target, such as another pruner's.
+    init_batches
+        How many batches SNIP and GraSP take their gradients from.
+    budget
+        How zeros are shared out among targets: ``"as_configured"``, every target at its own sparse ratio;
+        ``"global_rank"``, all of them in one ranking; or ``"erdos_renyi_kernel"``, densities by the shapes of
+        the weights. The total of zeros is the same.
     kept_score, pruned_score
         Initial scores of kept and of pruned weights (Sec. 4.1).
     lr, momentum, weight_decay
@@ -59,11 +87,15 @@ class LotteryJackpotPruner(Pruner):
     optimizer
         Makes another optimizer from the list of scores; replaces the SGD and its three settings. Its learning
         rates are those at the start of the schedule.
+    swap_limit
+        Largest share of a target's kept weights that may be replaced in one step (the short restriction of
+        the paper's journal version), annealed by the schedule; None for no limit.
     schedule
         Factor of the learning rate at a progress in [0, 1]; half a cosine by default (Sec. 4.1).
     adapt_norm
         Whether normalisation statistics adapt to the masks in train mode, as in the paper. If not, layers
-        that track statistics use them as they are, in train mode too, and never change them.
+        that track statistics use them as they are, in train mode too, and never change them: right for
+        channels, since a layer that normalises by batch takes away the gradient of a channel's scale.
     existed_wrappers
         Used by `from_compressor`.
 
@@ -86,19 +118,31 @@ class LotteryJackpotPruner(Pruner):
         config_list: ConfigList,
         evaluator: Evaluator | None = None,
         *,
-        init: str = "magnitude",
+        init: str | Masks = "magnitude",
+        init_batches: int = 1,
+        budget: str = "as_configured",
         kept_score: float = 1.0,
         pruned_score: float = 0.95,
         lr: float = 0.1,
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
         optimizer: Callable[[list[nn.Parameter]], Optimizer] | None = None,
+        swap_limit: float | None = None,
         schedule: Callable[[float], float] = cosine,
         adapt_norm: bool = True,
         existed_wrappers: dict[str, ModuleWrapper] | None = None,
     ) -> None:
-        if init not in CRITERIA:
-            raise ValueError(f"init must be one of {', '.join(CRITERIA)}, got {init!r}")
+        if isinstance(init, str) and init not in CRITERIA:
+            raise ValueError(f"init must be one of {', '.join(CRITERIA)}, or masks, got {init!r}")
+        self._needs_losses = isinstance(init, str) and init in NEEDS_LOSSES
+        if self._needs_losses and evaluator is None:
+            raise ValueError(f"init={init!r} takes gradients through an evaluator: give the pruner one")
+        if init_batches < 1:
+            raise ValueError(f"init_batches must be positive, got {init_batches}")
+        if budget not in BUDGETS:
+            raise ValueError(f"budget must be one of {', '.join(BUDGETS)}, got {budget!r}")
+        if swap_limit is not None and not 0 < swap_limit <= 1:
+            raise ValueError(f"swap_limit must lie in (0, 1], got {swap_limit}")
         if not math.isfinite(kept_score) or not pruned_score < kept_score:
             raise ValueError(f"kept_score {kept_score} must be finite and above pruned_score {pruned_score}")
         self._make_optimizer = optimizer or (
@@ -107,24 +151,53 @@ class LotteryJackpotPruner(Pruner):
         self._schedule = schedule
         self._initial_values = (kept_score, pruned_score)
         self._adapt_norm = adapt_norm
-        self._targets: list[ScoredTarget] = []
+        self._budget = budget
+        self._swap_limit = swap_limit
+        self._init = init
+        self._init_batches = init_batches
+        self._is_settled = False
+        self._groups: list[ScoreGroup] = []
+        self._importance: dict[ScoreGroup, Tensor] | None = None
         self._hooks: list[RemovableHandle] = []
         self._norm_hooks: list[RemovableHandle] = []
         self._search_optimizer: Optimizer | None = None
         self._clock = SearchClock(None, None)
 
         config_list = check_config_list(model, config_list)
+        _refuse_targets_taken(model, config_list, existed_wrappers or {})
         super().__init__(model, config_list, evaluator, existed_wrappers)
-        try:
-            self._sort_by_model_order()
-            self._start_from(init)
-        except BaseException:
-            self.unwrap_model()
-            raise
+        self._sort_by_model_order()
+        self._group_targets()
+        if not self._needs_losses:
+            self._start()
+        self._align_targets()
+        # All that may be wrong with the config list has been found, and the model not been touched yet.
+        self._is_settled = True
+        self.wrap_model()
+        if self._needs_losses:
+            try:
+                self._start()
+            except BaseException:
+                self.unwrap_model()
+                raise
 
-    def _set_default_sparse_granularity(self, target_space: PruningTargetSpace) -> None:
+    def _validate_config(self) -> None:
+        """Do nothing: `check_config_list` did, and let through what NNI's schema does not know."""
+
+    def _set_default_sparse_granularity(self, target_space: PruningTargetSpace) -> str | None:
         """Prune single weights by default, where NNI's norm pruners prune channels."""
-        return None
+        return None if target_space.type is TargetType.PARAMETER else "per_channel"
+
+    def _register_scalers(self) -> None:
+        super()._register_scalers()
+        for module_name, spaces in self._target_spaces.items():
+            if not is_transposed(self._module_wrappers[module_name].module):
+                continue
+            for space in spaces.values():  # input channels come first in these weights
+                if space.granularity == "out_channel":
+                    space._scaler = Scaling([-1, 1], "back", -1)
+                elif space.granularity == "in_channel":
+                    space._scaler = Scaling([1], "back", -1)
 
     # -- initial masks
 
@@ -136,40 +209,148 @@ class LotteryJackpotPruner(Pruner):
             by_module.clear()
             by_module.update(items)
 
-    def _start_from(self, init: str) -> None:
-        """Give every active target its budget, its initial mask and its scores."""
-        self._targets = [
-            ScoredTarget(module_name, name, space)
-            for module_name, spaces in self._target_spaces.items()
-            for name, space in spaces.items()
-            if is_active_target(space)
-        ]
-        importance = CRITERIA[init]({target: target.weight for target in self._targets})
-        for target, keep in self._budgets(importance).items():
+    def _group_targets(self) -> None:
+        """Find the targets that are searched, and those that share scores."""
+        by_id: dict[Any, list[tuple[str, str, PruningTargetSpace]]] = defaultdict(list)
+        for module_name, spaces in self._target_spaces.items():
+            for name, space in spaces.items():
+                if is_active_target(space):
+                    shared = space.dependency_group_id
+                    by_id[(module_name, name) if shared is None else shared].append(
+                        (module_name, name, space)
+                    )
+        for members in by_id.values():
+            rows = math.lcm(*(space.internal_metric_block or 1 for _, _, space in members))
+            targets = tuple(
+                ScoredTarget(module_name, name, space, self._grains(module_name, name, space, rows))
+                for module_name, name, space in members
+            )
+            self._groups.append(ScoreGroup(targets))
+            _check_members(self._groups[-1])
+
+    def _grains(self, module_name: str, name: str, space: PruningTargetSpace, rows: int) -> Grains:
+        shape = tuple(space.shape)
+        pattern = space.setting.get("sparse_pattern")
+        if pattern is not None:
+            dim = input_dim(self._module_wrappers[module_name].module)
+            return Grains(shape, rows=math.prod(shape) // parse_pattern(pattern)[1], row_dim=dim)
+        grains = Grains(shape, space._scaler, rows)
+        if grains.count * grains.size != math.prod(shape):
+            raise ConfigListError(
+                f"{module_name}.{name}: granularity={space.granularity!r} does not divide its shape {shape}"
+            )
+        if grains.count % rows:
+            raise ConfigListError(
+                f"{module_name}.{name}: internal_metric_block {rows} does not divide {grains.count} grains"
+            )
+        return grains
+
+    @property
+    def _targets(self) -> list[ScoredTarget]:
+        return [target for group in self._groups for target in group.members]
+
+    def _start(self) -> None:
+        """Give every searched target its budget, its initial mask and its scores."""
+        self._goals = [self._goal(group) for group in self._groups]
+        if not isinstance(self._init, str):
+            self._start_from_masks(self._init)
+            return
+        self._importance = self._rank_grains()
+        for group, keep in self._budgets(self._importance).items():
             if keep == 0:
                 raise NothingKeptError(
-                    f"none of the {target.weight.numel()} weights of {target} would be kept at sparse_ratio "
-                    f"{target.space.sparse_ratio}: lower it, exclude {target.module_name} from the config "
-                    "list, or take it out of its global_group_id"
+                    f"none of the {group.grains.count * group.grains.size} weights of {group} would be kept "
+                    f"at sparse_ratio {group.space.sparse_ratio}: lower it, exclude "
+                    f"{group.members[0].module_name} from the config list, or take it out of its "
+                    "global_group_id"
                 )
-            target.seed(keep_top(importance[target], keep), *self._initial_values)
+            self._seed(group, group.grains.select(self._importance[group], keep))
 
-    def _budgets(self, importance: dict[Any, Tensor]) -> dict[ScoredTarget, int]:
-        """Return how many weights each target keeps, each global group ranked as a whole."""
-        groups: dict[Any, list[ScoredTarget]] = defaultdict(list)
-        for target in self._targets:
-            group = target.space.global_group_id
-            groups[target if group is None else group].append(target)
-        budgets: dict[ScoredTarget, int] = {}
-        for members in groups.values():
-            rule = as_configured if members[0].space.global_group_id is None else by_global_rank
-            budgets |= rule({target: importance[target] for target in members}, members[0].space.sparse_ratio)
-        return {target: budgets[target] for target in self._targets}
+    def _start_from_masks(self, masks: Masks) -> None:
+        missing = [str(t) for t in self._targets if (masks.get(t.module_name) or {}).get(t.name) is None]
+        if missing:
+            raise MaskError(f"init has no mask for {', '.join(missing)}")
+        self.update_masks({t.module_name: {t.name: masks[t.module_name][t.name]} for t in self._targets})
+
+    def _rank_grains(self) -> dict[ScoreGroup, Tensor]:
+        """Return the importance of every grain by the initial criterion."""
+        weights: dict[Any, Tensor] = {target: target.weight for target in self._targets}
+        losses = None
+        if self._needs_losses:
+            names = self._get_param_names_map()
+            losses = losses_of(
+                self.evaluator, self.bound_model, names, list(weights.values()), self._init_batches
+            )
+        importance = CRITERIA[str(self._init)](weights, losses)
+        return {group: group.pool(importance) for group in self._groups}
+
+    def _seed(self, group: ScoreGroup, kept: Tensor) -> None:
+        group.seed(kept, *self._initial_values)
+        self._limit_swaps(group, 1.0)
+
+    def _limit_swaps(self, group: ScoreGroup, factor: float) -> None:
+        if self._swap_limit is not None:
+            for target in group.members:
+                target.relaxed.swap_limit = math.ceil(self._swap_limit * factor * target.relaxed.keep)
+
+    def _budgets(self, importance: dict[ScoreGroup, Tensor]) -> dict[ScoreGroup, int]:
+        """Return how many grains each group keeps, each global group ranked as a whole."""
+        budgets: dict[ScoreGroup, int] = {}
+        together: dict[Any, list[ScoreGroup]] = defaultdict(list)
+        for group in self._groups:
+            if (pattern := group.space.setting.get("sparse_pattern")) is not None:
+                budgets[group] = parse_pattern(pattern)[0] * group.grains.rows
+            else:
+                together[group.space.global_group_id].append(group)
+        for global_id, groups in together.items():
+            rule = BUDGETS[self._budget] if global_id is None else by_global_rank
+            units = {group: _unit(group, importance[group]) for group in groups}
+            budgets |= rule(units, {group: importance[group] for group in groups})
+        return {group: budgets[group] for group in self._groups}
+
+    def _align_targets(self) -> None:
+        """Have masks of aligned targets follow those of their sources (NNI's ``align``)."""
+        searched = {(target.module_name, target.name): target for target in self._targets}
+        for module_name, spaces in self._target_spaces.items():
+            wrapper = self._module_wrappers[module_name]
+            for name, space in spaces.items():
+                # NNI prunes by ratio where there are both, and a module may have no bias at all.
+                absent = space.type is TargetType.PARAMETER and space.target is None
+                if space.align is None or (module_name, name) in searched or absent:
+                    continue
+                own = any(has_align_of_its_own(entry, name) for entry in wrapper.configs["pruning"])
+                source_key = (space.align["module_name"] or module_name, space.align["target_name"])
+                source = searched.get(source_key)
+                if not own and (source is None or source.grains.scaler is None):
+                    continue  # a bias stays whole where single weights are searched
+                where = f"{module_name}.{name}"
+                if source is None:
+                    raise ConfigListError(
+                        f"{where}: align names {'.'.join(source_key)}, which is not searched"
+                    )
+                dims = tuple(space.align["dims"])
+                if not own and is_transposed(wrapper.module):
+                    dims = (1,)
+                sizes = [
+                    source.grains.shape[dim]
+                    for dim in dims
+                    if -len(source.grains.shape) <= dim < len(source.grains.shape)
+                ]
+                if len(sizes) < len(dims) or (
+                    space.type is TargetType.PARAMETER and space._scaler is None and sizes != space.shape
+                ):
+                    raise ConfigListError(
+                        f"{where}: align to dims {list(dims)} of {source}, of shape {source.grains.shape}, "
+                        f"does not give its shape {space.shape}"
+                    )
+                align(space, source.space, dims)
 
     # -- wrapping
 
     def wrap_model(self) -> None:
         """Wrap the model and freeze it: only scores take gradients."""
+        if not self._is_settled:  # NNI's constructor wraps before anything has been looked at
+            return
         if self._is_wrapped:
             _logger.warning("The model is wrapped already, there is nothing to wrap.")
             return
@@ -184,9 +365,15 @@ class LotteryJackpotPruner(Pruner):
             self._hold_statistics()
 
     def _freeze(self) -> None:
-        scores = {id(score) for score in self.score_parameters()}
-        for parameter in self.bound_model.parameters():
-            parameter.requires_grad_(id(parameter) in scores)
+        # Only what the model came with: a quantizer of the same chain may have scales to train.
+        for name, parameter in self.bound_model.named_parameters():
+            if name.replace("_nni_wrapper.", "") in self._takes_gradient:
+                parameter.requires_grad_(False)
+
+    def _unfreeze(self) -> None:
+        for name, parameter in self.bound_model.named_parameters():
+            takes = self._takes_gradient.get(name.replace("_nni_wrapper.", ""), parameter.requires_grad)
+            parameter.requires_grad_(takes)
 
     def _hold_statistics(self) -> None:
         for module in self.bound_model.modules():
@@ -201,17 +388,16 @@ class LotteryJackpotPruner(Pruner):
         _remove(self._hooks)
         _remove(self._norm_hooks)
         super().unwrap_model()
-        for name, parameter in self.bound_model.named_parameters():
-            parameter.requires_grad_(self._takes_gradient.get(name, parameter.requires_grad))
+        self._unfreeze()
 
     # -- masks and scores
 
     def score_parameters(self) -> list[nn.Parameter]:
-        """Return the scores, one parameter a target, in model order: what an optimizer of the search trains.
+        """Return the scores in model order, one parameter for each target or dependency group: what to train.
 
         The masks follow them by themselves, whoever changes them.
         """
-        return [target.score for target in self._targets]
+        return [group.score for group in self._groups]
 
     @property
     def flips(self) -> int:
@@ -225,8 +411,8 @@ class LotteryJackpotPruner(Pruner):
 
     def get_masks(self) -> dict[str, dict[str, Tensor | None]]:
         """Return a copy of the masks as they stand, ``{module: {target: mask}}``, in model order."""
-        for target in self._targets:
-            target.refresh()
+        for wrapper in self._module_wrappers.values():
+            refresh_masks(wrapper)
         # Plain dicts, so that a file of them loads with torch's weights_only.
         return {module_name: dict(masks) for module_name, masks in super().get_masks().items()}
 
@@ -249,15 +435,27 @@ class LotteryJackpotPruner(Pruner):
                 if mask is not None and list(mask.shape) != space.shape:
                     shapes = f"shape {list(mask.shape)}, its target {space.shape}"
                     raise MaskError(f"the mask of {module_name}.{name} has {shapes}")
-                if (module_name, name) in searched and (mask is None or not mask.any()):
-                    raise NothingKeptError(f"the mask of {module_name}.{name} keeps nothing")
+                target = searched.get((module_name, name))
+                if target is None:
+                    continue
+                if mask is None or not mask.any():
+                    raise NothingKeptError(f"the mask of {target} keeps nothing")
+                _check_structure(target, mask)
+        for group in self._groups:
+            given = [t for t in group.members if (masks.get(t.module_name) or {}).get(t.name) is not None]
+            grains = [
+                t.grains.of_mask(mask).view(group.grains.score_shape)
+                for t in given
+                if (mask := masks[t.module_name][t.name]) is not None
+            ]
+            if any(not torch.equal(grains[0], other) for other in grains):
+                raise MaskError(f"the masks of {group} differ, but they share one dependency_group_id")
+            if grains:
+                self._seed(group, grains[0].to(given[0].weight.device))
         rest: dict[str, dict[str, Tensor | None]] = defaultdict(dict)
         for module_name, module_masks in masks.items():
             for name, mask in module_masks.items():
-                if mask is not None and (module_name, name) in searched:
-                    target = searched[module_name, name]
-                    target.seed(mask.to(target.weight.device).bool(), *self._initial_values)
-                else:
+                if (module_name, name) not in searched:
                     rest[module_name][name] = mask
         super().update_masks(rest)
 
@@ -320,12 +518,38 @@ class LotteryJackpotPruner(Pruner):
         self._search_optimizer = self._make_optimizer(self.score_parameters())
         for group in self._search_optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
+        # The evaluator's own optimizer has the scores as well, for what acts on gradients before its step:
+        # unscaling under mixed precision, clipping. It finds none at the step, which they have then taken.
+        evaluator.patch_optim_param_group(
+            {group.members[0].module_name: [group.score] for group in self._groups}
+        )
+        self._follow_goals()
         evaluator.patch_loss(self._check_loss)
-        evaluator.patch_optimizer_step(before_step_tasks=[self._search_step], after_step_tasks=[])
+        evaluator.patch_optimizer_step(
+            before_step_tasks=[self._search_step], after_step_tasks=[self._follow_goals]
+        )
         self._patch_train(evaluator)
 
     def _fuse_postprocess(self, evaluator: Evaluator) -> None:
-        pass
+        if not self._is_wrapped:  # another compressor of the chain wraps and unwraps
+            self._unfreeze()
+
+    def _goal(self, group: ScoreGroup) -> tuple[float | None, ...]:
+        space = group.space
+        return (space.sparse_ratio, space.sparse_threshold, space.min_sparse_ratio, space.max_sparse_ratio)
+
+    def _follow_goals(self) -> None:
+        """Change budgets where a scheduled pruner (NNI's AGPPruner) has changed sparse ratios."""
+        goals = [self._goal(group) for group in self._groups]
+        if goals == self._goals:
+            return
+        self._goals = goals
+        if self._importance is None:
+            raise ConfigListError(
+                "sparse ratios cannot be scheduled where the search starts from given masks"
+            )
+        for group, keep in self._budgets(self._importance).items():
+            group.resize(keep, self._importance[group])
 
     def _patch_train(self, evaluator: Evaluator) -> None:
         """Learn the length of the search from the one call that knows it, whichever compressor makes it."""
@@ -335,8 +559,8 @@ class LotteryJackpotPruner(Pruner):
             del evaluator.train  # the patch serves this one call
             self._clock = SearchClock(max_steps, max_epochs)
             try:
-                if max_steps is not None:
-                    train(max_steps, max_epochs)
+                if max_steps is not None or isinstance(evaluator, LightningEvaluator | TransformersEvaluator):
+                    train(max_steps, max_epochs)  # their trainers know how many steps an epoch has
                 else:
                     for _ in range(max_epochs or 0):
                         self._clock.begin_epoch()
@@ -362,17 +586,92 @@ class LotteryJackpotPruner(Pruner):
     def _search_step(self) -> None:
         optimizer = self._search_optimizer
         assert optimizer is not None
+        if self._clock.max_steps is None:
+            self._clock.max_steps = _total_steps(self.evaluator)
         factor = self._schedule(self._clock.progress())
-        for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
+        for param_group in optimizer.param_groups:
+            param_group["lr"] = param_group["initial_lr"] * factor
+        for group in self._groups:
+            self._limit_swaps(group, factor)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self._clock.step += 1
 
     def _keep_last_good_masks(self) -> None:
-        for target in self._targets:
-            target.relaxed.undo(target.space.mask)
-            target.seed(target.space.mask.bool(), *self._initial_values)
+        for group in self._groups:
+            for target in group.members:
+                target.relaxed.undo(target.space.mask)
+            self._seed(group, group.grains.of_mask(group.space.mask))
+
+
+def _unit(group: ScoreGroup, importance: Tensor) -> Unit:
+    """Describe a group to the rules of budgets."""
+    space, grains = group.space, group.grains
+    low, high = space.min_sparse_ratio or 0.0, space.max_sparse_ratio
+    ratio = space.sparse_ratio
+    if ratio is None:  # a threshold on the importance: the budget is what it leaves (NNI's sparse_threshold)
+        below = int((importance < space.sparse_threshold).sum())
+        # Half a grain more, so that ``int`` finds the count again.
+        ratio = min((below + 0.5) / grains.count, 1.0)
+    return Unit(
+        grains=grains.count,
+        weights_per_grain=sum(target.grains.size for target in group.members),
+        sparse_ratio=ratio,
+        min_sparse_ratio=low,
+        max_sparse_ratio=1.0 if high is None else high,
+        shape=grains.shape,
+        rows=grains.rows,
+    )
+
+
+def _check_members(group: ScoreGroup) -> None:
+    """Targets with common scores need as many grains and the same wishes."""
+    first = group.members[0]
+    keys = ("sparse_threshold", "global_group_id", "min_sparse_ratio", "max_sparse_ratio")
+    for other in group.members[1:]:
+        if other.grains.count != first.grains.count:
+            raise ConfigListError(
+                f"{first} and {other} share a dependency_group_id but have {first.grains.count} and "
+                f"{other.grains.count} grains; give them granularity='out_channel'"
+            )
+        for key in keys:
+            if getattr(other.space, key) != getattr(first.space, key):
+                raise ConfigListError(f"{first} and {other} share a dependency_group_id but differ in {key}")
+
+
+def _check_structure(target: ScoredTarget, mask: Tensor) -> None:
+    """A mask must keep whole grains, and as many in every row, or there is no score that stands for it."""
+    grains = target.grains
+    kept = grains.of_mask(mask)
+    if not torch.equal(grains.expand(kept).expand(grains.shape), mask.bool()):
+        raise MaskError(f"the mask of {target} cuts through its granularity {target.space.granularity!r}")
+    if not torch.equal(grains.select(kept.float(), int(kept.sum())), kept):
+        raise MaskError(f"the mask of {target} does not keep as many in each of its {grains.rows} rows")
+
+
+def _refuse_targets_taken(
+    model: nn.Module, config_list: list[dict[str, Any]], wrappers: dict[str, ModuleWrapper]
+) -> None:
+    """Refuse targets that an earlier pruner of a chain has: NNI would drop the wish with a warning."""
+    for entry in config_list:
+        modules, public, _ = select_modules_by_config(model, entry)
+        for module_name in modules.keys() & wrappers.keys():
+            taken = wrappers[module_name].pruning_target_spaces
+            for name in canonicalize_settings(modules[module_name], public, "pruning").keys() & taken.keys():
+                if is_active_target(taken[name]):
+                    raise ConfigListError(
+                        f"{module_name}.{name} is pruned by an earlier compressor of the chain: start from "
+                        "its masks instead, LotteryJackpotPruner(model, config_list, init=masks)"
+                    )
+
+
+def _total_steps(evaluator: Evaluator) -> int | None:
+    """Return the optimizer steps that a trainer is about to take, where there is a trainer to ask."""
+    if isinstance(evaluator, LightningEvaluator):
+        return int(evaluator.model.trainer.estimated_stepping_batches)
+    if isinstance(evaluator, TransformersEvaluator):
+        return evaluator.trainer.state.max_steps
+    return None
 
 
 def _remove(hooks: list[RemovableHandle]) -> None:

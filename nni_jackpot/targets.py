@@ -6,6 +6,7 @@ can be copied, pickled and moved to another device.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -15,9 +16,11 @@ from nni.compression.base.wrapper import ModuleWrapper
 from torch import Tensor, nn
 
 from nni_jackpot.edge_popup import RelaxedMask, initial_scores
+from nni_jackpot.granularity import Grains
 
 _SCORE = "{}_score"
 _RELAXED = "{}_relaxed_mask"
+_ALIGNED = "{}_aligned_mask"
 
 
 class ScoredTarget(NamedTuple):
@@ -26,6 +29,7 @@ class ScoredTarget(NamedTuple):
     module_name: str
     name: str
     space: PruningTargetSpace
+    grains: Grains
 
     def __str__(self) -> str:
         return f"{self.module_name}.{self.name}"
@@ -37,7 +41,7 @@ class ScoredTarget(NamedTuple):
 
     @property
     def score(self) -> nn.Parameter:
-        """The scores, of the weights' shape."""
+        """The scores, one a grain; targets of one dependency group have them in common."""
         return getattr(self.space._wrapper, _SCORE.format(self.name))
 
     @property
@@ -45,23 +49,71 @@ class ScoredTarget(NamedTuple):
         """What keeps the mask in step with the scores."""
         return getattr(self.space._wrapper, _RELAXED.format(self.name))
 
-    def seed(self, kept: Tensor, kept_score: float, pruned_score: float) -> None:
-        """Set the mask (boolean ``kept``), its budget, and the scores that stand for it."""
-        wrapper = self.space._wrapper
-        self.space.mask = kept.to(self.weight)
-        scores = initial_scores(self.space.mask, kept_score, pruned_score)
-        if hasattr(wrapper, _SCORE.format(self.name)):
-            with torch.no_grad():
-                self.score.copy_(scores)
-        else:
-            wrapper.register_parameter(_SCORE.format(self.name), nn.Parameter(scores))
-            wrapper.register_state_dict_pre_hook(_refresh_all)
-        setattr(wrapper, _RELAXED.format(self.name), RelaxedMask(keep=int(kept.sum())))
-        self.space.apply_method = "jackpot_mul"
-
     def refresh(self) -> None:
         """Let the mask follow the scores."""
         self.relaxed.refresh(self.score, self.space.mask)
+
+
+class ScoreGroup(NamedTuple):
+    """Targets with one set of scores: a single target, or those of one ``dependency_group_id``.
+
+    All members have the same number of grains, in the same rows, and keep the same ones.
+    """
+
+    members: tuple[ScoredTarget, ...]
+
+    def __str__(self) -> str:
+        return " + ".join(map(str, self.members))
+
+    @property
+    def space(self) -> PruningTargetSpace:
+        """The first member's target space, which has the settings that all members share."""
+        return self.members[0].space
+
+    @property
+    def grains(self) -> Grains:
+        """The first member's grains."""
+        return self.members[0].grains
+
+    @property
+    def score(self) -> nn.Parameter:
+        """The scores, of the first member's score shape."""
+        return self.members[0].score
+
+    def pool(self, importance: Mapping[Any, Tensor]) -> Tensor:
+        """Return the importance of every grain: the mean over its weights, averaged over the members."""
+        pooled = [
+            t.grains.pool(importance[t], lambda weights: weights.mean(-1)).reshape(self.grains.score_shape)
+            for t in self.members
+        ]
+        return pooled[0] if len(pooled) == 1 else torch.stack([p.to(pooled[0]) for p in pooled]).mean(0)
+
+    def seed(self, kept: Tensor, kept_score: float, pruned_score: float) -> None:
+        """Set the masks (boolean ``kept``, one a grain), the budget, and the scores that stand for them."""
+        scores = initial_scores(kept, kept_score, pruned_score, self.members[0].weight.dtype)
+        name = _SCORE.format(self.members[0].name)
+        if hasattr(self.space._wrapper, name):
+            with torch.no_grad():
+                self.score.copy_(scores)
+        else:
+            parameter = nn.Parameter(scores)
+            for target in self.members:
+                target.space._wrapper.register_parameter(_SCORE.format(target.name), parameter)
+                target.space._wrapper.register_state_dict_pre_hook(_refresh_all)
+        for target in self.members:
+            mask = target.grains.expand(kept.view(target.grains.score_shape))
+            target.space.mask = mask.to(target.weight).expand(target.grains.shape)
+            relaxed = RelaxedMask(target.grains, keep=int(kept.sum()))
+            setattr(target.space._wrapper, _RELAXED.format(target.name), relaxed)
+            if target.space.apply_method != "bypass":
+                target.space.apply_method = "jackpot_mul"
+
+    def resize(self, keep: int, importance: Tensor) -> None:
+        """Keep another number of grains from now on; among equal scores those of largest importance."""
+        favoured = self.grains.select(importance, keep)
+        for target in self.members:
+            shaped = favoured.view(target.grains.score_shape)
+            target.relaxed.resize(keep, target.score, target.space.mask, shaped)
 
 
 def _jackpot_mul(weight: Tensor, target_space: PruningTargetSpace) -> Tensor:
@@ -76,12 +128,79 @@ def _jackpot_mul(weight: Tensor, target_space: PruningTargetSpace) -> Tensor:
 pruning_apply_methods["jackpot_mul"] = _jackpot_mul
 
 
+class AlignedMask:
+    """Keeps the mask of a target in step with another target's (NNI's ``align``).
+
+    Parameters
+    ----------
+    source
+        Target space whose mask is followed.
+    dims
+        Dimensions of the source's mask that the target has; where all others are zero, the target is.
+    """
+
+    def __init__(self, source: PruningTargetSpace, dims: tuple[int, ...]) -> None:
+        self.source = source
+        self.dims = dims
+        self._seen: tuple[int, int] | None = None
+
+    def kept(self) -> Tensor:
+        """Return where the source keeps anything, boolean, one dimension for each of ``dims``."""
+        _refresh(self.source)
+        mask = self.source.mask.bool()
+        dims = {dim % mask.dim() for dim in self.dims}
+        others = [dim for dim in range(mask.dim()) if dim not in dims]
+        return mask.any(dim=others) if others else mask
+
+    def refresh(self, space: PruningTargetSpace) -> None:
+        """Let the mask of ``space`` follow; an input or output, once its shape has been seen."""
+        _refresh(self.source)
+        seen = (id(self.source.mask), self.source.mask._version)
+        if space.shape is None or (seen == self._seen and space.mask is not None):
+            return
+        kept = self.kept()
+        if space._scaler is not None:
+            whole = space._scaler.expand(kept, space.shape)
+            grains = space._scaler.shrink(whole, lambda values: values.any(-1), keepdim=True)
+            kept = space._scaler.expand(grains, space.shape, keepdim=True, full_expand=False)
+        with torch.no_grad():
+            space.mask = kept.to(self.source.mask)
+        self._seen = seen
+
+
+def align(space: PruningTargetSpace, source: PruningTargetSpace, dims: tuple[int, ...]) -> None:
+    """Have the mask of ``space`` follow that of ``source`` from now on, before every use."""
+    wrapper: Any = space._wrapper
+    setattr(wrapper, _ALIGNED.format(space._target_name), AlignedMask(source, dims))
+    wrapper.register_track_func(_refresh_before_use)
+    wrapper.register_state_dict_pre_hook(_refresh_all)
+    _refresh(space)
+
+
+def _refresh_before_use(wrapper: ModuleWrapper, target_name: str, target: Any) -> None:
+    """Serve NNI's tracking of targets, which comes right before a mask is applied."""
+    if hasattr(wrapper, _ALIGNED.format(target_name)):
+        _refresh(wrapper.pruning_target_spaces[target_name])
+
+
+def _refresh(space: PruningTargetSpace) -> None:
+    """Bring a mask up to date, whatever it follows."""
+    wrapper, name = space._wrapper, space._target_name
+    if (aligned := getattr(wrapper, _ALIGNED.format(name), None)) is not None:
+        aligned.refresh(space)
+    elif (score := getattr(wrapper, _SCORE.format(name), None)) is not None:
+        getattr(wrapper, _RELAXED.format(name)).refresh(score, space.mask)
+
+
 def _refresh_all(wrapper: ModuleWrapper, prefix: str, keep_vars: bool) -> None:
     """Before a state dict is taken: the masks in it are those of the scores in it."""
-    for name, space in wrapper.pruning_target_spaces.items():
-        score = getattr(wrapper, _SCORE.format(name), None)
-        if score is not None:
-            getattr(wrapper, _RELAXED.format(name)).refresh(score, space.mask)
+    refresh_masks(wrapper)
+
+
+def refresh_masks(wrapper: ModuleWrapper) -> None:
+    """Bring all masks of a wrapper up to date."""
+    for space in wrapper.pruning_target_spaces.values():
+        _refresh(space)
 
 
 def drop_masked_weights(module: nn.Module, args: Any, output: Any) -> None:
@@ -89,7 +208,9 @@ def drop_masked_weights(module: nn.Module, args: Any, output: Any) -> None:
 
     NNI leaves the masked weights there, with their graph, which can neither be copied nor pickled.
     """
-    wrapper: Any = module._nni_wrapper
+    wrapper: Any = getattr(module, "_nni_wrapper", None)
+    if wrapper is None:  # unwrapped by another compressor of a chain
+        return
     for name, space in wrapper.pruning_target_spaces.items():
         if space.target is not None:
             module._buffers[name] = space.target.detach()

@@ -75,8 +75,9 @@ def test_bias_stays_whole_unless_it_has_a_ratio(model: nn.Module) -> None:
 def test_bias_with_a_ratio_of_its_own(model: nn.Module) -> None:
     bias = {"sparse_ratio": 0.5}
     config_list = [{"op_names": ["conv2"], "target_names": ["bias"], "target_settings": {"bias": bias}}]
-    with pytest.raises(ConfigListError, match="align"):
-        LotteryJackpotPruner(model, config_list)
+    pruner = LotteryJackpotPruner(model, config_list)
+    assert pruner.get_masks()["conv2"]["bias"].sum() == 6
+    assert [score.shape for score in pruner.score_parameters()] == [(12,)]
 
 
 @pytest.mark.parametrize("key", ["sparse_ratio", "total_sparsity"])
@@ -121,12 +122,23 @@ CONV = {"op_types": ["Conv2d"]}
         ([{**CONV, "sparsity": 1.5}], SparseRatioError, r"sparsity must lie in \[0, 1\)"),
         ([{**CONV, "target_settings": {"weight": {"sparse_ratio": 2}}}], SparseRatioError, "got 2"),
         ([CONV], SparseRatioError, "no sparse_ratio"),
-        ([{**CONV, "sparse_threshold": 0.1}], SparseRatioError, "sparse_threshold.* but no sparse_ratio"),
+        ([{**CONV, "sparse_threshold": 1e9}], NothingKeptError, "would be kept"),
+        ([{**CONV, "min_sparse_ratio": 0.1}], SparseRatioError, "min_sparse_ratio.* but no sparse_ratio"),
+        ([{**CONV, "sparse_ratio": 0.5, "min_sparse_ratio": 0.7, "max_sparse_ratio": 0.6}], SparseRatioError, "0.7 is above"),
         ([{**CONV, "sparse_ratios": 0.5}], ConfigListError, "sparse_ratios"),
-        ([{**CONV, "sparse_ratio": 0.5, "granularity": "out_channel"}], ConfigListError, "granularity='out_channel'"),
+        ([{**CONV, "sparse_ratio": 0.5, "granularity": "per_channel"}], ConfigListError, "is for inputs and outputs"),
+        ([{**CONV, "sparse_ratio": 0.5, "granularity": [5]}], ConfigListError, r"granularity=\[5\] does not divide"),
+        ([{**CONV, "sparse_ratio": 0.5, "granularity": [0]}], ConfigListError, "each positive or -1"),
+        ([{**CONV, "sparse_ratio": 0.5, "granularity": [1] * 5}], ConfigListError, "at most 4 block sizes"),
+        ([{**CONV, "sparse_ratio": 0.5, "internal_metric_block": 5}], ConfigListError, "does not divide 72 grains"),
+        ([{**CONV, "sparse_ratio": 0.5, "dependency_group_id": 1}], ConfigListError, "72 and 864 grains; give them granularity='out_channel'"),
+        ([{**CONV, "sparse_pattern": "2:4"}], ConfigListError, "input dimension of 1 is no multiple of 4"),
+        ([{**CONV, "sparse_pattern": "4:2"}], ConfigListError, "0 < N < M"),
+        ([{**CONV, "sparse_pattern": "2:4", "sparse_ratio": 0.9}], SparseRatioError, "2:4 is a sparse_ratio of 0.5, got 0.9"),
+        ([{"op_names": ["fc"], "sparse_pattern": "2:4", "granularity": "out_channel"}], ConfigListError, "cannot be combined with granularity"),
+        ([{**CONV, "target_settings": {"_output_": {"sparse_ratio": 0.5}}}], ConfigListError, "_output_.*hold no weights"),
         ([{**CONV, "sparse_ratio": 0.5, "apply_method": "add"}], ConfigListError, "apply_method.*'add'.* is not supported"),
-        ([{**CONV, "sparse_ratio": 0.5, "max_sparse_ratio": 0.6}], ConfigListError, "max_sparse_ratio=0.6 is not"),
-        ([{**CONV, "sparse_ratio": 0.5, "target_settings": {"bias": {"align": {"module_name": None, "target_name": "weight", "dims": [1]}}}}], ConfigListError, "bias.*align.* is not supported"),
+        ([{**CONV, "sparse_ratio": 0.5, "target_settings": {"bias": {"align": {"module_name": None, "target_name": "weight", "dims": [1]}}}}], ConfigListError, r"bias: align to dims \[1\] of .* does not give its shape \[12\]"),
         ([{**CONV, "sparse_ratio": 0.5, "target_names": ["wieght"]}], ConfigListError, "wieght"),
         ([{"op_types": ["AdaptiveAvgPool2d"], "sparse_ratio": 0.5}], EmptyMatchError, "AdaptiveAvgPool2d"),
         ({"op_types": ["Conv2d"]}, ConfigListError, "a list of dicts"),

@@ -6,21 +6,22 @@ from torch.nn import functional as F
 
 from nni_jackpot.edge_popup import RelaxedMask, initial_scores
 from nni_jackpot.errors import SearchDivergedError
+from nni_jackpot.granularity import Grains
 
 
 def make(keep: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, RelaxedMask]:
     weight = torch.tensor([[0.5, -2.0], [3.0, 0.1]])
     mask = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
-    score = initial_scores(mask, 1.0, 0.95).requires_grad_()
-    return weight, mask, score, RelaxedMask(keep)
+    score = initial_scores(mask.bool(), 1.0, 0.95, mask.dtype).requires_grad_()
+    return weight, mask, score, RelaxedMask(Grains((2, 2)), keep)
 
 
 def test_initial_scores() -> None:
-    mask = torch.tensor([1.0, 0.0], dtype=torch.bfloat16)
-    scores = initial_scores(mask, 1.0, 0.95)
+    kept = torch.tensor([True, False])
+    scores = initial_scores(kept, 1.0, 0.95, torch.bfloat16)
     assert scores.dtype == torch.float32
     assert torch.equal(scores, torch.tensor([1.0, 0.95]))
-    assert initial_scores(mask.double(), 2.0, -1.0).dtype == torch.float64
+    assert initial_scores(kept, 2.0, -1.0, torch.float64).dtype == torch.float64
 
 
 def test_forward_is_eq_4_and_backward_is_eq_6() -> None:
@@ -65,7 +66,7 @@ def test_the_mask_follows_the_scores_however_they_change(how: str) -> None:
 def test_nothing_is_selected_where_nothing_can_have_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, mask, score, relaxed = make()
     relaxed.refresh(score, mask)
-    monkeypatch.setattr("nni_jackpot.edge_popup.keep_top", None)
+    monkeypatch.setattr("nni_jackpot.granularity.keep_top", None)
     with torch.no_grad():
         relaxed.apply(weight, score, mask)
         relaxed.apply(weight, score, mask)

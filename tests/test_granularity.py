@@ -1,0 +1,321 @@
+"""Channel, block and pattern jackpots, and the groups and bounds of NNI's config list."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from conftest import Batches, ConvNet, dense_of, frozen, make_evaluator
+from nni.compression.speedup import ModelSpeedup
+from nni.compression.utils import auto_set_denpendency_group_ids
+from torch import Tensor, nn
+
+from nni_jackpot import LotteryJackpotPruner
+from nni_jackpot.errors import ConfigListError, MaskError
+
+X = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+
+
+def searched(model: nn.Module, batches: Batches, config_list: list, **options: Any) -> LotteryJackpotPruner:
+    dense = dense_of(model)
+    # Batch statistics would take the gradient of a channel's scale away.
+    options = {"lr": 5.0, "adapt_norm": False, **options}
+    pruner = LotteryJackpotPruner(model, config_list, make_evaluator(model, batches), **options)
+    start = weight_masks(pruner)
+    pruner.compress(18, None)
+    assert frozen(model, dense)
+    found = weight_masks(pruner)
+    assert any(not torch.equal(start[name], found[name]) for name in start)
+    for name, mask in start.items():  # the same number of weights as at the start
+        assert mask.sum() == found[name].sum()
+    return pruner
+
+
+def weight_masks(pruner: LotteryJackpotPruner) -> dict[str, Tensor]:
+    return {name: targets["weight"].bool() for name, targets in pruner.get_masks().items()}
+
+
+@pytest.mark.parametrize(
+    ("granularity", "grain"),
+    [
+        ("out_channel", (1, 8, 3, 3)),
+        ("in_channel", (12, 1, 3, 3)),
+        ([1, 1, 3, 3], (1, 1, 3, 3)),
+        ([4, 2, 1, 1], (4, 2, 1, 1)),
+        ([[2, -1], "back", -1], (2, 8, 3, 3)),
+        ([3], (1, 1, 1, 3)),
+    ],
+    ids=str,
+)
+def test_grains_are_kept_whole(model: nn.Module, batches: Batches, granularity: Any, grain: tuple) -> None:
+    config = [{"op_names": ["conv2"], "sparse_ratio": 0.5, "granularity": granularity}]
+    pruner = searched(model, batches, config, init="random")
+    mask = weight_masks(pruner)["conv2"]
+    n_grains = mask.numel() // torch.Size(grain).numel()
+    assert pruner.score_parameters()[0].numel() == n_grains
+    cells = mask.reshape(
+        [n for size, step in zip(mask.shape, grain, strict=True) for n in (size // step, step)]
+    )
+    cells = cells.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(n_grains, -1)
+    assert torch.equal(cells.all(1), cells.any(1))
+    assert int((~cells[:, 0]).sum()) == int(0.5 * n_grains)
+
+
+def test_scores_of_grains_have_the_gradient_of_their_gate(model: nn.Module) -> None:
+    model.double()
+    reference = copy.deepcopy(model)
+    config = [{"op_names": ["conv2"], "sparse_ratio": 0.5, "granularity": "out_channel"}]
+    pruner = LotteryJackpotPruner(model, config)
+    mask = weight_masks(pruner)["conv2"].double()
+    model(X.double()).square().sum().backward()
+    gate = torch.ones(12, 1, 1, 1, dtype=torch.float64, requires_grad=True)
+    masked = {
+        "conv2.weight": reference.conv2.weight.detach() * (mask - 1 + gate),
+        "conv2.bias": reference.conv2.bias.detach() * pruner.get_masks()["conv2"]["bias"],
+    }
+    torch.func.functional_call(reference, masked, X.double()).square().sum().backward()
+    assert torch.allclose(pruner.score_parameters()[0].grad, gate.grad)
+
+
+def test_biases_follow_their_channels(model: nn.Module, batches: Batches) -> None:
+    config = [{"op_names": ["conv2"], "sparse_ratio": 0.5, "granularity": "out_channel"}]
+    pruner = LotteryJackpotPruner(model, config, adapt_norm=False)
+    optimizer = torch.optim.SGD(pruner.score_parameters(), lr=5.0)
+    seen = set()
+    for images, labels in batches:
+        nn.functional.cross_entropy(model(images), labels).backward()
+        wrapper = model.conv2._nni_wrapper  # live, not only when asked for
+        assert torch.equal(wrapper.bias_mask.bool(), wrapper.weight_mask.bool().any((1, 2, 3)))
+        seen.add(tuple(wrapper.bias_mask.tolist()))
+        optimizer.step()
+        optimizer.zero_grad()
+    assert len(seen) > 1
+
+
+@pytest.mark.parametrize("init", ["magnitude", "random"])
+def test_two_of_four(batches: Batches, init: str) -> None:
+    torch.manual_seed(0)
+    model = ConvNet()
+    config = [{"op_names": ["conv2", "fc"], "sparse_pattern": "2:4"}]
+    pruner = searched(model, batches, config, init=init, lr=2.0)
+    masks = weight_masks(pruner)
+    assert (masks["conv2"].movedim(1, -1).reshape(-1, 4).sum(1) == 2).all()
+    assert (masks["fc"].reshape(-1, 4).sum(1) == 2).all()
+
+
+def test_initial_pattern_keeps_the_largest_of_each_group(model: nn.Module) -> None:
+    weight = model.fc.weight.detach().abs().reshape(-1, 4)
+    mask = weight_masks(LotteryJackpotPruner(model, [{"op_names": ["fc"], "sparse_pattern": "1:4"}]))["fc"]
+    assert torch.equal(mask.reshape(-1, 4).int().argmax(1), weight.argmax(1))
+    assert mask.sum() == 9
+
+
+@pytest.mark.parametrize(
+    ("layer", "x"),
+    [
+        (nn.ConvTranspose2d(4, 6, 3), torch.randn(2, 4, 5, 5)),
+        (nn.ConvTranspose1d(4, 6, 3), torch.randn(2, 4, 5)),
+        (nn.Conv1d(4, 6, 3), torch.randn(2, 4, 5)),
+        (nn.Conv3d(4, 6, 3), torch.randn(2, 4, 5, 5, 5)),
+        (nn.Linear(4, 6), torch.randn(2, 4)),
+        (nn.Conv2d(4, 6, 3, groups=2), torch.randn(2, 4, 5, 5)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_out_channels_of_every_layer(layer: nn.Module, x: Tensor) -> None:
+    model = nn.Sequential(copy.deepcopy(layer))
+    config = [{"op_names": ["0"], "sparse_ratio": 0.5, "granularity": "out_channel"}]
+    LotteryJackpotPruner(model, config)
+    out = model(x).detach()
+    channels = out.movedim(1, 0).reshape(6, -1).abs().sum(1)
+    assert int((channels == 0).sum()) == 3
+
+
+def test_transposed_convolutions_with_groups_have_no_out_channels() -> None:
+    model = nn.Sequential(nn.ConvTranspose2d(4, 6, 3, groups=2))
+    with pytest.raises(ConfigListError, match="transposed convolutions with groups"):
+        LotteryJackpotPruner(model, [{"op_names": ["0"], "sparse_ratio": 0.5, "granularity": "out_channel"}])
+
+
+# -- groups and bounds
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3, padding=1)
+        self.branch = nn.Conv2d(8, 8, 3, padding=1)
+        self.grouped = nn.Conv2d(8, 8, 3, padding=1, groups=2)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        x = self.grouped((x + self.branch(x)).relu()).relu()
+        return self.head(x.mean((2, 3)))
+
+
+def test_dependency_groups_and_speedup(batches: Batches) -> None:
+    torch.manual_seed(0)
+    model = Residual()
+    config = [{"op_types": ["Conv2d"], "sparse_ratio": 0.5, "granularity": "out_channel"}]
+    config = auto_set_denpendency_group_ids(model, config, X)
+    pruner = searched(model, batches, config, init="random")
+    masks = pruner.get_masks()
+    channels = {name: masks[name]["weight"].bool().any(dim=(1, 2, 3)) for name in masks}
+    assert torch.equal(channels["stem"], channels["branch"])
+    assert len(pruner.score_parameters()) == 2
+    assert all(int(kept.sum()) == 4 for kept in channels.values())
+    halves = channels["stem"].view(2, 4).sum(1)  # a grouped convolution needs as many in each group
+    assert halves.tolist() == [2, 2]
+
+    model.eval()
+    masked = model(X).detach()
+    pruner.unwrap_model()
+    small = ModelSpeedup(model, X, masks).speedup_model().eval()
+    assert small.stem.weight.shape[0] == small.branch.weight.shape[0] == 4
+    assert torch.allclose(small(X), masked, atol=1e-5)
+    assert sum(p.numel() for p in small.parameters()) < 0.5 * sum(p.numel() for p in Residual().parameters())
+
+
+def test_bounds_hold_within_a_global_group(model: nn.Module) -> None:
+    config = [
+        {"op_types": ["Conv2d"], "sparse_ratio": 0.8, "global_group_id": 0, "max_sparse_ratio": 0.85},
+        {"op_names": ["fc"], "sparse_ratio": 0.8, "global_group_id": 0, "min_sparse_ratio": 0.5},
+    ]
+    masks = weight_masks(LotteryJackpotPruner(model, config))
+    zeros = {name: int((~mask).sum()) for name, mask in masks.items()}
+    assert sum(zeros.values()) == int(0.8 * sum(mask.numel() for mask in masks.values()))
+    assert zeros["conv1"] <= int(0.85 * 72)
+    assert zeros["conv2"] <= int(0.85 * 864)
+    assert zeros["fc"] >= 18
+
+
+@pytest.mark.parametrize("bound", [{"max_sparse_ratio": 0.3}, {"min_sparse_ratio": 0.7}])
+def test_bounds_of_a_single_target(model: nn.Module, bound: dict[str, float]) -> None:
+    masks = weight_masks(LotteryJackpotPruner(model, [{"op_names": ["conv2"], "sparse_ratio": 0.5, **bound}]))
+    assert int((~masks["conv2"]).sum()) == int(next(iter(bound.values())) * 864)
+
+
+def test_a_threshold_fixes_the_budget(model: nn.Module, batches: Batches) -> None:
+    below = int((model.conv2.weight.abs() < 0.05).sum())
+    assert 0 < below < 864
+    pruner = searched(model, batches, [{"op_names": ["conv2"], "sparse_threshold": 0.05}], lr=2.0)
+    assert int((~weight_masks(pruner)["conv2"]).sum()) == below
+
+
+@pytest.mark.parametrize("budget", ["as_configured", "global_rank", "erdos_renyi_kernel"])
+def test_budgets_share_out_the_same_total(batches: Batches, budget: str) -> None:
+    torch.manual_seed(0)
+    model = ConvNet()
+    config = [{"op_types": ["Conv2d", "Linear"], "sparse_ratio": 0.7}]
+    pruner = searched(model, batches, config, budget=budget, lr=2.0)
+    zeros = [int((~mask).sum()) for mask in weight_masks(pruner).values()]
+    configured = [int(0.7 * n) for n in (72, 864, 36)]
+    assert (zeros == configured) == (budget == "as_configured")
+    assert abs(sum(zeros) - sum(configured)) <= 1
+
+
+def test_align_to_another_module(model: nn.Module, batches: Batches) -> None:
+    follow = {"align": {"module_name": "conv2", "target_name": "weight", "dims": [0]}}
+    config = [
+        {"op_names": ["conv2"], "sparse_ratio": 0.5, "granularity": "out_channel"},
+        {"op_names": ["bn2"], "target_settings": {"weight": follow, "bias": follow}},
+    ]
+    pruner = searched(model, batches, config)
+    masks = pruner.get_masks()
+    kept = masks["conv2"]["weight"].bool().any(dim=(1, 2, 3))
+    assert torch.equal(masks["bn2"]["weight"].bool(), kept)
+    assert torch.equal(masks["bn2"]["bias"].bool(), kept)
+
+
+def test_outputs_and_inputs_follow_a_weight(model: nn.Module, batches: Batches) -> None:
+    def follow(dim: int) -> dict[str, Any]:
+        return {
+            "align": {"module_name": None, "target_name": "weight", "dims": [dim]},
+            "granularity": "per_channel",
+        }
+
+    config = [
+        {
+            "op_names": ["conv2"],
+            "sparse_ratio": 0.5,
+            "granularity": "out_channel",
+            "target_names": ["weight", "bias", "_output_", "_input_"],
+            "target_settings": {"_output_": follow(0), "_input_": follow(1)},
+        }
+    ]
+    pruner = searched(model, batches, config)
+    masks = pruner.get_masks()["conv2"]
+    kept = masks["weight"].bool().any(dim=(1, 2, 3))
+    assert torch.equal(masks["_output_0"].flatten().bool(), kept)
+    assert masks["_input_0"].all()
+
+
+def test_bypass_leaves_the_forward_dense(model: nn.Module) -> None:
+    model.eval()
+    dense = model(X).detach()
+    pruner = LotteryJackpotPruner(
+        model, [{"op_names": ["conv2"], "sparse_ratio": 0.5, "apply_method": "bypass"}]
+    )
+    assert torch.equal(model(X), dense)
+    assert int((~weight_masks(pruner)["conv2"]).sum()) == 432
+
+
+# -- masks from elsewhere, swaps
+
+
+def test_masks_of_another_pruner_are_a_start(batches: Batches) -> None:
+    from nni.compression.pruning import L1NormPruner
+
+    torch.manual_seed(0)
+    model = ConvNet()
+    config = [{"op_names": ["conv2"], "sparse_ratio": 0.5}]
+    other = L1NormPruner(model, config)
+    masks = other.compress()[1]
+    other.unwrap_model()
+    config = [{**config[0], "granularity": "out_channel"}]
+    pruner = LotteryJackpotPruner(model, config, init=masks)
+    assert torch.equal(pruner.get_masks()["conv2"]["weight"], masks["conv2"]["weight"])
+    pruner.unwrap_model()
+    fine = LotteryJackpotPruner(model, [{"op_names": ["conv2"], "sparse_ratio": 0.5}]).get_masks()
+    with pytest.raises(MaskError, match="cuts through its granularity 'out_channel'"):
+        pruner.update_masks(fine)
+    with pytest.raises(MaskError, match=r"init has no mask for conv2\.weight"):
+        LotteryJackpotPruner(ConvNet(), config, init={})
+
+
+def test_swaps_are_limited_and_annealed(batches: Batches) -> None:
+    def flips(swap_limit: float | None) -> list[int]:
+        torch.manual_seed(0)
+        model = ConvNet()
+        found: list[int] = []
+
+        def step(batch: Any, model: nn.Module) -> Tensor:
+            loss = nn.functional.cross_entropy(model(batch[0]), batch[1])
+            found.append(pruner.flips)
+            return loss
+
+        config = [{"op_names": ["conv2"], "sparse_ratio": 0.5}]
+        evaluator = make_evaluator(model, batches, step)
+        pruner = LotteryJackpotPruner(model, config, evaluator, lr=20.0, swap_limit=swap_limit)
+        masks = pruner.compress(18, None)[1]
+        assert int((masks["conv2"]["weight"] == 0).sum()) == 432
+        return found
+
+    limited, free = flips(0.02), flips(None)
+    assert max(free) > 2 * 9
+    assert max(limited) == 2 * 9  # ceil(0.02 * 432) enter, as many leave
+    assert limited[-1] < limited[1]
+
+
+@pytest.mark.parametrize("criterion", ["snip", "grasp"])
+def test_search_from_gradient_criteria(batches: Batches, criterion: str) -> None:
+    torch.manual_seed(0)
+    model = ConvNet()
+    config = [{"op_types": ["Conv2d"], "sparse_ratio": 0.7}]
+    pruner = searched(model, batches, config, init=criterion, init_batches=2, lr=2.0)
+    assert [int((~mask).sum()) for mask in weight_masks(pruner).values()] == [50, 604]
+    with pytest.raises(ValueError, match=f"init='{criterion}' takes gradients"):
+        LotteryJackpotPruner(ConvNet(), config, init=criterion)
