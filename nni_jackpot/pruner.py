@@ -112,6 +112,10 @@ class LotteryJackpotPruner(Pruner):
     >>> pruner.unwrap_model()
     """
 
+    # NNI's LinearPruner and AGPPruner set these on the pruner whose sparse ratios they schedule.
+    interval_steps: int | None = None
+    total_times: int | None = None
+
     def __init__(
         self,
         model: nn.Module,
@@ -520,9 +524,8 @@ class LotteryJackpotPruner(Pruner):
             group.setdefault("initial_lr", group["lr"])
         # The evaluator's own optimizer has the scores as well, for what acts on gradients before its step:
         # unscaling under mixed precision, clipping. It finds none at the step, which they have then taken.
-        evaluator.patch_optim_param_group(
-            {group.members[0].module_name: [group.score] for group in self._groups}
-        )
+        # The name is no module's, so that NNI takes the first optimizer, whose step is patched.
+        evaluator.patch_optim_param_group({"scores": self.score_parameters()})
         self._follow_goals()
         evaluator.patch_loss(self._check_loss)
         evaluator.patch_optimizer_step(

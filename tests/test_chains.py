@@ -1,0 +1,104 @@
+"""In the company of NNI's other compressors: schedules of sparsity, distillers, quantizers."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from conftest import Batches, ConvNet, dense_of, frozen, make_evaluator, training_step
+from nni.compression.distillation import DynamicLayerwiseDistiller
+from nni.compression.pruning import AGPPruner, L1NormPruner, LinearPruner
+from nni.compression.quantization import LsqQuantizer, QATQuantizer
+from torch import Tensor, nn
+
+from nni_jackpot import LotteryJackpotPruner
+from nni_jackpot.errors import ConfigListError
+
+CONVS: list[dict[str, Any]] = [{"op_names": ["conv1", "conv2"], "sparse_ratio": 0.7}]
+EXPECTED = {"conv1": 50, "conv2": 604}
+
+
+def fresh() -> ConvNet:
+    torch.manual_seed(0)
+    return ConvNet()
+
+
+def zeros(pruner: Any) -> dict[str, int]:
+    return {
+        name: int((masks["weight"] == 0).sum())
+        for name, masks in pruner.get_masks().items()
+        if "weight" in masks
+    }
+
+
+@pytest.mark.parametrize("scheduled", [LinearPruner, AGPPruner])
+@pytest.mark.parametrize("init", ["magnitude", "snip", "random"])
+def test_sparsity_that_grows(batches: Batches, scheduled: type, init: str) -> None:
+    model = fresh()
+    dense = dense_of(model)
+    grown: list[int] = []
+    schedules: list[Any] = []
+
+    def step(batch: Any, model: nn.Module) -> Tensor:
+        loss = training_step(batch, model)
+        if schedules:  # SNIP takes a step of its own
+            grown.append(zeros(schedules[0].bound_pruner)["conv2"])
+        return loss
+
+    pruner = LotteryJackpotPruner(model, CONVS, make_evaluator(model, batches, step), init=init, lr=2.0)
+    target = zeros(pruner)
+    schedule = scheduled(pruner, interval_steps=3, total_times=4)
+    schedules.append(schedule)
+    _, masks = schedule.compress(18, None)
+    assert {name: int((m["weight"] == 0).sum()) for name, m in masks.items()} == target == EXPECTED
+    assert grown[0] == 0
+    assert grown == sorted(grown)
+    assert len(set(grown)) == 5
+    schedule.unwrap_model()
+    assert frozen(model, dense)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("quantizer_class", [QATQuantizer, LsqQuantizer])
+def test_distilled_and_quantized(batches: Batches, quantizer_class: type) -> None:
+    model = fresh()
+    dense, teacher = dense_of(model), copy.deepcopy(model)
+    distiller = DynamicLayerwiseDistiller(
+        model,
+        [{"op_names": ["fc"], "lambda": 0.1, "apply_method": "mse"}],
+        make_evaluator(model, batches),
+        teacher,
+        lambda batch, teacher: teacher(batch[0]),
+    )
+    pruner = LotteryJackpotPruner.from_compressor(distiller, CONVS, lr=2.0)
+    start = pruner.get_masks()
+    quantizer = quantizer_class.from_compressor(
+        pruner,
+        [
+            {
+                "op_names": ["conv1", "conv2"],
+                "target_names": ["weight", "_output_"],
+                "quant_dtype": "int8",
+                "quant_scheme": "symmetric",
+            }
+        ],
+    )
+    quantizer.compress(18, None)
+    found = pruner.get_masks()
+    assert zeros(pruner) == EXPECTED
+    assert not torch.equal(found["conv2"]["weight"], start["conv2"]["weight"])
+    quantizer.unwrap_model()
+    assert frozen(model, dense)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_target_of_an_earlier_pruner_is_refused() -> None:
+    model = fresh()
+    earlier = L1NormPruner(model, CONVS)
+    masks = earlier.compress()[1]
+    with pytest.raises(ConfigListError, match=r"conv\d.weight is pruned by an earlier compressor"):
+        LotteryJackpotPruner.from_compressor(earlier, CONVS)
+    channels = [{**CONVS[0], "granularity": "out_channel"}]
+    assert zeros(LotteryJackpotPruner(model, channels, init=masks)) == zeros(earlier)
