@@ -220,7 +220,7 @@ BAD_VALUES: list[tuple[str, Any, str]] = [
     ("pretrain.checkpoint", 5, "null or a string"),
     ("pretrain.cache", None, "a string"),
     ("search.epochs", 0, "an integer >= 1"),
-    ("search.init", "snip", "a string out of magnitude, random"),
+    ("search.init", "oracle", "a string out of magnitude, random, snip, grasp"),
     ("search.lr", float("nan"), "a number > 0"),
     ("search.lr", float("inf"), "a number > 0"),
     ("search.lr", 10**400, "a number > 0"),

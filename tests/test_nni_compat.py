@@ -19,6 +19,7 @@ from nni.compression.pruning import FPGMPruner, L1NormPruner, L2NormPruner, Leve
 from nni.compression.speedup import ModelSpeedup
 from nni.compression.speedup import utils as speedup_utils
 from nni.compression.speedup.container import NodeInfo
+from nni.compression.utils import Evaluator, TransformersEvaluator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import models
@@ -107,6 +108,21 @@ def speedup(model, to_file=False):
     assert model.conv.out_channels == 2 and model(x).shape[1] == 2
 
 
+def set_max_steps():
+    import pytorch_lightning
+
+    pytorch_lightning.Trainer(logger=False, accelerator="cpu").fit_loop.max_steps = 3
+
+
+def add_beside_a_token():
+    from nni.compression.utils import Evaluator
+
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    Evaluator()._optimizer_add_param_group(model, {"scores": [nn.Parameter(x)]}, optimizer)
+    assert len(optimizer.param_groups[0]["params"]) == 3
+
+
 CHECKS = {
     "skip_builtins_without_module": lambda: trace(Net()),
     "accept_new_is_impure_signature": lambda: trace(Net()),
@@ -115,6 +131,8 @@ CHECKS = {
     "keep_sizes_whole": lambda: speedup(Sized()),
     "free_randomized_values": lambda: speedup(Counted()),
     "load_masks_files": lambda: speedup(Net(), to_file=True),
+    "set_max_steps_of_lightning": set_max_steps,
+    "add_parameters_beside_those_of_the_model": add_beside_a_token,
 }
 
 
@@ -156,6 +174,8 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[str
         ("keep_sizes_whole", "'tuple' object has no attribute 'numel'", CURRENT_TORCH),
         ("free_randomized_values", "_output_randomize", True),
         ("load_masks_files", "Weights only load failed", CURRENT_TORCH),
+        ("set_max_steps_of_lightning", "has no setter", True),
+        ("add_parameters_beside_those_of_the_model", "list index out of range", True),
     ],
 )
 def test_each_repair_ends_its_symptom(
@@ -193,6 +213,16 @@ def state() -> list[Any]:
         speedup_utils.tree_flatten,
         vars(NodeInfo)["_output_randomize"],
         ModelSpeedup.__init__,
+        Evaluator._optimizer_add_param_group,
+        *(
+            getattr(TransformersEvaluator, name)
+            for name in (
+                "_init_optimizer_helpers",
+                "patch_loss",
+                "patch_optimizer_step",
+                "revert_optimizer_step",
+            )
+        ),
     ]
 
 

@@ -22,6 +22,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import numpy as np
 import yaml
 
+from nni_jackpot.criteria import CRITERIA
 from nni_jackpot.errors import ExperimentConfigError
 from nni_jackpot.files import replace_file
 
@@ -103,7 +104,7 @@ class SearchConfig:
     """The search for the jackpot."""
 
     epochs: int = _option("passes over the training data", _at_least(1))
-    init: str = _option("criterion of the initial masks", _one_of("magnitude", "random"), "magnitude")
+    init: str = _option("criterion of the initial masks", _one_of(*CRITERIA), "magnitude")
     lr: float = _option("learning rate of the scores at the start", _POSITIVE, 0.1)
     momentum: float = _option("momentum of SGD", _BELOW_ONE, 0.9)
     weight_decay: float = _option("weight decay of SGD", _at_least(0), 5e-4)

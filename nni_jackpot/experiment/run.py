@@ -180,10 +180,16 @@ def _make_pruner(setting: Setting, tracker: Tracker) -> tuple[LotteryJackpotPrun
     """Wrap the model, with an evaluator whose loop feeds the tracker; return the initial masks as well."""
     model, options = setting.model, setting.config.search
 
+    searching = False  # SNIP and GraSP run the loop as well, for the gradient of the dense network
+
     def on_step(loss: Tensor) -> None:
+        if not searching:
+            return
         tracker.step(loss, learning_rate=pruner.learning_rate, flips=pruner.flips)
 
     def on_epoch() -> None:
+        if not searching:
+            return
         masks = pruner.get_masks()
         overlap = mask_overlap(start, masks).total
         tracker.epoch(setting.evaluate(model), overlap=overlap, layers=densities(masks))
@@ -205,6 +211,8 @@ def _make_pruner(setting: Setting, tracker: Tracker) -> tuple[LotteryJackpotPrun
         weight_decay=options.weight_decay,
         adapt_norm=options.adapt_norm,
     )
+    setting.data.restart()
+    searching = True
     start = pruner.get_masks()
     return pruner, start
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import count
 from typing import Any
 
 import torch
@@ -45,16 +46,16 @@ def fit(
     on_step: Callable[[Tensor], None],
     on_epoch: Callable[[], None],
 ) -> None:
-    """Train for ``max_epochs`` epochs, or for ``max_steps`` steps if that is less; NNI's ``training_func``.
+    """Train for ``max_epochs`` epochs or ``max_steps`` steps, whichever ends first; NNI's ``training_func``.
 
     ``on_step`` is called with the detached loss after each step, ``on_epoch`` after each epoch.
     """
+    if max_epochs is None and max_steps is None:
+        raise ValueError("say how long to train: max_steps, max_epochs")
     steps = 0
-    for _ in range(max_epochs or 0):
+    for _ in count() if max_epochs is None else range(max_epochs):
         model.train()
         for batch in loader:
-            if max_steps is not None and steps >= max_steps:
-                return
             loss = training_step(to_device(batch, device), model)
             loss.backward()
             optimizer.step()
@@ -63,6 +64,8 @@ def fit(
                 lr_scheduler.step()
             steps += 1
             on_step(loss.detach())
+            if steps == max_steps:
+                return
         on_epoch()
 
 
