@@ -56,6 +56,8 @@ def fit(
     for _ in count() if max_epochs is None else range(max_epochs):
         model.train()
         for batch in loader:
+            if steps == max_steps:  # asked only here, so that an epoch that ends with them is reported
+                return
             loss = training_step(to_device(batch, device), model)
             loss.backward()
             optimizer.step()
@@ -64,8 +66,6 @@ def fit(
                 lr_scheduler.step()
             steps += 1
             on_step(loss.detach())
-            if steps == max_steps:
-                return
         on_epoch()
 
 
