@@ -35,5 +35,13 @@ def test_speedup(tmp_path: Path) -> None:
     assert float(re.search(r"differ by at most (\S+)", output).group(1)) < 1e-5
 
 
+def test_channels(tmp_path: Path) -> None:
+    output = run("channels.py", tmp_path)
+    assert float(re.search(r"differ by at most (\S+)", output).group(1)) < 1e-4
+    assert float(re.search(r"parameters: ([\d.]+) of", output).group(1)) < 0.6
+    assert percent("channel jackpot, sped up", output) == percent("channel jackpot", output) > 75
+
+
 def test_every_example_is_run_here() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {"quickstart.py", "own_loop.py", "speedup.py"}
+    names = {"quickstart.py", "own_loop.py", "speedup.py", "channels.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == names
