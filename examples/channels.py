@@ -71,7 +71,7 @@ dense.load_state_dict(model.state_dict())
 
 # The first convolution of every block, whose channels nothing else depends on, and the norm that follows it.
 config_list = [{"op_names_re": [r"stage.*conv1"], "sparse_ratio": 0.5, "granularity": "out_channel"}]
-for name, module in model.named_modules():
+for name, _ in model.named_modules():
     if name.endswith("bn1") and name != "bn1":
         source = {"module_name": name.replace("bn1", "conv1"), "target_name": "weight", "dims": [0]}
         settings = {target: {"align": source} for target in ("weight", "bias")}
