@@ -247,6 +247,7 @@ def _rank(rank: int, folder: Path, data: Batches) -> None:
                 k.removeprefix("module."): v for k, v in importance.items()
             }
         torch.save(found, folder / f"{rank}.pt")
+        distributed.barrier()  # neither leaves while the other still talks to it
     finally:
         distributed.destroy_process_group()
 
