@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -234,21 +235,21 @@ def doubles(batches: Batches) -> Batches:
     return [(images.double(), labels) for images, labels in batches]
 
 
+def _importance(rank: int, data: Batches, criterion: Callable, n_batches: int) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    model = nn.parallel.DistributedDataParallel(ConvNet().double())
+    importance = by_evaluator(model, data[rank::2], criterion, n_batches)
+    return {key.removeprefix("module."): values for key, values in importance.items()}
+
+
 def _rank(rank: int, folder: Path, data: Batches) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
     try:
-        found = {}
-        for criterion, n_batches in ((snip, 2), (grasp, 2), (grasp, 1)):
-            torch.manual_seed(0)
-            model = nn.parallel.DistributedDataParallel(ConvNet().double())
-            importance = by_evaluator(model, data[rank::2], criterion, n_batches)
-            found[criterion.__name__, n_batches] = {
-                k.removeprefix("module."): v for k, v in importance.items()
-            }
-        torch.save(found, folder / f"{rank}.pt")
-        distributed.barrier()  # neither leaves while the other still talks to it
+        runs = [(snip, 2), (grasp, 2), (grasp, 1)]
+        torch.save({(c.__name__, n): _importance(rank, data, c, n) for c, n in runs}, folder / f"{rank}.pt")
     finally:
+        gc.collect()  # wrapped models are cycles, and must not outlive the process group that they hold
         distributed.destroy_process_group()
 
 

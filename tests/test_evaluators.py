@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 from pathlib import Path
 from typing import Any
@@ -158,11 +159,7 @@ def test_transformers(length: dict[str, int], tmp_path: Path) -> None:
 # -- two processes
 
 
-def _rank(rank: int, world: int, port: int, batches: Batches, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world
-    )
+def _search_of_rank(rank: int, world: int, batches: Batches) -> list[Tensor]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 3))
     wrapped = DistributedDataParallel(model) if world > 1 else model
@@ -184,8 +181,16 @@ def _rank(rank: int, world: int, port: int, batches: Batches, folder: str) -> No
     pruner = LotteryJackpotPruner(wrapped, config_list, evaluator, init="snip", lr=1.0)
     start = pruner.get_masks()
     masks = pruner.compress(12, None)[1]
-    torch.save([start[f"{prefix}1"]["weight"], masks[f"{prefix}1"]["weight"]], f"{folder}/{world}-{rank}.pt")
-    torch.distributed.barrier()  # neither leaves while the other still talks to it
+    return [start[f"{prefix}1"]["weight"], masks[f"{prefix}1"]["weight"]]
+
+
+def _rank(rank: int, world: int, port: int, batches: Batches, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world
+    )
+    torch.save(_search_of_rank(rank, world, batches), f"{folder}/{world}-{rank}.pt")
+    gc.collect()  # wrapped models are cycles, and must not outlive the process group that they hold
     torch.distributed.destroy_process_group()
 
 
