@@ -18,6 +18,8 @@ from nni.compression.base.config import (
     trans_legacy_config_list,
 )
 from nni.compression.base.setting import INPUT_PREFIX, OUTPUT_PREFIX, PruningSetting, canonicalize_settings
+from nni.compression.base.wrapper import ModuleWrapper
+from nni.compression.pruning.tools.utils import is_active_target
 from schema import SchemaError
 from torch import Tensor, nn
 
@@ -79,6 +81,28 @@ def check_config_list(model: nn.Module, config_list: ConfigList) -> list[dict[st
                 _check_target(f"{name}.{target}", module, getattr(module, target, None), setting)
                 _check_groups(f"{name}.{target}", setting, group_ratios)
     return checked
+
+
+def refuse_targets_taken(
+    model: nn.Module, config_list: list[dict[str, Any]], wrappers: dict[str, ModuleWrapper]
+) -> None:
+    """Refuse targets that an earlier pruner of a chain has: NNI would drop the wish with a warning.
+
+    Raises
+    ------
+    ConfigListError
+        If there is one.
+    """
+    for entry in config_list:
+        modules, public, _ = select_modules_by_config(model, entry)
+        for module_name in modules.keys() & wrappers.keys():
+            taken = wrappers[module_name].pruning_target_spaces
+            for name in canonicalize_settings(modules[module_name], public, "pruning").keys() & taken.keys():
+                if is_active_target(taken[name]):
+                    raise ConfigListError(
+                        f"{module_name}.{name} is pruned by an earlier compressor of the chain: start from "
+                        "its masks instead, LotteryJackpotPruner(model, config_list, init=masks)"
+                    )
 
 
 def parse_pattern(pattern: str) -> tuple[int, int]:

@@ -10,11 +10,8 @@ from typing import Any
 
 import torch
 from nni.compression.base.compressor import Pruner
-from nni.compression.base.config import select_modules_by_config
-from nni.compression.base.setting import canonicalize_settings
 from nni.compression.base.target_space import PruningTargetSpace, TargetType
 from nni.compression.base.wrapper import ModuleWrapper
-from nni.compression.pruning.tools.utils import is_active_target
 from nni.compression.utils import Evaluator, LightningEvaluator, TransformersEvaluator
 from nni.compression.utils.scaling import Scaling
 from torch import Tensor, nn
@@ -22,31 +19,33 @@ from torch.optim import SGD, Optimizer
 from torch.optim.swa_utils import update_bn
 from torch.utils.hooks import RemovableHandle
 
-from nni_jackpot.budget import BUDGETS, Unit, by_global_rank
+from nni_jackpot.budget import BUDGETS, by_global_rank
 from nni_jackpot.calibration import losses_of
 from nni_jackpot.config_list import (
     ConfigList,
     check_config_list,
-    has_align_of_its_own,
-    input_dim,
     is_transposed,
     parse_pattern,
+    refuse_targets_taken,
 )
 from nni_jackpot.criteria import CRITERIA, NEEDS_LOSSES
 from nni_jackpot.errors import ConfigListError, MaskError, NothingKeptError, SearchDivergedError
-from nni_jackpot.granularity import Grains
+from nni_jackpot.groups import align_targets, check_structure, group_targets, unit_of
 from nni_jackpot.masks import Masks
 from nni_jackpot.schedule import SearchClock, cosine
 from nni_jackpot.targets import (
     ScoredTarget,
     ScoreGroup,
-    align,
     drop_masked_weights,
+    keep_masks_fresh,
     keep_statistics,
     refresh_masks,
 )
 
 _logger = logging.getLogger(__name__)
+
+# What NNI's scheduled pruners change during a search.
+_GOALS = ("sparse_ratio", "sparse_threshold", "min_sparse_ratio", "max_sparse_ratio")
 
 
 class LotteryJackpotPruner(Pruner):
@@ -160,7 +159,6 @@ class LotteryJackpotPruner(Pruner):
         self._init = init
         self._init_batches = init_batches
         self._is_settled = False
-        self._groups: list[ScoreGroup] = []
         self._importance: dict[ScoreGroup, Tensor] | None = None
         self._hooks: list[RemovableHandle] = []
         self._norm_hooks: list[RemovableHandle] = []
@@ -168,13 +166,15 @@ class LotteryJackpotPruner(Pruner):
         self._clock = SearchClock(None, None)
 
         config_list = check_config_list(model, config_list)
-        _refuse_targets_taken(model, config_list, existed_wrappers or {})
+        refuse_targets_taken(model, config_list, existed_wrappers or {})
         super().__init__(model, config_list, evaluator, existed_wrappers)
         self._sort_by_model_order()
-        self._group_targets()
+        self._groups = group_targets(self._target_spaces, self._module_wrappers)
         if not self._needs_losses:
             self._start()
-        self._align_targets()
+        align_targets(self._groups, self._target_spaces, self._module_wrappers)
+        for module_name in self._target_spaces:
+            keep_masks_fresh(self._module_wrappers[module_name])
         # All that may be wrong with the config list has been found, and the model not been touched yet.
         self._is_settled = True
         self.wrap_model()
@@ -213,42 +213,6 @@ class LotteryJackpotPruner(Pruner):
             by_module.clear()
             by_module.update(items)
 
-    def _group_targets(self) -> None:
-        """Find the targets that are searched, and those that share scores."""
-        by_id: dict[Any, list[tuple[str, str, PruningTargetSpace]]] = defaultdict(list)
-        for module_name, spaces in self._target_spaces.items():
-            for name, space in spaces.items():
-                if is_active_target(space):
-                    shared = space.dependency_group_id
-                    by_id[(module_name, name) if shared is None else shared].append(
-                        (module_name, name, space)
-                    )
-        for members in by_id.values():
-            rows = math.lcm(*(space.internal_metric_block or 1 for _, _, space in members))
-            targets = tuple(
-                ScoredTarget(module_name, name, space, self._grains(module_name, name, space, rows))
-                for module_name, name, space in members
-            )
-            self._groups.append(ScoreGroup(targets))
-            _check_members(self._groups[-1])
-
-    def _grains(self, module_name: str, name: str, space: PruningTargetSpace, rows: int) -> Grains:
-        shape = tuple(space.shape)
-        pattern = space.setting.get("sparse_pattern")
-        if pattern is not None:
-            dim = input_dim(self._module_wrappers[module_name].module)
-            return Grains(shape, rows=math.prod(shape) // parse_pattern(pattern)[1], row_dim=dim)
-        grains = Grains(shape, space._scaler, rows)
-        if grains.count * grains.size != math.prod(shape):
-            raise ConfigListError(
-                f"{module_name}.{name}: granularity={space.granularity!r} does not divide its shape {shape}"
-            )
-        if grains.count % rows:
-            raise ConfigListError(
-                f"{module_name}.{name}: internal_metric_block {rows} does not divide {grains.count} grains"
-            )
-        return grains
-
     @property
     def _targets(self) -> list[ScoredTarget]:
         return [target for group in self._groups for target in group.members]
@@ -271,10 +235,13 @@ class LotteryJackpotPruner(Pruner):
             self._seed(group, group.grains.select(self._importance[group], keep))
 
     def _start_from_masks(self, masks: Masks) -> None:
-        missing = [str(t) for t in self._targets if (masks.get(t.module_name) or {}).get(t.name) is None]
+        missing = [str(target) for target in self._targets if _mask_of(masks, target) is None]
         if missing:
             raise MaskError(f"init has no mask for {', '.join(missing)}")
-        self.update_masks({t.module_name: {t.name: masks[t.module_name][t.name]} for t in self._targets})
+        starts: dict[str, dict[str, Tensor | None]] = defaultdict(dict)
+        for target in self._targets:
+            starts[target.module_name][target.name] = _mask_of(masks, target)
+        self.update_masks(starts)
 
     def _rank_grains(self) -> dict[ScoreGroup, Tensor]:
         """Return the importance of every grain by the initial criterion."""
@@ -308,46 +275,9 @@ class LotteryJackpotPruner(Pruner):
                 together[group.space.global_group_id].append(group)
         for global_id, groups in together.items():
             rule = BUDGETS[self._budget] if global_id is None else by_global_rank
-            units = {group: _unit(group, importance[group]) for group in groups}
+            units = {group: unit_of(group, importance[group]) for group in groups}
             budgets |= rule(units, {group: importance[group] for group in groups})
         return {group: budgets[group] for group in self._groups}
-
-    def _align_targets(self) -> None:
-        """Have masks of aligned targets follow those of their sources (NNI's ``align``)."""
-        searched = {(target.module_name, target.name): target for target in self._targets}
-        for module_name, spaces in self._target_spaces.items():
-            wrapper = self._module_wrappers[module_name]
-            for name, space in spaces.items():
-                # NNI prunes by ratio where there are both, and a module may have no bias at all.
-                absent = space.type is TargetType.PARAMETER and space.target is None
-                if space.align is None or (module_name, name) in searched or absent:
-                    continue
-                own = any(has_align_of_its_own(entry, name) for entry in wrapper.configs["pruning"])
-                source_key = (space.align["module_name"] or module_name, space.align["target_name"])
-                source = searched.get(source_key)
-                if not own and (source is None or source.grains.scaler is None):
-                    continue  # a bias stays whole where single weights are searched
-                where = f"{module_name}.{name}"
-                if source is None:
-                    raise ConfigListError(
-                        f"{where}: align names {'.'.join(source_key)}, which is not searched"
-                    )
-                dims = tuple(space.align["dims"])
-                if not own and is_transposed(wrapper.module):
-                    dims = (1,)
-                sizes = [
-                    source.grains.shape[dim]
-                    for dim in dims
-                    if -len(source.grains.shape) <= dim < len(source.grains.shape)
-                ]
-                if len(sizes) < len(dims) or (
-                    space.type is TargetType.PARAMETER and space._scaler is None and sizes != space.shape
-                ):
-                    raise ConfigListError(
-                        f"{where}: align to dims {list(dims)} of {source}, of shape {source.grains.shape}, "
-                        f"does not give its shape {space.shape}"
-                    )
-                align(space, source.space, dims)
 
     # -- wrapping
 
@@ -415,10 +345,13 @@ class LotteryJackpotPruner(Pruner):
 
     def get_masks(self) -> dict[str, dict[str, Tensor | None]]:
         """Return a copy of the masks as they stand, ``{module: {target: mask}}``, in model order."""
-        for wrapper in self._module_wrappers.values():
-            refresh_masks(wrapper)
+        self._refresh_masks()
         # Plain dicts, so that a file of them loads with torch's weights_only.
         return {module_name: dict(masks) for module_name, masks in super().get_masks().items()}
+
+    def _refresh_masks(self) -> None:
+        for wrapper in self._module_wrappers.values():
+            refresh_masks(wrapper)
 
     def update_masks(self, masks: Masks) -> None:
         """Take over masks: as the masks of their targets, as the budgets, and as the start of the search.
@@ -444,18 +377,18 @@ class LotteryJackpotPruner(Pruner):
                     continue
                 if mask is None or not mask.any():
                     raise NothingKeptError(f"the mask of {target} keeps nothing")
-                _check_structure(target, mask)
+                check_structure(target, mask)
+        starts: dict[ScoreGroup, Tensor] = {}
         for group in self._groups:
-            given = [t for t in group.members if (masks.get(t.module_name) or {}).get(t.name) is not None]
-            grains = [
-                t.grains.of_mask(mask).view(group.grains.score_shape)
-                for t in given
-                if (mask := masks[t.module_name][t.name]) is not None
-            ]
-            if any(not torch.equal(grains[0], other) for other in grains):
-                raise MaskError(f"the masks of {group} differ, but they share one dependency_group_id")
-            if grains:
-                self._seed(group, grains[0].to(given[0].weight.device))
+            given = [(t, mask) for t in group.members if (mask := _mask_of(masks, t)) is not None]
+            for target, mask in given:
+                kept = (
+                    target.grains.of_mask(mask).view(group.grains.score_shape).to(given[0][0].weight.device)
+                )
+                if not torch.equal(starts.setdefault(group, kept), kept):
+                    raise MaskError(f"the masks of {group} differ, but they share one dependency_group_id")
+        for group, kept in starts.items():
+            self._seed(group, kept)
         rest: dict[str, dict[str, Tensor | None]] = defaultdict(dict)
         for module_name, module_masks in masks.items():
             for name, mask in module_masks.items():
@@ -538,8 +471,8 @@ class LotteryJackpotPruner(Pruner):
             self._unfreeze()
 
     def _goal(self, group: ScoreGroup) -> tuple[float | None, ...]:
-        space = group.space
-        return (space.sparse_ratio, space.sparse_threshold, space.min_sparse_ratio, space.max_sparse_ratio)
+        # Not through NNI's properties, each of which copies all settings: this is asked for at every step.
+        return tuple(group.space._setting.get(key) for key in _GOALS)
 
     def _follow_goals(self) -> None:
         """Change budgets where a scheduled pruner (NNI's AGPPruner) has changed sparse ratios."""
@@ -568,8 +501,7 @@ class LotteryJackpotPruner(Pruner):
                     for _ in range(max_epochs or 0):
                         self._clock.begin_epoch()
                         train(None, 1)
-                for target in self._targets:  # the last step, too, may have left scores that have no order
-                    target.refresh()
+                self._refresh_masks()  # the last step, too, may have left scores that have no order
             except SearchDivergedError as error:
                 self._keep_last_good_masks()
                 raise SearchDivergedError(
@@ -607,67 +539,6 @@ class LotteryJackpotPruner(Pruner):
             self._seed(group, group.grains.of_mask(group.space.mask))
 
 
-def _unit(group: ScoreGroup, importance: Tensor) -> Unit:
-    """Describe a group to the rules of budgets."""
-    space, grains = group.space, group.grains
-    low, high = space.min_sparse_ratio or 0.0, space.max_sparse_ratio
-    ratio = space.sparse_ratio
-    if ratio is None:  # a threshold on the importance: the budget is what it leaves (NNI's sparse_threshold)
-        below = int((importance < space.sparse_threshold).sum())
-        # Half a grain more, so that ``int`` finds the count again.
-        ratio = min((below + 0.5) / grains.count, 1.0)
-    return Unit(
-        grains=grains.count,
-        weights_per_grain=sum(target.grains.size for target in group.members),
-        sparse_ratio=ratio,
-        min_sparse_ratio=low,
-        max_sparse_ratio=1.0 if high is None else high,
-        shape=grains.shape,
-        rows=grains.rows,
-    )
-
-
-def _check_members(group: ScoreGroup) -> None:
-    """Targets with common scores need as many grains and the same wishes."""
-    first = group.members[0]
-    keys = ("sparse_threshold", "global_group_id", "min_sparse_ratio", "max_sparse_ratio")
-    for other in group.members[1:]:
-        if other.grains.count != first.grains.count:
-            raise ConfigListError(
-                f"{first} and {other} share a dependency_group_id but have {first.grains.count} and "
-                f"{other.grains.count} grains; give them granularity='out_channel'"
-            )
-        for key in keys:
-            if getattr(other.space, key) != getattr(first.space, key):
-                raise ConfigListError(f"{first} and {other} share a dependency_group_id but differ in {key}")
-
-
-def _check_structure(target: ScoredTarget, mask: Tensor) -> None:
-    """A mask must keep whole grains, and as many in every row, or there is no score that stands for it."""
-    grains = target.grains
-    kept = grains.of_mask(mask)
-    if not torch.equal(grains.expand(kept).expand(grains.shape), mask.bool()):
-        raise MaskError(f"the mask of {target} cuts through its granularity {target.space.granularity!r}")
-    if not torch.equal(grains.select(kept.float(), int(kept.sum())), kept):
-        raise MaskError(f"the mask of {target} does not keep as many in each of its {grains.rows} rows")
-
-
-def _refuse_targets_taken(
-    model: nn.Module, config_list: list[dict[str, Any]], wrappers: dict[str, ModuleWrapper]
-) -> None:
-    """Refuse targets that an earlier pruner of a chain has: NNI would drop the wish with a warning."""
-    for entry in config_list:
-        modules, public, _ = select_modules_by_config(model, entry)
-        for module_name in modules.keys() & wrappers.keys():
-            taken = wrappers[module_name].pruning_target_spaces
-            for name in canonicalize_settings(modules[module_name], public, "pruning").keys() & taken.keys():
-                if is_active_target(taken[name]):
-                    raise ConfigListError(
-                        f"{module_name}.{name} is pruned by an earlier compressor of the chain: start from "
-                        "its masks instead, LotteryJackpotPruner(model, config_list, init=masks)"
-                    )
-
-
 def _total_steps(evaluator: Evaluator) -> int | None:
     """Return the optimizer steps that a trainer is about to take, where there is a trainer to ask."""
     if isinstance(evaluator, LightningEvaluator):
@@ -675,6 +546,10 @@ def _total_steps(evaluator: Evaluator) -> int | None:
     if isinstance(evaluator, TransformersEvaluator):
         return evaluator.trainer.state.max_steps
     return None
+
+
+def _mask_of(masks: Masks, target: ScoredTarget) -> Tensor | None:
+    return (masks.get(target.module_name) or {}).get(target.name)
 
 
 def _remove(hooks: list[RemovableHandle]) -> None:

@@ -49,10 +49,6 @@ class ScoredTarget(NamedTuple):
         """What keeps the mask in step with the scores."""
         return getattr(self.space._wrapper, _RELAXED.format(self.name))
 
-    def refresh(self) -> None:
-        """Let the mask follow the scores."""
-        self.relaxed.refresh(self.score, self.space.mask)
-
 
 class ScoreGroup(NamedTuple):
     """Targets with one set of scores: a single target, or those of one ``dependency_group_id``.
@@ -99,7 +95,6 @@ class ScoreGroup(NamedTuple):
             parameter = nn.Parameter(scores)
             for target in self.members:
                 target.space._wrapper.register_parameter(_SCORE.format(target.name), parameter)
-                target.space._wrapper.register_state_dict_pre_hook(_refresh_all)
         for target in self.members:
             mask = target.grains.expand(kept.view(target.grains.score_shape))
             target.space.mask = mask.to(target.weight).expand(target.grains.shape)
@@ -144,9 +139,8 @@ class AlignedMask:
         self.dims = dims
         self._seen: tuple[int, int] | None = None
 
-    def kept(self) -> Tensor:
+    def _kept(self) -> Tensor:
         """Return where the source keeps anything, boolean, one dimension for each of ``dims``."""
-        _refresh(self.source)
         mask = self.source.mask.bool()
         dims = {dim % mask.dim() for dim in self.dims}
         others = [dim for dim in range(mask.dim()) if dim not in dims]
@@ -158,7 +152,7 @@ class AlignedMask:
         seen = (id(self.source.mask), self.source.mask._version)
         if space.shape is None or (seen == self._seen and space.mask is not None):
             return
-        kept = self.kept()
+        kept = self._kept()
         if space._scaler is not None:
             whole = space._scaler.expand(kept, space.shape)
             grains = space._scaler.shrink(whole, lambda values: values.any(-1), keepdim=True)
@@ -170,11 +164,14 @@ class AlignedMask:
 
 def align(space: PruningTargetSpace, source: PruningTargetSpace, dims: tuple[int, ...]) -> None:
     """Have the mask of ``space`` follow that of ``source`` from now on, before every use."""
-    wrapper: Any = space._wrapper
-    setattr(wrapper, _ALIGNED.format(space._target_name), AlignedMask(source, dims))
-    wrapper.register_track_func(_refresh_before_use)
-    wrapper.register_state_dict_pre_hook(_refresh_all)
+    setattr(space._wrapper, _ALIGNED.format(space._target_name), AlignedMask(source, dims))
     _refresh(space)
+
+
+def keep_masks_fresh(wrapper: ModuleWrapper) -> None:
+    """See to it that masks of a wrapper are up to date before they are applied or saved; once a wrapper."""
+    wrapper.register_track_func(_refresh_before_use)
+    wrapper.register_state_dict_pre_hook(refresh_masks)
 
 
 def _refresh_before_use(wrapper: ModuleWrapper, target_name: str, target: Any) -> None:
@@ -192,13 +189,8 @@ def _refresh(space: PruningTargetSpace) -> None:
         getattr(wrapper, _RELAXED.format(name)).refresh(score, space.mask)
 
 
-def _refresh_all(wrapper: ModuleWrapper, prefix: str, keep_vars: bool) -> None:
-    """Before a state dict is taken: the masks in it are those of the scores in it."""
-    refresh_masks(wrapper)
-
-
-def refresh_masks(wrapper: ModuleWrapper) -> None:
-    """Bring all masks of a wrapper up to date."""
+def refresh_masks(wrapper: ModuleWrapper, *state_dict_arguments: Any) -> None:
+    """Bring all masks of a wrapper up to date; also before a state dict is taken."""
     for space in wrapper.pruning_target_spaces.values():
         _refresh(space)
 

@@ -103,6 +103,20 @@ def make_evaluator(
     return TorchEvaluator(train, optimizer, step)
 
 
+def lightning_trainer(**options: Any) -> Any:
+    """Return a traced trainer of Lightning that clips gradients and keeps quiet; skip where there is none."""
+    lightning = pytest.importorskip("pytorch_lightning")
+    return nni.trace(lightning.Trainer)(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        gradient_clip_val=1.0,
+        **options,
+    )
+
+
 def dense_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in model.named_parameters()}
 

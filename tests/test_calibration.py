@@ -8,7 +8,7 @@ import nni
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIG_LIST, Batches, ConvNet, make_evaluator, training_step
+from conftest import CONFIG_LIST, Batches, ConvNet, lightning_trainer, make_evaluator, training_step
 from nni.compression.base.compressor import Pruner
 from nni.compression.utils import Evaluator, LightningEvaluator, TorchEvaluator
 from torch import Tensor, nn
@@ -369,15 +369,8 @@ def test_a_parameter_of_the_root_module(batches: Batches) -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_lightning(batches: Batches, fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lightning(batches: Batches, fails: bool) -> None:
     lightning = pytest.importorskip("pytorch_lightning")
-    from pytorch_lightning.loops.fit_loop import _FitLoop
-
-    def set_max_steps(loop: Any, value: int) -> None:
-        loop.epoch_loop.max_steps = value
-
-    # NNI sets what today's Lightning only lets read.
-    monkeypatch.setattr(_FitLoop, "max_steps", property(_FitLoop.max_steps.fget, set_max_steps))
 
     class Module(lightning.LightningModule):
         def __init__(self) -> None:
@@ -400,16 +393,7 @@ def test_lightning(batches: Batches, fails: bool, monkeypatch: pytest.MonkeyPatc
             dataset = torch.utils.data.TensorDataset(images, labels)
             return torch.utils.data.DataLoader(dataset, 16, shuffle=True)
 
-    trainer = nni.trace(lightning.Trainer)(
-        max_epochs=2,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        gradient_clip_val=1.0,
-        accumulate_grad_batches=2,
-    )
+    trainer = lightning_trainer(max_epochs=2, accumulate_grad_batches=2)
     model = Module()
     evaluator = LightningEvaluator(trainer, nni.trace(Data)())
     losses, _ = wrap(model, evaluator)

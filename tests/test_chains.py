@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Batches, ConvNet, dense_of, frozen, make_evaluator, training_step
+from conftest import Batches, dense_of, frozen, make_evaluator, training_step, zeros
 from nni.compression.distillation import DynamicLayerwiseDistiller
 from nni.compression.pruning import AGPPruner, L1NormPruner, LinearPruner
 from nni.compression.quantization import LsqQuantizer, QATQuantizer
@@ -20,23 +20,9 @@ CONVS: list[dict[str, Any]] = [{"op_names": ["conv1", "conv2"], "sparse_ratio": 
 EXPECTED = {"conv1": 50, "conv2": 604}
 
 
-def fresh() -> ConvNet:
-    torch.manual_seed(0)
-    return ConvNet()
-
-
-def zeros(pruner: Any) -> dict[str, int]:
-    return {
-        name: int((masks["weight"] == 0).sum())
-        for name, masks in pruner.get_masks().items()
-        if "weight" in masks
-    }
-
-
 @pytest.mark.parametrize("scheduled", [LinearPruner, AGPPruner])
 @pytest.mark.parametrize("init", ["magnitude", "snip", "random"])
-def test_sparsity_that_grows(batches: Batches, scheduled: type, init: str) -> None:
-    model = fresh()
+def test_sparsity_that_grows(model: nn.Module, batches: Batches, scheduled: type, init: str) -> None:
     dense = dense_of(model)
     grown: list[int] = []
     schedules: list[Any] = []
@@ -62,8 +48,7 @@ def test_sparsity_that_grows(batches: Batches, scheduled: type, init: str) -> No
 
 
 @pytest.mark.parametrize("quantizer_class", [QATQuantizer, LsqQuantizer])
-def test_distilled_and_quantized(batches: Batches, quantizer_class: type) -> None:
-    model = fresh()
+def test_distilled_and_quantized(model: nn.Module, batches: Batches, quantizer_class: type) -> None:
     dense, teacher = dense_of(model), copy.deepcopy(model)
     distiller = DynamicLayerwiseDistiller(
         model,
@@ -94,8 +79,7 @@ def test_distilled_and_quantized(batches: Batches, quantizer_class: type) -> Non
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_a_target_of_an_earlier_pruner_is_refused() -> None:
-    model = fresh()
+def test_a_target_of_an_earlier_pruner_is_refused(model: nn.Module) -> None:
     earlier = L1NormPruner(model, CONVS)
     masks = earlier.compress()[1]
     with pytest.raises(ConfigListError, match=r"conv\d.weight is pruned by an earlier compressor"):

@@ -10,18 +10,13 @@ from typing import Any
 import nni
 import pytest
 import torch
-from conftest import CONFIG_LIST, Batches, ConvNet, dense_of, frozen, training_step
+from conftest import CONFIG_LIST, Batches, dense_of, frozen, lightning_trainer, training_step
 from nni.compression.utils import LightningEvaluator, TorchEvaluator, TransformersEvaluator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from nni_jackpot import LotteryJackpotPruner
-
-
-def fresh() -> ConvNet:
-    torch.manual_seed(0)
-    return ConvNet()
 
 
 def check_search(pruner: LotteryJackpotPruner, dense: dict[str, Tensor], **length: Any) -> None:
@@ -41,8 +36,7 @@ def check_search(pruner: LotteryJackpotPruner, dense: dict[str, Tensor], **lengt
 # -- PyTorch
 
 
-def test_gradient_scaler_clipping_and_two_optimizers(batches: Batches) -> None:
-    model = fresh()
+def test_gradient_scaler_clipping_and_two_optimizers(model: nn.Module, batches: Batches) -> None:
     scores: list[float] = []
 
     def train(model, optimizers, training_step, schedulers, max_steps, max_epochs) -> None:
@@ -76,13 +70,15 @@ def test_gradient_scaler_clipping_and_two_optimizers(batches: Batches) -> None:
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("length", [{"max_steps": 12}, {"max_epochs": 2}])
-def test_lightning(batches: Batches, precision: str, length: dict[str, int], tmp_path: Path) -> None:
+def test_lightning(
+    model: nn.Module, batches: Batches, precision: str, length: dict[str, int], tmp_path: Path
+) -> None:
     pl = pytest.importorskip("pytorch_lightning")
 
     class Module(pl.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.net = fresh()
+            self.net = model
 
         def forward(self, x: Tensor) -> Tensor:
             return self.net(x)
@@ -98,34 +94,18 @@ def test_lightning(batches: Batches, precision: str, length: dict[str, int], tmp
         def train_dataloader(self) -> Any:
             return torch.utils.data.DataLoader(batches, batch_size=None)
 
-    trainer = nni.trace(pl.Trainer)(
-        precision=precision,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        gradient_clip_val=1.0,
-        default_root_dir=str(tmp_path),
-    )
-    model = Module()
+    trainer = lightning_trainer(precision=precision, default_root_dir=str(tmp_path))
+    module = Module()
+    dense = dense_of(module)
     config_list = [{**CONFIG_LIST[0], "exclude_op_names": ["net.fc"]}]
     pruner = LotteryJackpotPruner(
-        model, config_list, LightningEvaluator(trainer, nni.trace(Data)()), init="snip", lr=5.0
+        module, config_list, LightningEvaluator(trainer, nni.trace(Data)()), init="snip", lr=5.0
     )
-    check_search(pruner, dense_of_wrapped(pruner), **length)
+    check_search(pruner, dense, **length)
     assert pruner._clock.step == 12
     # Half a cosine over 12 steps, which the trainer has told where epochs were given.
     last = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * 11 / 12)).item())
     assert pruner.learning_rate == pytest.approx(5.0 * last)
-
-
-def dense_of_wrapped(pruner: LotteryJackpotPruner) -> dict[str, Tensor]:
-    return {
-        name.replace("_nni_wrapper.", ""): value.detach().clone()
-        for name, value in pruner.bound_model.named_parameters()
-        if not name.endswith("_score")
-    }
 
 
 # -- Transformers
@@ -139,6 +119,7 @@ def test_transformers(length: dict[str, int], tmp_path: Path) -> None:
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     config = transformers.BertConfig(vocab_size=50, num_labels=2, max_position_embeddings=16, **sizes)
     model = transformers.BertForSequenceClassification(config)
+    dense = dense_of(model)
     rows = [{"input_ids": torch.randint(1, 50, (8,)), "labels": torch.tensor(i % 2)} for i in range(24)]
     arguments = transformers.TrainingArguments(
         str(tmp_path),
@@ -152,7 +133,7 @@ def test_transformers(length: dict[str, int], tmp_path: Path) -> None:
     evaluator = TransformersEvaluator(nni.trace(transformers.Trainer)(model, arguments, train_dataset=rows))
     config_list = [{"op_types": ["Linear"], "exclude_op_names": ["classifier"], "sparse_ratio": 0.7}]
     pruner = LotteryJackpotPruner(model, config_list, evaluator, lr=50.0)
-    check_search(pruner, dense_of_wrapped(pruner), **length)
+    check_search(pruner, dense, **length)
     assert pruner._clock.step == 6
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Batches, ConvNet, dense_of, frozen, make_evaluator
+from nni.compression.pruning import L1NormPruner
 from nni.compression.speedup import ModelSpeedup
 from nni.compression.utils import auto_set_denpendency_group_ids
 from torch import Tensor, nn
@@ -95,9 +96,7 @@ def test_biases_follow_their_channels(model: nn.Module, batches: Batches) -> Non
 
 
 @pytest.mark.parametrize("init", ["magnitude", "random"])
-def test_two_of_four(batches: Batches, init: str) -> None:
-    torch.manual_seed(0)
-    model = ConvNet()
+def test_two_of_four(model: nn.Module, batches: Batches, init: str) -> None:
     config = [{"op_names": ["conv2", "fc"], "sparse_pattern": "2:4"}]
     pruner = searched(model, batches, config, init=init, lr=2.0)
     masks = weight_masks(pruner)
@@ -206,9 +205,7 @@ def test_a_threshold_fixes_the_budget(model: nn.Module, batches: Batches) -> Non
 
 
 @pytest.mark.parametrize("budget", ["as_configured", "global_rank", "erdos_renyi_kernel"])
-def test_budgets_share_out_the_same_total(batches: Batches, budget: str) -> None:
-    torch.manual_seed(0)
-    model = ConvNet()
+def test_budgets_share_out_the_same_total(model: nn.Module, batches: Batches, budget: str) -> None:
     config = [{"op_types": ["Conv2d", "Linear"], "sparse_ratio": 0.7}]
     pruner = searched(model, batches, config, budget=budget, lr=2.0)
     zeros = [int((~mask).sum()) for mask in weight_masks(pruner).values()]
@@ -266,11 +263,7 @@ def test_bypass_leaves_the_forward_dense(model: nn.Module) -> None:
 # -- masks from elsewhere, swaps
 
 
-def test_masks_of_another_pruner_are_a_start(batches: Batches) -> None:
-    from nni.compression.pruning import L1NormPruner
-
-    torch.manual_seed(0)
-    model = ConvNet()
+def test_masks_of_another_pruner_are_a_start(model: nn.Module) -> None:
     config = [{"op_names": ["conv2"], "sparse_ratio": 0.5}]
     other = L1NormPruner(model, config)
     masks = other.compress()[1]
@@ -311,9 +304,7 @@ def test_swaps_are_limited_and_annealed(batches: Batches) -> None:
 
 
 @pytest.mark.parametrize("criterion", ["snip", "grasp"])
-def test_search_from_gradient_criteria(batches: Batches, criterion: str) -> None:
-    torch.manual_seed(0)
-    model = ConvNet()
+def test_search_from_gradient_criteria(model: nn.Module, batches: Batches, criterion: str) -> None:
     config = [{"op_types": ["Conv2d"], "sparse_ratio": 0.7}]
     pruner = searched(model, batches, config, init=criterion, init_batches=2, lr=2.0)
     assert [int((~mask).sum()) for mask in weight_masks(pruner).values()] == [50, 604]

@@ -1,0 +1,154 @@
+"""From NNI's target spaces to what is searched: which targets share scores, and which masks follow others."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from nni.compression.base.target_space import PruningTargetSpace, TargetType
+from nni.compression.base.wrapper import ModuleWrapper
+from nni.compression.pruning.tools.utils import is_active_target
+from torch import Tensor, nn
+
+from nni_jackpot.budget import Unit
+from nni_jackpot.config_list import has_align_of_its_own, input_dim, is_transposed, parse_pattern
+from nni_jackpot.errors import ConfigListError, MaskError
+from nni_jackpot.granularity import Grains
+from nni_jackpot.targets import ScoredTarget, ScoreGroup, align
+
+TargetSpaces = Mapping[str, Mapping[str, PruningTargetSpace]]
+
+
+def group_targets(spaces: TargetSpaces, wrappers: Mapping[str, ModuleWrapper]) -> list[ScoreGroup]:
+    """Find the targets that are searched, and those that share scores (``dependency_group_id``).
+
+    Raises
+    ------
+    ConfigListError
+        If a granularity or an ``internal_metric_block`` does not divide its target, or the members of a
+        dependency group do not fit each other.
+    """
+    by_id: dict[Any, list[tuple[str, str, PruningTargetSpace]]] = defaultdict(list)
+    for module_name, module_spaces in spaces.items():
+        for name, space in module_spaces.items():
+            if is_active_target(space):
+                shared = space.dependency_group_id
+                by_id[(module_name, name) if shared is None else shared].append((module_name, name, space))
+    groups = []
+    for members in by_id.values():
+        rows = math.lcm(*(space.internal_metric_block or 1 for _, _, space in members))
+        targets = [
+            ScoredTarget(m, name, space, _grains(f"{m}.{name}", wrappers[m].module, space, rows))
+            for m, name, space in members
+        ]
+        groups.append(ScoreGroup(tuple(targets)))
+        _check_members(groups[-1])
+    return groups
+
+
+def _grains(where: str, module: nn.Module, space: PruningTargetSpace, rows: int) -> Grains:
+    shape = tuple(space.shape)
+    pattern = space.setting.get("sparse_pattern")
+    if pattern is not None:
+        return Grains(shape, rows=math.prod(shape) // parse_pattern(pattern)[1], row_dim=input_dim(module))
+    grains = Grains(shape, space._scaler, rows)
+    if grains.count * grains.size != math.prod(shape):
+        raise ConfigListError(f"{where}: granularity={space.granularity!r} does not divide its shape {shape}")
+    if grains.count % rows:
+        raise ConfigListError(f"{where}: internal_metric_block {rows} does not divide {grains.count} grains")
+    return grains
+
+
+def _check_members(group: ScoreGroup) -> None:
+    """Targets with common scores need as many grains and the same wishes."""
+    first = group.members[0]
+    keys = ("sparse_threshold", "global_group_id", "min_sparse_ratio", "max_sparse_ratio")
+    for other in group.members[1:]:
+        if other.grains.count != first.grains.count:
+            raise ConfigListError(
+                f"{first} and {other} share a dependency_group_id but have {first.grains.count} and "
+                f"{other.grains.count} grains; give them granularity='out_channel'"
+            )
+        for key in keys:
+            if getattr(other.space, key) != getattr(first.space, key):
+                raise ConfigListError(f"{first} and {other} share a dependency_group_id but differ in {key}")
+
+
+def unit_of(group: ScoreGroup, importance: Tensor) -> Unit:
+    """Describe a group to the rules of budgets."""
+    space, grains = group.space, group.grains
+    low, high = space.min_sparse_ratio or 0.0, space.max_sparse_ratio
+    ratio = space.sparse_ratio
+    if ratio is None:  # a threshold on the importance: the budget is what it leaves (NNI's sparse_threshold)
+        below = int((importance < space.sparse_threshold).sum())
+        # Half a grain more, so that ``int`` finds the count again.
+        ratio = min((below + 0.5) / grains.count, 1.0)
+    return Unit(
+        grains=grains.count,
+        weights_per_grain=sum(target.grains.size for target in group.members),
+        sparse_ratio=ratio,
+        min_sparse_ratio=low,
+        max_sparse_ratio=1.0 if high is None else high,
+        shape=grains.shape,
+        rows=grains.rows,
+    )
+
+
+def check_structure(target: ScoredTarget, mask: Tensor) -> None:
+    """A mask must keep whole grains, and as many in every row, or there is no score that stands for it.
+
+    Raises
+    ------
+    MaskError
+        If it does not.
+    """
+    grains = target.grains
+    kept = grains.of_mask(mask)
+    if not torch.equal(grains.expand(kept).expand(grains.shape), mask.bool()):
+        raise MaskError(f"the mask of {target} cuts through its granularity {target.space.granularity!r}")
+    if not torch.equal(grains.select(kept.float(), int(kept.sum())), kept):
+        raise MaskError(f"the mask of {target} does not keep as many in each of its {grains.rows} rows")
+
+
+def align_targets(
+    groups: Sequence[ScoreGroup], spaces: TargetSpaces, wrappers: Mapping[str, ModuleWrapper]
+) -> None:
+    """Have masks of aligned targets follow those of their sources (NNI's ``align``).
+
+    Raises
+    ------
+    ConfigListError
+        If a source is not searched, or its dimensions do not give the target's shape.
+    """
+    searched = {(target.module_name, target.name): target for group in groups for target in group.members}
+    for module_name, module_spaces in spaces.items():
+        wrapper = wrappers[module_name]
+        for name, space in module_spaces.items():
+            # NNI prunes by ratio where there are both, and a module may have no bias at all.
+            absent = space.type is TargetType.PARAMETER and space.target is None
+            if space.align is None or (module_name, name) in searched or absent:
+                continue
+            own = any(has_align_of_its_own(entry, name) for entry in wrapper.configs["pruning"])
+            source_key = (space.align["module_name"] or module_name, space.align["target_name"])
+            source = searched.get(source_key)
+            if not own and (source is None or source.grains.scaler is None):
+                continue  # a bias stays whole where single weights are searched
+            where = f"{module_name}.{name}"
+            if source is None:
+                raise ConfigListError(f"{where}: align names {'.'.join(source_key)}, which is not searched")
+            dims = tuple(space.align["dims"])
+            if not own and is_transposed(wrapper.module):
+                dims = (1,)
+            shape = source.grains.shape
+            sizes = [shape[dim] for dim in dims if -len(shape) <= dim < len(shape)]
+            if len(sizes) < len(dims) or (
+                space.type is TargetType.PARAMETER and space._scaler is None and sizes != space.shape
+            ):
+                raise ConfigListError(
+                    f"{where}: align to dims {list(dims)} of {source}, of shape {shape}, does not give its "
+                    f"shape {space.shape}"
+                )
+            align(space, source.space, dims)
