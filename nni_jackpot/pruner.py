@@ -88,7 +88,8 @@ class LotteryJackpotPruner(Pruner):
         rates are those at the start of the schedule.
     swap_limit
         Largest share of a target's kept weights that may be replaced in one step (the short restriction of
-        the paper's journal version), annealed by the schedule; None for no limit.
+        the paper's journal version), annealed by the schedule; None for no limit. Not with a
+        ``sparse_pattern`` or ``internal_metric_block``.
     schedule
         Factor of the learning rate at a progress in [0, 1]; half a cosine by default (Sec. 4.1).
     adapt_norm
@@ -170,6 +171,12 @@ class LotteryJackpotPruner(Pruner):
         super().__init__(model, config_list, evaluator, existed_wrappers)
         self._sort_by_model_order()
         self._groups = group_targets(self._target_spaces, self._module_wrappers)
+        for group in self._groups:
+            if swap_limit is not None and group.grains.rows > 1:
+                raise ConfigListError(
+                    f"swap_limit does not go with the sparse_pattern or internal_metric_block of {group}: "
+                    "limited swaps do not keep the number of each row"
+                )
         if not self._needs_losses:
             self._start()
         align_targets(self._groups, self._target_spaces, self._module_wrappers)

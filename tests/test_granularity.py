@@ -279,6 +279,39 @@ def test_masks_of_another_pruner_are_a_start(model: nn.Module) -> None:
         LotteryJackpotPruner(ConvNet(), config, init={})
 
 
+def test_masks_of_weight_and_bias_are_a_start(model: nn.Module) -> None:
+    settings = {"weight": {"sparse_ratio": 0.5}, "bias": {"sparse_ratio": 0.5}}
+    config = [{"op_names": ["conv2"], "target_settings": settings}]
+    first = LotteryJackpotPruner(model, config, init="random")
+    masks = first.get_masks()
+    first.unwrap_model()
+    second = LotteryJackpotPruner(model, config, init=masks).get_masks()
+    assert all(torch.equal(second["conv2"][name], mask) for name, mask in masks["conv2"].items())
+
+
+def test_masks_that_differ_within_a_group_change_nothing() -> None:
+    torch.manual_seed(0)
+    wish = {"sparse_ratio": 0.5, "granularity": "out_channel"}
+    config = [
+        {"op_names": ["grouped"], **wish},
+        {"op_names": ["stem", "branch"], "dependency_group_id": 0, **wish},
+    ]
+    pruner = LotteryJackpotPruner(Residual(), config)
+    before = weight_masks(pruner)
+    flipped = {name: {"weight": 1 - mask.float()} for name, mask in before.items() if name != "stem"}
+    flipped["stem"] = {"weight": before["stem"].float()}
+    with pytest.raises(MaskError, match="share one dependency_group_id"):
+        pruner.update_masks(flipped)
+    assert all(torch.equal(mask, before[name]) for name, mask in weight_masks(pruner).items())
+
+
+def test_swaps_cannot_be_limited_where_rows_keep_their_number(model: nn.Module) -> None:
+    for wish in ({"sparse_pattern": "2:4"}, {"sparse_ratio": 0.5, "internal_metric_block": 2}):
+        with pytest.raises(ConfigListError, match=r"swap_limit.* fc\.weight"):
+            LotteryJackpotPruner(model, [{"op_names": ["fc"], **wish}], swap_limit=0.1)
+        assert not hasattr(model.fc, "_nni_wrapper")
+
+
 def test_swaps_are_limited_and_annealed(batches: Batches) -> None:
     def flips(swap_limit: float | None) -> list[int]:
         torch.manual_seed(0)
