@@ -12,7 +12,7 @@ import torch
 from nni.compression.base.compressor import Pruner
 from nni.compression.base.target_space import PruningTargetSpace, TargetType
 from nni.compression.base.wrapper import ModuleWrapper
-from nni.compression.utils import Evaluator, LightningEvaluator, TransformersEvaluator
+from nni.compression.utils import Evaluator
 from nni.compression.utils.scaling import Scaling
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
@@ -29,10 +29,11 @@ from nni_jackpot.config_list import (
     refuse_targets_taken,
 )
 from nni_jackpot.criteria import CRITERIA, NEEDS_LOSSES
-from nni_jackpot.errors import ConfigListError, MaskError, NothingKeptError, SearchDivergedError
+from nni_jackpot.errors import ConfigListError, MaskError, NothingKeptError
 from nni_jackpot.groups import align_targets, check_structure, group_targets, unit_of
 from nni_jackpot.masks import Masks
-from nni_jackpot.schedule import SearchClock, cosine
+from nni_jackpot.schedule import cosine
+from nni_jackpot.search import Search
 from nni_jackpot.targets import (
     ScoredTarget,
     ScoreGroup,
@@ -163,8 +164,7 @@ class LotteryJackpotPruner(Pruner):
         self._importance: dict[ScoreGroup, Tensor] | None = None
         self._hooks: list[RemovableHandle] = []
         self._norm_hooks: list[RemovableHandle] = []
-        self._search_optimizer: Optimizer | None = None
-        self._clock = SearchClock(None, None)
+        self._search: Search | None = None
 
         config_list = check_config_list(model, config_list)
         refuse_targets_taken(model, config_list, existed_wrappers or {})
@@ -264,12 +264,7 @@ class LotteryJackpotPruner(Pruner):
 
     def _seed(self, group: ScoreGroup, kept: Tensor) -> None:
         group.seed(kept, *self._initial_values)
-        self._limit_swaps(group, 1.0)
-
-    def _limit_swaps(self, group: ScoreGroup, factor: float) -> None:
-        if self._swap_limit is not None:
-            for target in group.members:
-                target.relaxed.swap_limit = math.ceil(self._swap_limit * factor * target.relaxed.keep)
+        group.limit_swaps(self._swap_limit)
 
     def _budgets(self, importance: dict[ScoreGroup, Tensor]) -> dict[ScoreGroup, int]:
         """Return how many grains each group keeps, each global group ranked as a whole."""
@@ -348,7 +343,7 @@ class LotteryJackpotPruner(Pruner):
     @property
     def learning_rate(self) -> float:
         """Learning rate of the last search step; 0 before the first."""
-        return self._search_optimizer.param_groups[0]["lr"] if self._search_optimizer else 0.0
+        return self._search.learning_rate if self._search else 0.0
 
     def get_masks(self) -> dict[str, dict[str, Tensor | None]]:
         """Return a copy of the masks as they stand, ``{module: {target: mask}}``, in model order."""
@@ -459,19 +454,16 @@ class LotteryJackpotPruner(Pruner):
 
     def _fuse_preprocess(self, evaluator: Evaluator) -> None:
         self._freeze()  # another compressor may have wrapped the model anew
-        self._search_optimizer = self._make_optimizer(self.score_parameters())
-        for group in self._search_optimizer.param_groups:
-            group.setdefault("initial_lr", group["lr"])
-        # The evaluator's own optimizer has the scores as well, for what acts on gradients before its step:
-        # unscaling under mixed precision, clipping. It finds none at the step, which they have then taken.
-        # The name is no module's, so that NNI takes the first optimizer, whose step is patched.
-        evaluator.patch_optim_param_group({"scores": self.score_parameters()})
-        self._follow_goals()
-        evaluator.patch_loss(self._check_loss)
-        evaluator.patch_optimizer_step(
-            before_step_tasks=[self._search_step], after_step_tasks=[self._follow_goals]
+        self._search = Search(
+            self._groups,
+            self._make_optimizer(self.score_parameters()),
+            self._initial_values,
+            self._schedule,
+            self._swap_limit,
+            self._follow_goals,
         )
-        self._patch_train(evaluator)
+        self._follow_goals()
+        self._search.prepare(evaluator)
 
     def _fuse_postprocess(self, evaluator: Evaluator) -> None:
         if not self._is_wrapped:  # another compressor of the chain wraps and unwraps
@@ -493,66 +485,6 @@ class LotteryJackpotPruner(Pruner):
             )
         for group, keep in self._budgets(self._importance).items():
             group.resize(keep, self._importance[group])
-
-    def _patch_train(self, evaluator: Evaluator) -> None:
-        """Learn the length of the search from the one call that knows it, whichever compressor makes it."""
-        train = evaluator.train
-
-        def timed_train(max_steps: int | None = None, max_epochs: int | None = None) -> None:
-            del evaluator.train  # the patch serves this one call
-            self._clock = SearchClock(max_steps, max_epochs)
-            try:
-                if max_steps is not None or isinstance(evaluator, LightningEvaluator | TransformersEvaluator):
-                    train(max_steps, max_epochs)  # their trainers know how many steps an epoch has
-                else:
-                    for _ in range(max_epochs or 0):
-                        self._clock.begin_epoch()
-                        train(None, 1)
-                self._refresh_masks()  # the last step, too, may have left scores that have no order
-            except SearchDivergedError as error:
-                self._keep_last_good_masks()
-                raise SearchDivergedError(
-                    f"{error} at step {self._clock.step + 1} of the search; the pruner keeps the last masks "
-                    "that gave a finite loss. Lower lr, or look at the data of that step"
-                ) from error
-
-        evaluator.train = timed_train
-
-    def _check_loss(self, loss: Tensor, batch: Any) -> Tensor:
-        if not torch.isfinite(loss).all():
-            raise SearchDivergedError(f"the loss became {loss.detach().reshape(-1)[0].item()}")
-        for target in self._targets:
-            target.relaxed.accept()
-        return loss
-
-    def _search_step(self) -> None:
-        optimizer = self._search_optimizer
-        assert optimizer is not None
-        if self._clock.max_steps is None:
-            self._clock.max_steps = _total_steps(self.evaluator)
-        factor = self._schedule(self._clock.progress())
-        for param_group in optimizer.param_groups:
-            param_group["lr"] = param_group["initial_lr"] * factor
-        for group in self._groups:
-            self._limit_swaps(group, factor)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        self._clock.step += 1
-
-    def _keep_last_good_masks(self) -> None:
-        for group in self._groups:
-            for target in group.members:
-                target.relaxed.undo(target.space.mask)
-            self._seed(group, group.grains.of_mask(group.space.mask))
-
-
-def _total_steps(evaluator: Evaluator) -> int | None:
-    """Return the optimizer steps that a trainer is about to take, where there is a trainer to ask."""
-    if isinstance(evaluator, LightningEvaluator):
-        return int(evaluator.model.trainer.estimated_stepping_batches)
-    if isinstance(evaluator, TransformersEvaluator):
-        return evaluator.trainer.state.max_steps
-    return None
 
 
 def _mask_of(masks: Masks, target: ScoredTarget) -> Tensor | None:

@@ -6,6 +6,7 @@ can be copied, pickled and moved to another device.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -102,6 +103,27 @@ class ScoreGroup(NamedTuple):
             setattr(target.space._wrapper, _RELAXED.format(target.name), relaxed)
             if target.space.apply_method != "bypass":
                 target.space.apply_method = "jackpot_mul"
+
+    def limit_swaps(self, share: float | None) -> None:
+        """Let a refresh replace no more than this share of the kept grains; None for any number."""
+        for target in self.members:
+            target.relaxed.swap_limit = None if share is None else math.ceil(share * target.relaxed.keep)
+
+    def refresh(self) -> None:
+        """Bring the masks up to date with the scores; raises SearchDivergedError for a NaN among these."""
+        for target in self.members:
+            target.relaxed.refresh(target.score, target.space.mask)
+
+    def accept(self) -> None:
+        """Note that the masks have proven good, so that `undo` goes back no further."""
+        for target in self.members:
+            target.relaxed.accept()
+
+    def undo(self, kept_score: float, pruned_score: float) -> None:
+        """Go back to the masks that were accepted last, and to scores that stand for them."""
+        for target in self.members:
+            target.relaxed.undo(target.space.mask)
+        self.seed(self.grains.of_mask(self.space.mask), kept_score, pruned_score)
 
     def resize(self, keep: int, importance: Tensor) -> None:
         """Keep another number of grains from now on; among equal scores those of largest importance."""

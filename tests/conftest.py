@@ -35,6 +35,16 @@ class ConvNet(nn.Module):
 
 Batches = list[tuple[Tensor, Tensor]]
 
+
+def honours(feature: str, *values: Any) -> Any:
+    """Return a case of a parametrized test that has a mark of its own (see support_table.py)."""
+    return pytest.param(*values, marks=pytest.mark.honours(feature))
+
+
+def refuses(feature: str, *values: Any) -> Any:
+    return pytest.param(*values, marks=pytest.mark.refuses(feature))
+
+
 CONFIG_LIST: list[dict[str, Any]] = [
     {"op_types": ["Conv2d", "Linear"], "exclude_op_names": ["fc"], "sparse_ratio": 0.7}
 ]
@@ -104,7 +114,7 @@ def make_evaluator(
 
 
 def lightning_trainer(**options: Any) -> Any:
-    """Return a traced trainer of Lightning that clips gradients and keeps quiet; skip where there is none."""
+    """Return a traced trainer of Lightning that clips gradients, unless told not to, and keeps quiet."""
     lightning = pytest.importorskip("pytorch_lightning")
     return nni.trace(lightning.Trainer)(
         accelerator="cpu",
@@ -112,8 +122,7 @@ def lightning_trainer(**options: Any) -> Any:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        gradient_clip_val=1.0,
-        **options,
+        **{"gradient_clip_val": 1.0, **options},
     )
 
 

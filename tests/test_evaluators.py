@@ -10,13 +10,24 @@ from typing import Any
 import nni
 import pytest
 import torch
-from conftest import CONFIG_LIST, Batches, dense_of, frozen, lightning_trainer, training_step
+from conftest import (
+    CONFIG_LIST,
+    Batches,
+    ConvNet,
+    dense_of,
+    frozen,
+    lightning_trainer,
+    make_evaluator,
+    same,
+    training_step,
+)
 from nni.compression.utils import LightningEvaluator, TorchEvaluator, TransformersEvaluator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from nni_jackpot import LotteryJackpotPruner
+from nni_jackpot.schedule import cosine
 
 
 def check_search(pruner: LotteryJackpotPruner, dense: dict[str, Tensor], **length: Any) -> None:
@@ -36,6 +47,9 @@ def check_search(pruner: LotteryJackpotPruner, dense: dict[str, Tensor], **lengt
 # -- PyTorch
 
 
+@pytest.mark.honours(
+    "TorchEvaluator", "mixed precision", "gradient clipping", "several optimizers", "learning rate schedulers"
+)
 def test_gradient_scaler_clipping_and_two_optimizers(model: nn.Module, batches: Batches) -> None:
     scores: list[float] = []
 
@@ -68,49 +82,177 @@ def test_gradient_scaler_clipping_and_two_optimizers(model: nn.Module, batches: 
 # -- Lightning
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-@pytest.mark.parametrize("length", [{"max_steps": 12}, {"max_epochs": 2}])
-def test_lightning(
-    model: nn.Module, batches: Batches, precision: str, length: dict[str, int], tmp_path: Path
-) -> None:
+def lightning_evaluator(net: nn.Module, batches: Batches, manual: bool = False, **options: Any) -> Any:
+    """Return a module of Lightning around a network, and an evaluator that trains it."""
     pl = pytest.importorskip("pytorch_lightning")
 
     class Module(pl.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.net = model
+            self.net = net
+            self.automatic_optimization = not manual
 
         def forward(self, x: Tensor) -> Tensor:
             return self.net(x)
 
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            return training_step(batch, self)
+            loss = training_step(batch, self)
+            if manual:
+                self.manual_backward(loss)
+                for optimizer in self.optimizers():
+                    optimizer.step()
+                    optimizer.zero_grad()
+            return loss
 
         def configure_optimizers(self) -> Any:
-            optimizer = nni.trace(torch.optim.SGD)(self.parameters(), lr=0.1, weight_decay=0.1)
-            return [optimizer], [nni.trace(torch.optim.lr_scheduler.ExponentialLR)(optimizer, 0.9)]
+            sgd = nni.trace(torch.optim.SGD)
+            optimizers = [sgd(self.parameters(), lr=0.1, weight_decay=0.1)]
+            if manual:
+                optimizers.append(sgd(self.net.fc.parameters(), lr=0.1))
+            return optimizers, [nni.trace(torch.optim.lr_scheduler.ExponentialLR)(optimizers[0], 0.9)]
 
     class Data(pl.LightningDataModule):
         def train_dataloader(self) -> Any:
             return torch.utils.data.DataLoader(batches, batch_size=None)
 
-    trainer = lightning_trainer(precision=precision, default_root_dir=str(tmp_path))
-    module = Module()
-    dense = dense_of(module)
-    config_list = [{**CONFIG_LIST[0], "exclude_op_names": ["net.fc"]}]
-    pruner = LotteryJackpotPruner(
-        module, config_list, LightningEvaluator(trainer, nni.trace(Data)()), init="snip", lr=5.0
+    trainer = lightning_trainer(**{"gradient_clip_val": None if manual else 1.0, **options})
+    return Module(), LightningEvaluator(trainer, nni.trace(Data)())
+
+
+NET_ONLY = [{**CONFIG_LIST[0], "exclude_op_names": ["net.fc"]}]
+
+
+@pytest.mark.honours("LightningEvaluator", "max_steps", "max_epochs", "mixed precision")
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("length", [{"max_steps": 12}, {"max_epochs": 2}])
+def test_lightning(
+    model: nn.Module, batches: Batches, precision: str, length: dict[str, int], tmp_path: Path
+) -> None:
+    module, evaluator = lightning_evaluator(
+        model, batches, precision=precision, default_root_dir=str(tmp_path)
     )
+    dense = dense_of(module)
+    pruner = LotteryJackpotPruner(module, NET_ONLY, evaluator, init="snip", lr=5.0)
     check_search(pruner, dense, **length)
-    assert pruner._clock.step == 12
+    assert pruner._search.clock.step == 12
     # Half a cosine over 12 steps, which the trainer has told where epochs were given.
     last = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * 11 / 12)).item())
     assert pruner.learning_rate == pytest.approx(5.0 * last)
 
 
+# -- where gradients are computed inside the step, or scaled until it
+
+
+def plain_search(net: nn.Module, batches: Batches, clip: float | None) -> dict[str, Tensor]:
+    """Search as Sec. 4.1 says, 12 steps in a plain loop; return the weights' masks."""
+    pruner = LotteryJackpotPruner(net, CONFIG_LIST)
+    scores = pruner.score_parameters()
+    optimizer = torch.optim.SGD(scores, lr=5.0, momentum=0.9, weight_decay=5e-4)
+    net.train()
+    for step in range(12):
+        optimizer.param_groups[0]["lr"] = 5.0 * cosine(step / 12)
+        training_step(batches[step % len(batches)], net).backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(scores, clip)
+        optimizer.step()
+        optimizer.zero_grad()
+    return {name: masks["weight"] for name, masks in pruner.get_masks().items()}
+
+
+def check_equals_plain_search(
+    pruner: LotteryJackpotPruner, batches: Batches, clip: float | None, **length: Any
+) -> None:
+    expected = plain_search(fresh_net(), batches, clip)
+    pruner.compress(**{"max_steps": None, "max_epochs": None, **length})
+    found = {name.removeprefix("net."): masks["weight"] for name, masks in pruner.get_masks().items()}
+    assert found.keys() == expected.keys()
+    for name, mask in expected.items():
+        assert torch.equal(found[name], mask), name
+
+
+def fresh_net() -> nn.Module:
+    torch.manual_seed(0)
+    return ConvNet()
+
+
+@pytest.mark.honours("LightningEvaluator")
+@pytest.mark.parametrize("length", [{"max_steps": 12}, {"max_epochs": 2}])
+def test_lightning_search_is_sgd_of_section_4_1(
+    model: nn.Module, batches: Batches, length: dict[str, int], tmp_path: Path
+) -> None:
+    module, evaluator = lightning_evaluator(model, batches, default_root_dir=str(tmp_path))
+    pruner = LotteryJackpotPruner(module, NET_ONLY, evaluator, lr=5.0)
+    check_equals_plain_search(pruner, batches, 1.0, **length)
+
+
+@pytest.mark.honours("LightningEvaluator", "several optimizers")
+@pytest.mark.parametrize(
+    "length", [{"max_steps": 24}, {"max_epochs": 2}]
+)  # Lightning counts both optimizers'
+def test_lightning_with_manual_optimization(
+    model: nn.Module, batches: Batches, length: dict[str, int], tmp_path: Path
+) -> None:
+    module, evaluator = lightning_evaluator(model, batches, manual=True, default_root_dir=str(tmp_path))
+    pruner = LotteryJackpotPruner(module, NET_ONLY, evaluator, lr=5.0)
+    check_equals_plain_search(pruner, batches, None, **length)
+
+
+@pytest.mark.honours("TorchEvaluator")
+def test_a_closure_is_searched_after_its_backward(model: nn.Module, batches: Batches) -> None:
+    def train(model, optimizer, training_step, scheduler, max_steps, max_epochs) -> None:
+        for step in range(max_steps):
+
+            def closure(step: int = step) -> Tensor:
+                optimizer.zero_grad()
+                loss = training_step(batches[step % len(batches)], model)
+                loss.backward()
+                return loss
+
+            assert optimizer.step(closure).item() > 0
+
+    optimizer = nni.trace(torch.optim.SGD)(model.parameters(), lr=0.1, weight_decay=0.1)
+    pruner = LotteryJackpotPruner(model, CONFIG_LIST, TorchEvaluator(train, optimizer, training_step), lr=5.0)
+    check_equals_plain_search(pruner, batches, None, max_steps=12)
+
+
+@pytest.mark.honours("TorchEvaluator", "mixed precision")
+def test_a_fused_optimizer_leaves_unscaling_to_the_search(model: nn.Module, batches: Batches) -> None:
+    overflows = []
+
+    def train(model, optimizer, training_step, scheduler, max_steps, max_epochs) -> None:
+        scaler = torch.amp.GradScaler("cpu", init_scale=float("inf"))  # the first step is skipped
+        step = 0
+        while step < max_steps:
+            scaler.scale(training_step(batches[step % len(batches)], model)).backward()
+            scaler.step(optimizer)
+            before = scaler.get_scale()
+            scaler.update(2.0**10 if before == float("inf") else None)
+            optimizer.zero_grad()
+            overflows.append(before == float("inf"))
+            step += not overflows[-1]
+
+    optimizer = nni.trace(torch.optim.SGD)(model.parameters(), lr=0.1, weight_decay=0.1, fused=True)
+    pruner = LotteryJackpotPruner(
+        model,
+        CONFIG_LIST,
+        TorchEvaluator(train, optimizer, training_step),
+        lr=5.0,
+        adapt_norm=False,  # the skipped step would leave its statistics
+    )
+    expected_model = fresh_net()
+    expected = LotteryJackpotPruner(
+        expected_model, CONFIG_LIST, make_evaluator(expected_model, batches), lr=5.0, adapt_norm=False
+    )
+    pruner.compress(12, None)
+    assert overflows == [True] + 12 * [False]
+    assert pruner._search.clock.step == 12
+    assert same(pruner.get_masks(), expected.compress(12, None)[1])
+
+
 # -- Transformers
 
 
+@pytest.mark.honours("TransformersEvaluator", "max_steps", "max_epochs")
 @pytest.mark.parametrize("length", [{"max_steps": 6}, {"max_epochs": 2}])
 def test_transformers(length: dict[str, int], tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
@@ -134,7 +276,7 @@ def test_transformers(length: dict[str, int], tmp_path: Path) -> None:
     config_list = [{"op_types": ["Linear"], "exclude_op_names": ["classifier"], "sparse_ratio": 0.7}]
     pruner = LotteryJackpotPruner(model, config_list, evaluator, lr=50.0)
     check_search(pruner, dense, **length)
-    assert pruner._clock.step == 6
+    assert pruner._search.clock.step == 6
 
 
 # -- two processes
@@ -175,6 +317,7 @@ def _rank(rank: int, world: int, port: int, batches: Batches, folder: str) -> No
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.honours("DistributedDataParallel")
 def test_two_processes_find_what_one_finds(batches: Batches, tmp_path: Path) -> None:
     for world in (1, 2):
         with socket.socket() as free:
