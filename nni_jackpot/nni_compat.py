@@ -274,17 +274,17 @@ def patch_step_of_transformers() -> None:
         return
     revert_step = transformers_evaluator.revert_optimizer_step
 
-    def unwrap_optimizer(trainer: Any) -> Any:
+    def unwrap_optimizer(self: Any) -> Any:
         # Training leaves Accelerate's wrapper of the optimizer, which would call the step it has met.
-        trainer.optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
-        return trainer.optimizer
+        self.trainer.optimizer = self._ori_trainer_attr["optimizer.step"].__self__
+        return self.trainer.optimizer
 
     @functools.wraps(patch_step)
     def patch_own_step(self: Any, before_step_tasks: Tasks, after_step_tasks: Tasks) -> None:
         if self.trainer.args.deepspeed:
             patch_step(self, before_step_tasks, after_step_tasks)
             return
-        optimizer = unwrap_optimizer(self.trainer)
+        optimizer = unwrap_optimizer(self)
         step = optimizer.step
 
         def patched(_: Any, *args: Any, **kwargs: Any) -> Any:
@@ -300,7 +300,7 @@ def patch_step_of_transformers() -> None:
 
     @functools.wraps(revert_step)
     def revert_own_step(self: Any) -> None:
-        unwrap_optimizer(self.trainer)
+        unwrap_optimizer(self)
         revert_step(self)
 
     transformers_evaluator.patch_optimizer_step = patch_own_step
