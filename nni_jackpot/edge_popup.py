@@ -124,6 +124,22 @@ class RelaxedMask:
         self._may_have_moved = torch.is_grad_enabled() and score.requires_grad
         return _StraightThrough.apply(weight, score.view(self.grains.score_shape), mask, self.grains)
 
+    def state(self) -> dict[str, Any]:
+        """Return what `restore` needs, as plain data; the mask is to be fresh."""
+        return {
+            "keep": self.keep,
+            "swap_limit": self.swap_limit,
+            "flips": self.flips,
+            "flipped": self._flipped,
+        }
+
+    def restore(self, state: dict[str, Any], score: Tensor) -> None:
+        """Take over a state along with the scores and the mask that were of it."""
+        self.keep, self.swap_limit, self.flips = state["keep"], state["swap_limit"], state["flips"]
+        self._flipped = None if state["flipped"] is None else state["flipped"].to(score.device)
+        self._seen_version = score._version
+        self._may_have_moved = False
+
     def accept(self) -> None:
         """Note that the mask has proven good, so that `undo` goes back no further."""
         self._flipped = None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 
 from nni_jackpot.budget import BUDGETS, by_global_rank
 from nni_jackpot.calibration import losses_of
+from nni_jackpot.checkpoint import Checkpoint
 from nni_jackpot.config_list import (
     ConfigList,
     check_config_list,
@@ -165,6 +167,7 @@ class LotteryJackpotPruner(Pruner):
         self._hooks: list[RemovableHandle] = []
         self._norm_hooks: list[RemovableHandle] = []
         self._search: Search | None = None
+        self._checkpoint: Checkpoint | None = None
 
         config_list = check_config_list(model, config_list)
         refuse_targets_taken(model, config_list, existed_wrappers or {})
@@ -442,6 +445,46 @@ class LotteryJackpotPruner(Pruner):
             raise ValueError(f"max_steps={max_steps} and max_epochs={max_epochs}: one must be positive")
         return super().compress(max_steps, max_epochs)
 
+    def checkpoint_to(
+        self,
+        path: str | os.PathLike[str],
+        every: int = 500,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Have `compress` keep a file of how far it has come, and go on from it when it is called again.
+
+        Run the interrupted script again as it was: the search ends with the masks it would have had, bit for
+        bit on one device. The training loop is taken through its steps up to the checkpoint without forward
+        and backward passes, which brings its loaders, schedulers and random numbers to their places. If
+        training steps draw random numbers (dropout) or return more than a loss, the forward passes are done
+        once more. A training step must keep no state of its own. When the search is over the file is removed.
+
+        Parameters
+        ----------
+        path
+            The file, about as large as scores, masks and the optimizer's state; written aside and renamed.
+        every
+            Steps of the search from one writing to the next.
+        settings
+            What else the search depends on, by name: a file that was written under others is refused.
+            Weights, targets, length and optimizer are compared in any case.
+
+        Raises
+        ------
+        CheckpointError
+            By `compress`, before it trains: if the file is damaged or of another search.
+        OutputFolderError
+            If the folder cannot be written.
+        """
+        if every < 1:
+            raise ValueError(f"every must be positive, got {every}")
+        self._checkpoint = Checkpoint(path, every, settings or {})
+
+    @property
+    def resumed_step(self) -> int:
+        """Step of the search from which `compress` has gone on; 0 if it began anew."""
+        return self._checkpoint.resumed_step if self._checkpoint else 0
+
     def _single_compress(self, max_steps: int | None, max_epochs: int | None) -> None:
         self._fusion_compress(max_steps, max_epochs)
 
@@ -454,19 +497,24 @@ class LotteryJackpotPruner(Pruner):
 
     def _fuse_preprocess(self, evaluator: Evaluator) -> None:
         self._freeze()  # another compressor may have wrapped the model anew
+        if not self._adapt_norm and not self._norm_hooks:
+            self._hold_statistics()
         self._search = Search(
+            self.bound_model,
             self._groups,
             self._make_optimizer(self.score_parameters()),
             self._initial_values,
             self._schedule,
             self._swap_limit,
             self._follow_goals,
+            self._checkpoint,
         )
         self._follow_goals()
         self._search.prepare(evaluator)
 
     def _fuse_postprocess(self, evaluator: Evaluator) -> None:
         if not self._is_wrapped:  # another compressor of the chain wraps and unwraps
+            _remove(self._norm_hooks)
             self._unfreeze()
 
     def _goal(self, group: ScoreGroup) -> tuple[float | None, ...]:

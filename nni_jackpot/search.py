@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from nni.compression.utils import Evaluator, LightningEvaluator, TransformersEvaluator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from nni_jackpot.checkpoint import Checkpoint
 from nni_jackpot.errors import SearchDivergedError
 from nni_jackpot.schedule import SearchClock
 from nni_jackpot.targets import ScoreGroup
@@ -25,6 +26,8 @@ class Search:
 
     Parameters
     ----------
+    model
+        The wrapped model.
     groups
         What is searched.
     optimizer
@@ -37,26 +40,42 @@ class Search:
         Largest share of kept weights that one step may replace; None for no limit.
     follow_goals
         Called after every step; changes budgets where another pruner schedules them.
+    checkpoint
+        Where the search writes how far it has come, and goes on from; None for nowhere.
+
+    Attributes
+    ----------
+    clock
+        How far the search has come.
+    driver
+        The evaluator's optimizer, once it has taken a step.
     """
+
+    evaluator: Evaluator
 
     def __init__(
         self,
+        model: nn.Module,
         groups: list[ScoreGroup],
         optimizer: Optimizer,
         initial_values: tuple[float, float],
         schedule: Callable[[float], float],
         swap_limit: float | None,
         follow_goals: Callable[[], None],
+        checkpoint: Checkpoint | None,
     ) -> None:
         self.clock = SearchClock(None, None)
+        self.groups = groups
         self.optimizer = optimizer
+        self.driver: Optimizer | None = None
         for param_group in optimizer.param_groups:
             param_group.setdefault("initial_lr", param_group["lr"])
-        self._groups = groups
+        self._model = model
         self._initial_values = initial_values
         self._schedule = schedule
         self._swap_limit = swap_limit
         self._follow_goals = follow_goals
+        self._checkpoint = checkpoint
 
     @property
     def learning_rate(self) -> float:
@@ -65,11 +84,11 @@ class Search:
 
     def prepare(self, evaluator: Evaluator) -> None:
         """Have the next training of a bound evaluator be the search, whichever compressor asks for it."""
-        self._evaluator = evaluator
+        self.evaluator = evaluator
         # The name is no module's, so that NNI takes the first optimizer.
-        evaluator.patch_optim_param_group({"scores": [group.score for group in self._groups]})
+        evaluator.patch_optim_param_group({"scores": [group.score for group in self.groups]})
         evaluator.patch_loss(self._check_loss)
-        evaluator.patch_optimizer_step(before_step_tasks=[], after_step_tasks=[self._follow_goals])
+        evaluator.patch_optimizer_step(before_step_tasks=[], after_step_tasks=[self._after_step])
         train = evaluator.train
 
         def search(max_steps: int | None = None, max_epochs: int | None = None) -> None:
@@ -83,8 +102,10 @@ class Search:
         evaluator.train = search
 
     def _run(self, train: Callable[..., None], max_steps: int | None, max_epochs: int | None) -> None:
-        has_trainer = isinstance(self._evaluator, LightningEvaluator | TransformersEvaluator)
+        has_trainer = isinstance(self.evaluator, LightningEvaluator | TransformersEvaluator)
         self.clock = SearchClock(None if has_trainer else max_steps, max_epochs)
+        if self._checkpoint is not None:
+            self._checkpoint.begin(self, self._model, max_steps, max_epochs)
         try:
             if max_steps is not None or has_trainer:
                 train(max_steps, max_epochs)
@@ -92,20 +113,30 @@ class Search:
                 for _ in range(max_epochs or 0):
                     self.clock.begin_epoch()
                     train(None, 1)
-            for group in self._groups:  # the last step, too, may have left scores that have no order
+            for group in self.groups:  # the last step, too, may have left scores that have no order
                 group.refresh()
+            if self._checkpoint is not None:
+                self._checkpoint.end()
         except SearchDivergedError as error:
-            for group in self._groups:
+            if self._checkpoint is not None:
+                self._checkpoint.end()
+            for group in self.groups:
                 group.undo(*self._initial_values)
             raise SearchDivergedError(
                 f"{error} at step {self.clock.step + 1} of the search; the pruner keeps the last masks "
                 "that gave a finite loss. Lower lr, or look at the data of that step"
             ) from error
 
+    @property
+    def _replaying(self) -> bool:
+        return self._checkpoint is not None and self._checkpoint.replaying
+
     def _check_loss(self, loss: Tensor, batch: Any) -> Tensor:
+        if self._replaying:
+            return loss
         if not torch.isfinite(loss).all():
             raise SearchDivergedError(f"the loss became {loss.detach().reshape(-1)[0].item()}")
-        for group in self._groups:
+        for group in self.groups:
             group.accept()
         return loss
 
@@ -116,7 +147,7 @@ class Search:
 
         Lightning computes them within the step, in the closure that it hands over.
         """
-        if optimizer is self.optimizer or not _holds(optimizer, self._groups[0].score):
+        if optimizer is self.optimizer or not _holds(optimizer, self.groups[0].score):
             return None
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
@@ -131,19 +162,29 @@ class Search:
         return args[:1], {**kwargs, "closure": closure_and_search}
 
     def _step(self, driver: Optimizer) -> None:
+        self.driver = driver
+        if self._replaying:
+            self.optimizer.zero_grad(set_to_none=True)
+            self.clock.step += 1
+            return
         if not _unscale(driver, self.optimizer):
             return
         if self.clock.max_steps is None:
-            self.clock.max_steps = _total_steps(self._evaluator)
+            self.clock.max_steps = _total_steps(self.evaluator)
         factor = self._schedule(self.clock.progress())
         for param_group in self.optimizer.param_groups:
             param_group["lr"] = param_group["initial_lr"] * factor
         if self._swap_limit is not None:
-            for group in self._groups:
+            for group in self.groups:
                 group.limit_swaps(self._swap_limit * factor)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.clock.step += 1
+
+    def _after_step(self) -> None:
+        self._follow_goals()
+        if self._checkpoint is not None:
+            self._checkpoint.after_step()
 
 
 def _holds(optimizer: Optimizer, score: Tensor) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import nni
 import pytest
 import torch
-from nni.compression.utils import TorchEvaluator
+from nni.compression.utils import LightningEvaluator, TorchEvaluator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -48,6 +48,8 @@ def refuses(feature: str, *values: Any) -> Any:
 CONFIG_LIST: list[dict[str, Any]] = [
     {"op_types": ["Conv2d", "Linear"], "exclude_op_names": ["fc"], "sparse_ratio": 0.7}
 ]
+# The same of a network within a LightningModule.
+NET_ONLY = [{**CONFIG_LIST[0], "exclude_op_names": ["net.fc"]}]
 
 
 @pytest.fixture
@@ -124,6 +126,43 @@ def lightning_trainer(**options: Any) -> Any:
         enable_model_summary=False,
         **{"gradient_clip_val": 1.0, **options},
     )
+
+
+def lightning_evaluator(net: nn.Module, batches: Batches, manual: bool = False, **options: Any) -> Any:
+    """Return a module of Lightning around a network, and an evaluator that trains it."""
+    pl = pytest.importorskip("pytorch_lightning")
+
+    class Module(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+            self.automatic_optimization = not manual
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            loss = training_step(batch, self)
+            if manual:
+                self.manual_backward(loss)
+                for optimizer in self.optimizers():
+                    optimizer.step()
+                    optimizer.zero_grad()
+            return loss
+
+        def configure_optimizers(self) -> Any:
+            sgd = nni.trace(torch.optim.SGD)
+            optimizers = [sgd(self.parameters(), lr=0.1, weight_decay=0.1)]
+            if manual:
+                optimizers.append(sgd(self.net.fc.parameters(), lr=0.1))
+            return optimizers, [nni.trace(torch.optim.lr_scheduler.ExponentialLR)(optimizers[0], 0.9)]
+
+    class Data(pl.LightningDataModule):
+        def train_dataloader(self) -> Any:
+            return torch.utils.data.DataLoader(batches, batch_size=None)
+
+    trainer = lightning_trainer(**{"gradient_clip_val": None if manual else 1.0, **options})
+    return Module(), LightningEvaluator(trainer, nni.trace(Data)())
 
 
 def dense_of(model: nn.Module) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import socket
 from pathlib import Path
@@ -12,16 +13,17 @@ import pytest
 import torch
 from conftest import (
     CONFIG_LIST,
+    NET_ONLY,
     Batches,
     ConvNet,
     dense_of,
     frozen,
-    lightning_trainer,
+    lightning_evaluator,
     make_evaluator,
     same,
     training_step,
 )
-from nni.compression.utils import LightningEvaluator, TorchEvaluator, TransformersEvaluator
+from nni.compression.utils import TorchEvaluator, TransformersEvaluator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -80,46 +82,6 @@ def test_gradient_scaler_clipping_and_two_optimizers(model: nn.Module, batches: 
 
 
 # -- Lightning
-
-
-def lightning_evaluator(net: nn.Module, batches: Batches, manual: bool = False, **options: Any) -> Any:
-    """Return a module of Lightning around a network, and an evaluator that trains it."""
-    pl = pytest.importorskip("pytorch_lightning")
-
-    class Module(pl.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = net
-            self.automatic_optimization = not manual
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.net(x)
-
-        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            loss = training_step(batch, self)
-            if manual:
-                self.manual_backward(loss)
-                for optimizer in self.optimizers():
-                    optimizer.step()
-                    optimizer.zero_grad()
-            return loss
-
-        def configure_optimizers(self) -> Any:
-            sgd = nni.trace(torch.optim.SGD)
-            optimizers = [sgd(self.parameters(), lr=0.1, weight_decay=0.1)]
-            if manual:
-                optimizers.append(sgd(self.net.fc.parameters(), lr=0.1))
-            return optimizers, [nni.trace(torch.optim.lr_scheduler.ExponentialLR)(optimizers[0], 0.9)]
-
-    class Data(pl.LightningDataModule):
-        def train_dataloader(self) -> Any:
-            return torch.utils.data.DataLoader(batches, batch_size=None)
-
-    trainer = lightning_trainer(**{"gradient_clip_val": None if manual else 1.0, **options})
-    return Module(), LightningEvaluator(trainer, nni.trace(Data)())
-
-
-NET_ONLY = [{**CONFIG_LIST[0], "exclude_op_names": ["net.fc"]}]
 
 
 @pytest.mark.honours("LightningEvaluator", "max_steps", "max_epochs", "mixed precision")
@@ -252,19 +214,16 @@ def test_a_fused_optimizer_leaves_unscaling_to_the_search(model: nn.Module, batc
 # -- Transformers
 
 
-@pytest.mark.honours("TransformersEvaluator", "max_steps", "max_epochs")
-@pytest.mark.parametrize("length", [{"max_steps": 6}, {"max_epochs": 2}])
-def test_transformers(length: dict[str, int], tmp_path: Path) -> None:
+def bert_pruner(folder: Path) -> LotteryJackpotPruner:
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     config = transformers.BertConfig(vocab_size=50, num_labels=2, max_position_embeddings=16, **sizes)
     model = transformers.BertForSequenceClassification(config)
-    dense = dense_of(model)
     rows = [{"input_ids": torch.randint(1, 50, (8,)), "labels": torch.tensor(i % 2)} for i in range(24)]
     arguments = transformers.TrainingArguments(
-        str(tmp_path),
+        str(folder),
         per_device_train_batch_size=8,
         report_to=[],
         use_cpu=True,
@@ -274,15 +233,47 @@ def test_transformers(length: dict[str, int], tmp_path: Path) -> None:
     )
     evaluator = TransformersEvaluator(nni.trace(transformers.Trainer)(model, arguments, train_dataset=rows))
     config_list = [{"op_types": ["Linear"], "exclude_op_names": ["classifier"], "sparse_ratio": 0.7}]
-    pruner = LotteryJackpotPruner(model, config_list, evaluator, lr=50.0)
+    return LotteryJackpotPruner(model, config_list, evaluator, lr=50.0)
+
+
+@pytest.mark.honours("TransformersEvaluator", "max_steps", "max_epochs")
+@pytest.mark.parametrize("length", [{"max_steps": 6}, {"max_epochs": 2}])
+def test_transformers(length: dict[str, int], tmp_path: Path) -> None:
+    pruner = bert_pruner(tmp_path)
+    pruner.unwrap_model()
+    dense = dense_of(pruner.bound_model)
+    pruner.wrap_model()
     check_search(pruner, dense, **length)
     assert pruner._search.clock.step == 6
+
+
+@pytest.mark.honours("TransformersEvaluator", "resume")
+def test_transformers_resume(tmp_path: Path) -> None:
+    whole = bert_pruner(tmp_path).compress(None, 2)[1]
+    pruner = bert_pruner(tmp_path)
+    pruner.checkpoint_to(tmp_path / "search.pth", every=2)
+    forwards = iter(range(100))
+
+    def stop(*_: Any) -> None:
+        if next(forwards) == 4:
+            raise KeyboardInterrupt
+
+    handle = pruner.bound_model.register_forward_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        pruner.compress(None, 2)
+    handle.remove()
+    again = bert_pruner(tmp_path)
+    again.checkpoint_to(tmp_path / "search.pth")
+    assert same(again.compress(None, 2)[1], whole)
+    assert again.resumed_step == 4
 
 
 # -- two processes
 
 
-def _search_of_rank(rank: int, world: int, batches: Batches) -> list[Tensor]:
+def _search_of_rank(
+    rank: int, world: int, batches: Batches, path: Path | None = None, stop_at: int | None = None
+) -> list[Tensor]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 3))
     wrapped = DistributedDataParallel(model) if world > 1 else model
@@ -290,6 +281,8 @@ def _search_of_rank(rank: int, world: int, batches: Batches) -> list[Tensor]:
 
     def train(model, optimizer, training_step, scheduler, max_steps, max_epochs) -> None:
         for step in range(max_steps):
+            if step == stop_at:
+                raise KeyboardInterrupt
             images, labels = batches[step % len(batches)]
             part = slice(rank, None, world)
             training_step((images[part], labels[part]), model).backward()
@@ -302,8 +295,11 @@ def _search_of_rank(rank: int, world: int, batches: Batches) -> list[Tensor]:
     evaluator = TorchEvaluator(train, nni.trace(torch.optim.SGD)(wrapped.parameters(), lr=0.1), step)
     config_list = [{"op_names": [f"{prefix}1"], "sparse_ratio": 0.7}]
     pruner = LotteryJackpotPruner(wrapped, config_list, evaluator, init="snip", lr=1.0)
+    if path is not None:
+        pruner.checkpoint_to(path, every=4)
     start = pruner.get_masks()
     masks = pruner.compress(12, None)[1]
+    assert pruner.resumed_step == (4 if path else 0)
     return [start[f"{prefix}1"]["weight"], masks[f"{prefix}1"]["weight"]]
 
 
@@ -312,12 +308,18 @@ def _rank(rank: int, world: int, port: int, batches: Batches, folder: str) -> No
     torch.distributed.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world
     )
-    torch.save(_search_of_rank(rank, world, batches), f"{folder}/{world}-{rank}.pt")
+    found = _search_of_rank(rank, world, batches)
+    with contextlib.suppress(KeyboardInterrupt):
+        _search_of_rank(rank, world, batches, Path(folder, "search.pth"), stop_at=7)
+    torch.distributed.barrier()
+    resumed = _search_of_rank(rank, world, batches, Path(folder, "search.pth"))
+    assert torch.equal(found[1], resumed[1])
+    torch.save(found, f"{folder}/{world}-{rank}.pt")
     gc.collect()  # wrapped models are cycles, and must not outlive the process group that they hold
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.honours("DistributedDataParallel")
+@pytest.mark.honours("DistributedDataParallel", "resume")
 def test_two_processes_find_what_one_finds(batches: Batches, tmp_path: Path) -> None:
     for world in (1, 2):
         with socket.socket() as free:

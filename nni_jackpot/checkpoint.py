@@ -1,0 +1,296 @@
+"""An interrupted search goes on where it was, and ends with the masks that it would have had.
+
+A search runs inside a training loop that is not ours, so nothing can jump into the middle of it. The loop is
+run again from its start instead, from the random states that it had there, but without forward and backward
+passes, until it stands where the checkpoint was written. That brings loaders, schedulers and counters of any
+loop to their places; then scores, masks, optimizers, statistics and random states take the values they had.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from nni.compression.utils import Evaluator, LightningEvaluator, TransformersEvaluator
+from torch import Tensor, distributed, nn
+
+from nni_jackpot.errors import CheckpointError
+from nni_jackpot.files import load_tensors, replace_file
+from nni_jackpot.schedule import SearchClock
+
+if TYPE_CHECKING:
+    from nni_jackpot.search import Search
+
+
+class Checkpoint:
+    """A file that a search writes as it goes on, goes on from when it begins again, and removes at its end.
+
+    Parameters
+    ----------
+    path
+        The file; in distributed training rank 0 writes it and all ranks read it.
+    every
+        Steps of the search from one writing to the next.
+    settings
+        What else the search depends on, by name: a file of other settings is refused.
+
+    Attributes
+    ----------
+    resumed_step
+        Step of the search from which it has gone on; 0 if it began anew.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], every: int, settings: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        self.resumed_step = 0
+        self._every = every
+        self._settings = settings
+        self._searches = 0
+        self._saved: dict[str, Any] | None = None
+
+    @property
+    def replaying(self) -> bool:
+        """Whether the loop is on its way back to where it was interrupted."""
+        return self._saved is not None
+
+    def begin(self, search: Search, model: nn.Module, max_steps: int | None, max_epochs: int | None) -> None:
+        """Follow a search from here on; raises CheckpointError for a file that is of another search."""
+        if isinstance(search.evaluator, LightningEvaluator) and not model.automatic_optimization:
+            raise CheckpointError("a checkpoint of the search needs Lightning's automatic optimization")
+        self._searches += 1
+        self._search, self._model = search, model
+        self._identity = {
+            "max_steps": max_steps,
+            "max_epochs": max_epochs,
+            "number of the search": self._searches,
+            "targets": {str(t): list(t.weight.shape) for group in search.groups for t in group.members},
+            "weights": _digest(p for p in model.parameters() if not p.requires_grad),
+            **_settings_of(search.optimizer),
+            **self._settings,
+        }
+        self._losses = 0
+        self._may_skip = True
+        self._random_start = _random_states()
+        self.resumed_step = 0
+        if self.path.exists():
+            self._saved = self._read()
+            self._random_start = self._saved["random_start"][_rank()]
+            _set_random_states(self._random_start)
+            self._may_skip = self._saved["may_skip"]
+            self.resumed_step = self._saved["clock"]["step"]
+        owner, name = _training_step_of(search.evaluator)
+        setattr(owner, name, self._follow(getattr(owner, name)))
+
+    def after_step(self) -> None:
+        """Write the file if it is time, or take over what it holds if the loop has come that far."""
+        if self._saved is None:
+            if self._search.clock.step % self._every == 0:
+                self._write()
+        elif self._losses == self._saved["losses"]:
+            self._restore(self._saved)
+            self._saved = None
+
+    def end(self) -> None:
+        """Remove the file of a search that is over; raises CheckpointError if it never came as far again."""
+        if self._saved is not None:
+            raise self._another_course()
+        if _rank() == 0:
+            self.path.unlink(missing_ok=True)
+
+    def _follow(self, training_step: Callable[..., Any]) -> Callable[..., Any]:
+        def followed(*args: Any, **kwargs: Any) -> Any:
+            self._losses += 1
+            if self._saved is None:
+                return self._watch(lambda: training_step(*args, **kwargs))
+            if self._losses > self._saved["losses"]:
+                raise self._another_course()
+            # Gradients of zero, and not none, since a gradient scaler wants to have seen some.
+            loss = min((group.score for group in self._search.groups), key=Tensor.numel).sum() * 0
+            if self._may_skip:
+                return loss
+            with torch.no_grad():
+                output = training_step(*args, **kwargs)
+            return _with_loss(output, loss)
+
+        return followed
+
+    def _watch(self, training_step: Callable[[], Any]) -> Any:
+        """Take a step, and note whether a replay may leave it out.
+
+        It may if the step gives nothing but a loss, and draws no random numbers (as dropout does), on which
+        those of the loader depend.
+        """
+        if not self._may_skip:
+            return training_step()
+        before = _random_states()
+        output = training_step()
+        self._may_skip = isinstance(output, Tensor) and _random_states() == before
+        return output
+
+    def _another_course(self) -> CheckpointError:
+        return CheckpointError(
+            f"the training loop does not come to where {self.path} was written: it is not the same loop, or "
+            "not the same data. Run it as it was, or remove the file to start anew"
+        )
+
+    # -- what the file holds
+
+    def _write(self) -> None:
+        search = self._search
+        for group in search.groups:
+            group.refresh()
+        assert search.driver is not None
+        searched = {id(target.space.mask) for group in search.groups for target in group.members}
+        shared = {parameter.data_ptr() for parameter in self._model.parameters()}
+        state = {
+            "identity": self._identity,
+            "losses": self._losses,
+            "may_skip": _on_every_rank(self._may_skip),
+            "clock": asdict(search.clock),
+            "trained": {name: p.detach() for name, p in self._model.named_parameters() if p.requires_grad},
+            "masks": {
+                str(target): {"mask": target.space.mask.bool(), **target.relaxed.state()}
+                for group in search.groups
+                for target in group.members
+            },
+            "buffers": {
+                name: buffer
+                for name, buffer in self._model.named_buffers()
+                if id(buffer) not in searched and buffer.data_ptr() not in shared
+            },
+            "optimizer": search.optimizer.state_dict(),
+            "driver": search.driver.state_dict(),
+            "random_start": _of_all_ranks(self._random_start),
+            "random": _of_all_ranks(_random_states()),
+        }
+        if _rank() == 0:
+            replace_file(self.path, lambda aside: torch.save(state, aside))
+
+    def _read(self) -> dict[str, Any]:
+        saved = load_tensors(self.path, "checkpoint of a search")
+        if not isinstance(saved, dict) or not isinstance(saved.get("identity"), dict):
+            raise CheckpointError(f"{self.path} is not a checkpoint of a search")
+        theirs = saved["identity"]
+        differing = [
+            f"{name} {_difference(theirs.get(name), self._identity.get(name))}"
+            for name in sorted({*theirs, *self._identity})
+            if theirs.get(name) != self._identity.get(name)
+        ]
+        if len(saved["random"]) != _world():
+            differing.append(f"the number of processes was {len(saved['random'])} and is {_world()}")
+        if differing:
+            raise CheckpointError(
+                f"{self.path} is the checkpoint of another search: {'; '.join(differing)}. Remove it to "
+                "start anew, or give another path"
+            )
+        return saved
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        search, model = self._search, self._model
+        assert search.driver is not None
+        parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+        with torch.no_grad():
+            for name, value in saved["trained"].items():
+                parameters[name].copy_(value)
+            for name, value in saved["buffers"].items():
+                if name in buffers and buffers[name].shape == value.shape:
+                    buffers[name].copy_(value)
+                else:  # a mask of an input or output, whose shape a forward has to show
+                    owner, _, leaf = name.rpartition(".")
+                    model.get_submodule(owner)._buffers[leaf] = value.to(next(model.parameters()).device)
+            for group in search.groups:
+                for target in group.members:
+                    state = dict(saved["masks"][str(target)])
+                    target.space.mask.copy_(state.pop("mask"))
+                    target.relaxed.restore(state, target.score)
+        search.optimizer.load_state_dict(saved["optimizer"])
+        search.driver.load_state_dict(saved["driver"])
+        search.clock = SearchClock(**saved["clock"])
+        _set_random_states(saved["random"][_rank()])
+
+
+def _training_step_of(evaluator: Evaluator) -> tuple[Any, str]:
+    """Return where an evaluator keeps the function that gives the loss of a batch."""
+    if isinstance(evaluator, LightningEvaluator):
+        return evaluator.model, "training_step"
+    if isinstance(evaluator, TransformersEvaluator):
+        return evaluator.trainer, "compute_loss"
+    return evaluator, "_training_step"
+
+
+def _with_loss(output: Any, loss: Tensor) -> Any:
+    if isinstance(output, Mapping):
+        return {**output, "loss": loss}
+    return (loss, *output[1:]) if isinstance(output, Sequence) else loss
+
+
+def _settings_of(optimizer: torch.optim.Optimizer) -> dict[str, str]:
+    settings = {name: repr(value) for name, value in optimizer.param_groups[0].items() if name != "params"}
+    return {"optimizer": type(optimizer).__name__, **settings}
+
+
+def _difference(was: Any, now: Any) -> str:
+    text = f"was {was!r} and is {now!r}"
+    return text if len(text) < 100 else "differ"
+
+
+def _digest(parameters: Iterable[Tensor]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for parameter in parameters:
+        digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+# -- random states, one a process
+
+
+def _random_states() -> dict[str, Any]:
+    """Return the states of all global generators, as plain data that can be compared and saved."""
+    _, keys, position, has_gauss, gauss = cast(tuple[Any, ...], np.random.get_state(legacy=True))
+    states: dict[str, Any] = {
+        "torch": torch.get_rng_state().numpy().tobytes(),
+        "numpy": (keys.tobytes(), position, has_gauss, gauss),
+        "python": random.getstate(),
+    }
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states["cuda"] = [state.numpy().tobytes() for state in torch.cuda.get_rng_state_all()]
+    return states
+
+
+def _set_random_states(states: dict[str, Any]) -> None:
+    torch.set_rng_state(_bytes(states["torch"]))
+    keys, *rest = states["numpy"]
+    np.random.set_state(("MT19937", np.frombuffer(keys, dtype=np.uint32), *rest))
+    random.setstate(states["python"])
+    if "cuda" in states:
+        torch.cuda.set_rng_state_all([_bytes(state) for state in states["cuda"]])
+
+
+def _bytes(state: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(state), dtype=torch.uint8)
+
+
+def _world() -> int:
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def _rank() -> int:
+    return distributed.get_rank() if _world() > 1 else 0
+
+
+def _of_all_ranks(value: Any) -> list[Any]:
+    values = [value] * _world()
+    if len(values) > 1:
+        distributed.all_gather_object(values, value)
+    return values
+
+
+def _on_every_rank(flag: bool) -> bool:
+    return all(_of_all_ranks(flag))

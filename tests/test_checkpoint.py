@@ -1,0 +1,401 @@
+"""A search that is interrupted, by whatever means, ends as if it had not been."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import nni
+import numpy as np
+import pytest
+import torch
+from conftest import (
+    CONFIG_LIST,
+    NET_ONLY,
+    Batches,
+    ConvNet,
+    dense_of,
+    frozen,
+    lightning_evaluator,
+    make_evaluator,
+    same,
+    training_step,
+)
+from nni.compression.pruning import AGPPruner
+from nni.compression.utils import TorchEvaluator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from nni_jackpot import LotteryJackpotPruner
+from nni_jackpot.errors import CheckpointError, OutputFolderError, SearchDivergedError
+
+
+class Interrupted(BaseException):
+    """As sudden as Ctrl+C."""
+
+
+class Net(ConvNet):
+    """With a dropout, whose random numbers come from the generator that also shuffles the loader."""
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.dropout(x) if self.dropout.p else x)
+
+
+Step = Callable[..., Any]
+
+
+def plain_step(batch: Any, model: nn.Module) -> Tensor:
+    return training_step(batch, model)
+
+
+def step_of_dicts(batch: Any, model: nn.Module) -> dict[str, Tensor]:
+    loss = training_step(batch, model)
+    return {"loss": loss, "double": 2 * loss.detach()}
+
+
+def noisy_step(batch: Any, model: nn.Module) -> Tensor:
+    """Draws from all three generators of a process."""
+    images, labels = batch
+    noise = torch.from_numpy(np.random.randn(*images.shape).astype("float32"))
+    return training_step((images + random.random() * 0.1 * noise, labels), model)
+
+
+class Script:
+    """What a user's script does: a network, a shuffling loader, a search with a checkpoint."""
+
+    def __init__(
+        self,
+        batches: Batches,
+        path: Path | None,
+        *,
+        step: Step = plain_step,
+        dropout: float = 0.0,
+        stop_after: int | None = None,
+        length: tuple[int | None, int | None] = (20, None),
+        agp: bool = False,
+        every: int = 3,
+        **options: Any,
+    ) -> None:
+        self.forwards = 0
+        self.losses = 0
+        torch.manual_seed(0)
+        np.random.seed(0)
+        random.seed(0)
+        self.model = Net(dropout)
+        self.dense = dense_of(self.model)
+        images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        loader = DataLoader(TensorDataset(images, labels), batch_size=16, shuffle=True)
+
+        def counted(batch: Any, model: nn.Module) -> Any:
+            self.forwards += 1
+            return step(batch, model)
+
+        def train(model, optimizer, training_step, scheduler, max_steps, max_epochs) -> None:
+            model.train()
+            steps = 0
+            for _ in range(max_epochs or 1000):
+                for batch in loader:
+                    output = training_step(batch, model)
+                    (output["loss"] if isinstance(output, dict) else output).backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    scheduler.step()
+                    self.losses += 1
+                    steps += 1
+                    if self.losses == stop_after:
+                        raise Interrupted
+                    if steps == max_steps:
+                        return
+
+        optimizer = nni.trace(torch.optim.SGD)(self.model.parameters(), lr=0.1, weight_decay=0.1)
+        scheduler = nni.trace(torch.optim.lr_scheduler.ExponentialLR)(optimizer, 0.9)
+        evaluator = TorchEvaluator(train, optimizer, counted, scheduler)
+        self.pruner = LotteryJackpotPruner(self.model, CONFIG_LIST, evaluator, **{"lr": 5.0, **options})
+        if path is not None:
+            self.pruner.checkpoint_to(path, every=every)
+        driver = AGPPruner(self.pruner, interval_steps=2, total_times=6) if agp else self.pruner
+        driver.compress(*length)
+        self.masks = self.pruner.get_masks()
+
+
+def same_buffers(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for (_, x), (_, y) in zip(a.named_buffers(), b.named_buffers(), strict=True))
+
+
+def check_resumed(batches: Batches, path: Path, stop_after: int, **options: Any) -> Script:
+    whole = Script(batches, None, **options)
+    with pytest.raises(Interrupted):
+        Script(batches, path, stop_after=stop_after, **options)
+    resumed = Script(batches, path, **options)
+    assert same(resumed.masks, whole.masks)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(resumed.pruner.score_parameters(), whole.pruner.score_parameters(), strict=True)
+    )
+    assert same_buffers(resumed.model, whole.model)  # norm statistics
+    assert frozen(resumed.model, resumed.dense)
+    assert resumed.pruner.learning_rate == whole.pruner.learning_rate
+    assert resumed.losses == whole.losses
+    assert torch.equal(torch.rand(1), _next_number_after(whole_of=batches, **options))
+    assert not path.exists()
+    return resumed
+
+
+def _next_number_after(whole_of: Batches, **options: Any) -> Tensor:
+    Script(whole_of, None, **options)
+    return torch.rand(1)
+
+
+@pytest.mark.honours("resume")
+@pytest.mark.parametrize("stop_after", [1, 3, 4, 11, 19])
+def test_resumes_where_it_was(batches: Batches, tmp_path: Path, stop_after: int) -> None:
+    resumed = check_resumed(batches, tmp_path / "search.pth", stop_after)
+    assert resumed.pruner.resumed_step == stop_after // 3 * 3
+    assert resumed.forwards == 20 - stop_after // 3 * 3  # nothing is computed twice
+
+
+@pytest.mark.honours("resume")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dropout": 0.3},
+        {"step": step_of_dicts},
+        {"step": noisy_step},
+        {"length": (None, 3)},
+        {"agp": True},
+        {"init": "snip"},
+        {"init": "random"},
+        {"swap_limit": 0.05},
+        {"optimizer": lambda scores: torch.optim.Adam(scores, lr=0.01)},
+        {"momentum": 0.0},
+    ],
+    ids=str,
+)
+def test_resumes_whatever_the_search_is(batches: Batches, tmp_path: Path, options: dict[str, Any]) -> None:
+    check_resumed(batches, tmp_path / "search.pth", 10, **options)
+
+
+def test_is_interrupted_twice(batches: Batches, tmp_path: Path) -> None:
+    path = tmp_path / "search.pth"
+    with pytest.raises(Interrupted):
+        Script(batches, path, stop_after=7)
+    check_resumed(batches, path, 14)
+
+
+def test_a_run_that_was_not_interrupted_is_the_same_with_a_checkpoint(
+    batches: Batches, tmp_path: Path
+) -> None:
+    path = tmp_path / "deep" / "search.pth"
+    script = Script(batches, path)
+    assert same(script.masks, Script(batches, None).masks)
+    assert script.pruner.resumed_step == 0
+    assert not list(path.parent.iterdir())
+
+
+@pytest.mark.honours("resume", "LightningEvaluator")
+@pytest.mark.parametrize("length", [(12, None), (None, 2)])
+def test_resumes_under_lightning(batches: Batches, tmp_path: Path, length: tuple) -> None:
+    def run(path: Path | None, stop_after: int = -1) -> tuple[LotteryJackpotPruner, Any]:
+        torch.manual_seed(0)
+        losses = iter(range(1, 100))
+
+        def stop(*_: Any) -> None:
+            if next(losses) == stop_after:
+                raise Interrupted
+
+        net = Net(0.2)
+        net.register_forward_hook(stop)
+        module, evaluator = lightning_evaluator(net, batches, default_root_dir=str(tmp_path))
+        pruner = LotteryJackpotPruner(module, NET_ONLY, evaluator, lr=5.0)
+        if path is not None:
+            pruner.checkpoint_to(path, every=2)
+        return pruner, pruner.compress(*length)[1]
+
+    path = tmp_path / "search.pth"
+    with pytest.raises(Interrupted):
+        run(path, stop_after=8)
+    pruner, masks = run(path)
+    assert pruner.resumed_step == 6
+    assert same(masks, run(None)[1])
+
+
+def test_lightning_s_manual_optimization_cannot_be_replayed(batches: Batches, tmp_path: Path) -> None:
+    module, evaluator = lightning_evaluator(Net(0.0), batches, manual=True, default_root_dir=str(tmp_path))
+    pruner = LotteryJackpotPruner(module, NET_ONLY, evaluator)
+    pruner.checkpoint_to(tmp_path / "search.pth")
+    with pytest.raises(CheckpointError, match="automatic optimization"):
+        pruner.compress(4, None)
+
+
+# -- what is refused
+
+
+def test_another_search_is_refused_and_told_why(batches: Batches, tmp_path: Path) -> None:
+    path = tmp_path / "search.pth"
+    with pytest.raises(Interrupted):
+        Script(batches, path, stop_after=7)
+    held = path.read_bytes()
+    with pytest.raises(CheckpointError, match=r"lr was '5.0' and is '1.0'\. Remove it") as raised:
+        Script(batches, path, lr=1.0)
+    assert "momentum" not in str(raised.value)
+    with pytest.raises(CheckpointError, match=r"max_epochs was None and is 3; max_steps was 20 and is None"):
+        Script(batches, path, length=(None, 3))
+    assert path.read_bytes() == held
+
+
+def test_other_weights_are_refused(model: nn.Module, batches: Batches, tmp_path: Path) -> None:
+    path = tmp_path / "search.pth"
+    stop = iter(range(5))
+
+    def step(batch: Any, model: nn.Module) -> Tensor:
+        if next(stop, None) is None:
+            raise Interrupted
+        return training_step(batch, model)
+
+    pruner = LotteryJackpotPruner(model, CONFIG_LIST, make_evaluator(model, batches, step))
+    pruner.checkpoint_to(path, every=2)
+    with pytest.raises(Interrupted):
+        pruner.compress(10, None)
+    pruner.unwrap_model()
+    with torch.no_grad():
+        model.fc.bias[0] += 1e-3
+    again = LotteryJackpotPruner(model, CONFIG_LIST, make_evaluator(model, batches))
+    again.checkpoint_to(path, settings={"data": "other"})
+    with pytest.raises(CheckpointError, match=r"data was None and is 'other'; weights was '"):
+        again.compress(10, None)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])
+def test_damaged_files_are_refused(batches: Batches, tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "search.pth"
+    if content is None:
+        torch.save({"conv1.weight": torch.zeros(2)}, path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"search\.pth is not a checkpoint of a search"):
+        Script(batches, path)
+
+
+def test_another_loop_is_refused(batches: Batches, tmp_path: Path) -> None:
+    path = tmp_path / "search.pth"
+    with pytest.raises(Interrupted):
+        Script(batches, path, stop_after=17, length=(None, 3))
+    with pytest.raises(CheckpointError, match="does not come to where"):
+        Script(batches[:4], path, length=(None, 3))
+
+
+def test_a_folder_that_cannot_be_written(batches: Batches, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputFolderError):
+        Script(batches, tmp_path / "file" / "search.pth")
+
+
+def test_a_search_that_diverged_is_not_resumed(batches: Batches, tmp_path: Path) -> None:
+    path = tmp_path / "search.pth"
+    calls = iter(range(100))
+
+    def step(batch: Any, model: nn.Module) -> Tensor:
+        loss = training_step(batch, model)
+        return loss * float("nan") if next(calls) == 7 else loss
+
+    with pytest.raises(SearchDivergedError, match="step 8 of"):
+        Script(batches, path, step=step)
+    assert not path.exists()
+
+
+def test_every_must_be_positive(model: nn.Module) -> None:
+    with pytest.raises(ValueError, match="every must be positive"):
+        LotteryJackpotPruner(model, CONFIG_LIST).checkpoint_to("search.pth", every=0)
+
+
+# -- kill -9
+
+SCRIPT = """
+import sys, time
+import nni, torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from nni.compression.utils import TorchEvaluator
+from nni_jackpot import LotteryJackpotPruner, save_masks
+
+torch.manual_seed(0)
+torch.set_num_threads(1)
+net = nn.Sequential(nn.Linear(20, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Dropout(0.1), nn.Linear(64, 4))
+x = torch.randn(256, 20)
+loader = DataLoader(TensorDataset(x, (x[:, :2] > 0).long() @ torch.tensor([2, 1])), batch_size=16, shuffle=True)
+
+def train(model, optimizer, training_step, scheduler, max_steps, max_epochs):
+    steps = 0
+    while True:
+        for batch in loader:
+            training_step(batch, model).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            steps += 1
+            print(steps, flush=True)
+            if steps == max_steps:
+                return
+
+def training_step(batch, model):
+    time.sleep(0.002)
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+optimizer = nni.trace(torch.optim.SGD)(net.parameters(), lr=0.1)
+config_list = [{"op_types": ["Linear"], "sparse_ratio": 0.8}]
+pruner = LotteryJackpotPruner(net, config_list, TorchEvaluator(train, optimizer, training_step), lr=1.0)
+pruner.checkpoint_to(sys.argv[1], every=int(sys.argv[3]))
+_, masks = pruner.compress(150, None)
+save_masks(masks, sys.argv[2])
+print("resumed", pruner.resumed_step)
+"""
+
+
+def _run(folder: Path, every: int) -> subprocess.Popen[str]:
+    (folder / "script.py").write_text(SCRIPT)
+    arguments = [sys.executable, "script.py", "search.pth", "masks.pth", str(every)]
+    return subprocess.Popen(
+        arguments, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    process = _run(folder, 7)
+    process.communicate()
+    assert process.returncode == 0
+    return torch.load(folder / "masks.pth")
+
+
+@pytest.mark.honours("resume")
+@pytest.mark.parametrize("every", [1, 7])  # at 1 it is killed while it writes, more often than not
+def test_kill_9_at_a_random_step(tmp_path: Path, every: int, uninterrupted: Any) -> None:
+    generator = random.Random(time.time_ns())
+    last = generator.randrange(8, 140)
+    process = _run(tmp_path, every)
+    for line in _lines(process):
+        if line.strip() == str(last):
+            time.sleep(generator.random() * 0.01)  # anywhere within the steps that follow
+            process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "masks.pth").exists()
+    process = _run(tmp_path, every)
+    resumed = [int(line.split()[1]) for line in _lines(process) if line.startswith("resumed")]
+    assert process.wait() == 0
+    assert last - every <= resumed[0]
+    assert same(torch.load(tmp_path / "masks.pth"), uninterrupted)
+
+
+def _lines(process: subprocess.Popen[str]) -> Iterator[str]:
+    assert process.stdout is not None
+    yield from process.stdout
