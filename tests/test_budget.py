@@ -90,6 +90,7 @@ IMPORTANCE = {
 }
 
 
+@pytest.mark.honours("budget: global_rank")
 @pytest.mark.parametrize("make", IMPORTANCE.values(), ids=IMPORTANCE)
 @pytest.mark.parametrize("one_kind", [True, False], ids=["one kind", "many kinds"])
 @pytest.mark.parametrize("bounded", [True, False], ids=["bounded", "free"])
@@ -141,6 +142,7 @@ def test_zeros_are_int_of_ratio_times_numel(numel: int, ratio: float) -> None:
     }
 
 
+@pytest.mark.honours("budget: as_configured")
 def test_as_configured() -> None:
     units = {
         "plain": Unit(10, 1, 0.5),
@@ -226,6 +228,7 @@ def erk_reference(units: dict[str, Unit]) -> dict[str, float]:
     return kept(high)
 
 
+@pytest.mark.honours("budget: erdos_renyi_kernel")
 @pytest.mark.parametrize("one_kind", [True, False], ids=["one kind", "many kinds"])
 @pytest.mark.parametrize("bounded", [True, False], ids=["bounded", "free"])
 def test_erdos_renyi_kernel_keeps_the_total_and_the_proportions(one_kind: bool, bounded: bool) -> None:

@@ -185,6 +185,7 @@ def test_optimizers_hold_no_parameter_of_the_model(model: nn.Module, batches: Ba
     assert held == []
 
 
+@pytest.mark.honours("gradient accumulation")
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_gradient_accumulation(model: nn.Module, batches: Batches, accumulate: int) -> None:
     log: list[float] = []
@@ -292,6 +293,7 @@ def test_losses_of_every_sample_are_averaged(model: nn.Module, batches: Batches)
     losses(lambda loss: loss.shape == () or pytest.fail("not a scalar"))
 
 
+@pytest.mark.honours("mixed precision")
 def test_gradient_scaler_and_autocast(model: nn.Module, batches: Batches) -> None:
     scales = []
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import honours, refuses
 from torch import nn
 
 from nni_jackpot import LotteryJackpotPruner
@@ -30,20 +31,21 @@ def half(module: nn.Module, ratio: float = 0.5) -> int:
 @pytest.mark.parametrize(
     ("config_list", "names"),
     [
-        ([{"op_types": ["Conv2d"], "sparse_ratio": 0.5}], ["conv1", "conv2"]),
-        ([{"op_names": ["conv2", "fc"], "sparse_ratio": 0.5}], ["conv2", "fc"]),
-        ([{"op_names_re": ["conv.*"], "exclude_op_names": ["conv1"], "sparse_ratio": 0.5}], ["conv2"]),
-        ([{"op_types": ["Conv2d", "Linear"], "exclude_op_types": ["Linear"], "sparse_ratio": 0.5}], ["conv1", "conv2"]),
-        ([{"op_types": ["Conv2d"], "exclude_op_names_re": ["conv1"], "sparse_ratio": 0.5}], ["conv2"]),
-        ([{"op_types": ["Conv2d"], "target_names": ["weight"], "sparse_ratio": 0.5}], ["conv1", "conv2"]),
-        ([{"op_types": ["Conv2d"], "target_settings": {"weight": {"sparse_ratio": 0.5}}}], ["conv1", "conv2"]),
-        ([{"op_types": ["Conv2d"], "sparsity": 0.5}], ["conv1", "conv2"]),
-        ([{"op_types": ["Conv2d"], "sparsity_per_layer": 0.5}], ["conv1", "conv2"]),
-        ([{"op_partial_names": ["conv"], "sparsity": 0.5}], ["conv1", "conv2"]),
-        ([{"op_types": ["Conv2d", "Linear"], "sparsity": 0.5}, {"op_names": ["fc"], "exclude": True}], ["conv1", "conv2"]),
+        honours("op_types", [{"op_types": ["Conv2d"], "sparse_ratio": 0.5}], ["conv1", "conv2"]),
+        honours("op_names", [{"op_names": ["conv2", "fc"], "sparse_ratio": 0.5}], ["conv2", "fc"]),
+        honours("op_names_re", [{"op_names_re": ["conv.*"], "exclude_op_names": ["conv1"], "sparse_ratio": 0.5}], ["conv2"]),
+        honours("exclude_op_types", [{"op_types": ["Conv2d", "Linear"], "exclude_op_types": ["Linear"], "sparse_ratio": 0.5}], ["conv1", "conv2"]),
+        honours("exclude_op_names_re", [{"op_types": ["Conv2d"], "exclude_op_names_re": ["conv1"], "sparse_ratio": 0.5}], ["conv2"]),
+        honours("target_names: weight", [{"op_types": ["Conv2d"], "target_names": ["weight"], "sparse_ratio": 0.5}], ["conv1", "conv2"]),
+        honours("target_settings", [{"op_types": ["Conv2d"], "target_settings": {"weight": {"sparse_ratio": 0.5}}}], ["conv1", "conv2"]),
+        honours("sparsity", [{"op_types": ["Conv2d"], "sparsity": 0.5}], ["conv1", "conv2"]),
+        honours("sparsity_per_layer", [{"op_types": ["Conv2d"], "sparsity_per_layer": 0.5}], ["conv1", "conv2"]),
+        honours("op_partial_names", [{"op_partial_names": ["conv"], "sparsity": 0.5}], ["conv1", "conv2"]),
+        honours("exclude", [{"op_types": ["Conv2d", "Linear"], "sparsity": 0.5}, {"op_names": ["fc"], "exclude": True}], ["conv1", "conv2"]),
         ([{"op_names": ["fc"], "exclude": True}, {"op_types": ["Conv2d", "Linear"], "sparsity": 0.5}], ["conv1", "conv2"]),
         ([{"op_types": ["Conv2d", "Linear"], "sparse_ratio": 0.5}, {"op_names": ["fc"], "exclude": True}], ["conv1", "conv2"]),
-        (
+        honours(
+            "exclude_op_names",
             [
                 {"op_types": ["Conv2d", "Linear"], "exclude_op_names": ["conv1"], "sparsity": 0.5},
                 {"op_names": ["fc"], "exclude": True},
@@ -57,6 +59,7 @@ def test_selection(model: nn.Module, config_list: list[dict[str, Any]], names: l
     assert zeros(model, config_list) == expected
 
 
+@pytest.mark.honours("sparse_ratio")
 def test_each_target_has_its_own_ratio(model: nn.Module) -> None:
     config_list = [{"op_names": ["conv1"], "sparse_ratio": 0.3}, {"op_names": ["conv2"], "sparse_ratio": 0.9}]
     expected = {"conv1": half(model.conv1, 0.3), "conv2": half(model.conv2, 0.9)}
@@ -72,6 +75,7 @@ def test_bias_stays_whole_unless_it_has_a_ratio(model: nn.Module) -> None:
     assert masks["conv2"]["bias"].all()
 
 
+@pytest.mark.honours("target_names: bias")
 def test_bias_with_a_ratio_of_its_own(model: nn.Module) -> None:
     bias = {"sparse_ratio": 0.5}
     config_list = [{"op_names": ["conv2"], "target_names": ["bias"], "target_settings": {"bias": bias}}]
@@ -80,7 +84,9 @@ def test_bias_with_a_ratio_of_its_own(model: nn.Module) -> None:
     assert [score.shape for score in pruner.score_parameters()] == [(12,)]
 
 
-@pytest.mark.parametrize("key", ["sparse_ratio", "total_sparsity"])
+@pytest.mark.parametrize(
+    "key", [honours("global_group_id", "sparse_ratio"), honours("total_sparsity", "total_sparsity")]
+)
 def test_global_group(model: nn.Module, key: str) -> None:
     weights = [model.conv1.weight, model.conv2.weight]
     entry: dict[str, Any] = {"op_types": ["Conv2d"], key: 0.8}
@@ -92,6 +98,14 @@ def test_global_group(model: nn.Module, key: str) -> None:
     assert found == {f"conv{i + 1}": int((w.detach().abs() < threshold).sum()) for i, w in enumerate(weights)}
     assert sum(found.values()) == int(0.8 * flat.numel())
     assert found["conv1"] != half(model.conv1, 0.8)
+
+
+@pytest.mark.honours("max_sparsity_per_layer")
+@pytest.mark.parametrize("key", ["sparsity", "total_sparsity"])
+def test_legacy_bound(model: nn.Module, key: str) -> None:
+    names = ["conv2"] if key == "sparsity" else ["conv1", "conv2"]
+    found = zeros(model, [{"op_names": names, key: 0.8, "max_sparsity_per_layer": 0.6}])
+    assert found == {name: half(getattr(model, name), 0.6) for name in names}
 
 
 def test_the_list_is_not_changed(model: nn.Module) -> None:
@@ -113,7 +127,7 @@ CONV = {"op_types": ["Conv2d"]}
         ([{"op_types": ["Conv1d"], "sparse_ratio": 0.5}], EmptyMatchError, "BatchNorm2d, Conv2d, Linear"),
         ([{**CONV, "sparse_ratio": 0.5}, {"op_names": ["typo"], "sparse_ratio": 0.5}], EmptyMatchError, "typo"),
         ([{"op_names": ["fc"], "exclude": True}], EmptyMatchError, "no entry that prunes"),
-        ([{**CONV, "sparse_ratio": 1.0}], SparseRatioError, r"\[0, 1\), got 1.0"),
+        refuses("sparse_ratio, outside [0, 1)", [{**CONV, "sparse_ratio": 1.0}], SparseRatioError, r"\[0, 1\), got 1.0"),
         ([{**CONV, "sparse_ratio": -0.1}], SparseRatioError, r"\[0, 1\), got -0.1"),
         ([{**CONV, "sparse_ratio": 90}], SparseRatioError, "for 90 percent write 0.9"),
         ([{**CONV, "sparse_ratio": float("nan")}], SparseRatioError, "got nan"),
@@ -126,23 +140,24 @@ CONV = {"op_types": ["Conv2d"]}
         ([{**CONV, "min_sparse_ratio": 0.1}], SparseRatioError, "min_sparse_ratio.* but no sparse_ratio"),
         ([{**CONV, "sparse_ratio": 0.5, "min_sparse_ratio": 0.7, "max_sparse_ratio": 0.6}], SparseRatioError, "0.7 is above"),
         ([{**CONV, "sparse_ratios": 0.5}], ConfigListError, "sparse_ratios"),
-        ([{**CONV, "sparse_ratio": 0.5, "granularity": "per_channel"}], ConfigListError, "is for inputs and outputs"),
-        ([{**CONV, "sparse_ratio": 0.5, "granularity": [5]}], ConfigListError, r"granularity=\[5\] does not divide"),
+        refuses("granularity: per_channel, of weights", [{**CONV, "sparse_ratio": 0.5, "granularity": "per_channel"}], ConfigListError, "is for inputs and outputs"),
+        refuses("granularity: list, that does not divide the weights", [{**CONV, "sparse_ratio": 0.5, "granularity": [5]}], ConfigListError, r"granularity=\[5\] does not divide"),
         ([{**CONV, "sparse_ratio": 0.5, "granularity": [0]}], ConfigListError, "each positive or -1"),
         ([{**CONV, "sparse_ratio": 0.5, "granularity": [1] * 5}], ConfigListError, "at most 4 block sizes"),
-        ([{**CONV, "sparse_ratio": 0.5, "internal_metric_block": 5}], ConfigListError, "does not divide 72 grains"),
-        ([{**CONV, "sparse_ratio": 0.5, "dependency_group_id": 1}], ConfigListError, "72 and 864 grains; give them granularity='out_channel'"),
-        ([{**CONV, "sparse_pattern": "2:4"}], ConfigListError, "input dimension of 1 is no multiple of 4"),
+        refuses("internal_metric_block, that does not divide the weights", [{**CONV, "sparse_ratio": 0.5, "internal_metric_block": 5}], ConfigListError, "does not divide 72 grains"),
+        refuses("dependency_group_id, of targets that do not fit each other", [{**CONV, "sparse_ratio": 0.5, "dependency_group_id": 1}], ConfigListError, "72 and 864 grains; give them granularity='out_channel'"),
+        refuses("sparse_pattern, that does not divide the input dimension", [{**CONV, "sparse_pattern": "2:4"}], ConfigListError, "input dimension of 1 is no multiple of 4"),
         ([{**CONV, "sparse_pattern": "4:2"}], ConfigListError, "0 < N < M"),
         ([{**CONV, "sparse_pattern": "2:4", "sparse_ratio": 0.9}], SparseRatioError, "2:4 is a sparse_ratio of 0.5, got 0.9"),
-        ([{"op_names": ["fc"], "sparse_pattern": "2:4", "granularity": "out_channel"}], ConfigListError, "cannot be combined with granularity"),
-        ([{**CONV, "target_settings": {"_output_": {"sparse_ratio": 0.5}}}], ConfigListError, "_output_.*hold no weights"),
-        ([{**CONV, "sparse_ratio": 0.5, "apply_method": "add"}], ConfigListError, "apply_method.*'add'.* is not supported"),
-        ([{**CONV, "sparse_ratio": 0.5, "target_settings": {"bias": {"align": {"module_name": None, "target_name": "weight", "dims": [1]}}}}], ConfigListError, r"bias: align to dims \[1\] of .* does not give its shape \[12\]"),
+        refuses("sparse_pattern, with a granularity", [{"op_names": ["fc"], "sparse_pattern": "2:4", "granularity": "out_channel"}], ConfigListError, "cannot be combined with granularity"),
+        refuses("target_names: _output_, with a sparse_ratio of its own", [{**CONV, "target_settings": {"_output_": {"sparse_ratio": 0.5}}}], ConfigListError, "_output_.*hold no weights"),
+        refuses("apply_method: add, of weights", [{**CONV, "sparse_ratio": 0.5, "apply_method": "add"}], ConfigListError, "apply_method.*'add'.* is not supported"),
+        refuses("align, that does not fit", [{**CONV, "sparse_ratio": 0.5, "target_settings": {"bias": {"align": {"module_name": None, "target_name": "weight", "dims": [1]}}}}], ConfigListError, r"bias: align to dims \[1\] of .* does not give its shape \[12\]"),
         ([{**CONV, "sparse_ratio": 0.5, "target_names": ["wieght"]}], ConfigListError, "wieght"),
         ([{"op_types": ["AdaptiveAvgPool2d"], "sparse_ratio": 0.5}], EmptyMatchError, "AdaptiveAvgPool2d"),
         ({"op_types": ["Conv2d"]}, ConfigListError, "a list of dicts"),
-        (
+        refuses(
+            "global_group_id, with several sparse ratios",
             [{"op_names": [name], "sparse_ratio": r, "global_group_id": 1} for name, r in (("conv1", 0.5), ("conv2", 0.6))],
             SparseRatioError,
             "conv2.weight has sparse_ratio 0.6",

@@ -85,6 +85,7 @@ def nudge(weights: Weights, key: str, i: int, factor: float) -> Weights:
     return changed
 
 
+@pytest.mark.honours("init: snip")
 @pytest.mark.parametrize("n_batches", [1, 3])
 def test_snip_is_the_slope_of_the_loss_in_a_gate(net: nn.Module, data: Batches, n_batches: int) -> None:
     data, weights, step = data[:n_batches], weights_of(net), 1e-6
@@ -100,6 +101,7 @@ def test_snip_is_the_slope_of_the_loss_in_a_gate(net: nn.Module, data: Batches, 
             assert importance[key].view(-1)[i].item() == pytest.approx(slope, rel=1e-5, abs=1e-9)
 
 
+@pytest.mark.honours("init: grasp")
 @pytest.mark.parametrize("n_batches", [1, 3])
 def test_grasp_is_the_weight_times_hessian_times_gradient(
     net: nn.Module, data: Batches, n_batches: int
@@ -253,6 +255,7 @@ def _rank(rank: int, folder: Path, data: Batches) -> None:
         distributed.destroy_process_group()
 
 
+@pytest.mark.honours("DistributedDataParallel")
 @pytest.mark.skipif(not distributed.is_available(), reason="PyTorch without torch.distributed")
 def test_all_ranks_agree_on_the_importance_over_all_batches(
     model: nn.Module, batches: Batches, tmp_path: Path

@@ -33,6 +33,7 @@ from nni_jackpot.errors import MaskError, NothingKeptError
 # -- initial masks
 
 
+@pytest.mark.honours("init: magnitude")
 def test_initial_masks_are_the_largest_weights(model: nn.Module) -> None:
     dense = dense_of(model)
     masks = LotteryJackpotPruner(model, CONFIG_LIST).get_masks()
@@ -44,6 +45,7 @@ def test_initial_masks_are_the_largest_weights(model: nn.Module) -> None:
     assert masks["conv1"]["bias"] is None
 
 
+@pytest.mark.honours("init: random")
 def test_random_masks_follow_the_seed() -> None:
     def masks(seed: int) -> dict:
         torch.manual_seed(0)
@@ -135,6 +137,7 @@ def test_layers(layer: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
 # -- a loop of one's own
 
 
+@pytest.mark.honours("a loop of your own")
 def test_own_loop_searches_and_freezes(model: nn.Module, batches: Batches) -> None:
     dense = dense_of(model)
     pruner = LotteryJackpotPruner(model, CONFIG_LIST)
@@ -282,6 +285,7 @@ def test_dtypes(model: nn.Module, dtype: torch.dtype) -> None:
     assert frozen(model, dense)
 
 
+@pytest.mark.honours("mixed precision")
 def test_autocast(model: nn.Module, batches: Batches) -> None:
     pruner = LotteryJackpotPruner(model, CONFIG_LIST)
     with torch.autocast("cpu", dtype=torch.bfloat16):

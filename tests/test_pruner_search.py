@@ -26,6 +26,7 @@ from nni_jackpot.errors import SearchDivergedError
 # -- through NNI's evaluator
 
 
+@pytest.mark.honours("TorchEvaluator", "max_steps")
 def test_evaluator_search(batches: Batches) -> None:
     pruner, start, masks, log = search(batches)
     assert len(log) == 24
@@ -44,6 +45,7 @@ def test_the_same_seed_gives_the_same_masks(batches: Batches) -> None:
     assert not same(search(batches, seed=5, init="random")[2], search(batches, seed=6, init="random")[2])
 
 
+@pytest.mark.honours("TorchEvaluator", "max_epochs")
 def test_epochs_are_the_loop_s_epochs(batches: Batches) -> None:
     pruner, _, _, log = search(batches, steps=None, epochs=3)
     assert len(log) == 3 * len(batches)
@@ -88,6 +90,7 @@ def test_another_optimizer(batches: Batches) -> None:
     assert not same(start, masks)
 
 
+@pytest.mark.honours("gradient accumulation")
 def test_gradient_accumulation(model: nn.Module, batches: Batches) -> None:
     """Two half batches per step give the masks of the whole batches, where statistics do not mix them."""
     halves = [
