@@ -1,9 +1,10 @@
-"""The command line: ``nni-jackpot pretrain|search FILE``, standalone or as a trial of an NNI experiment."""
+"""The command line: ``nni-jackpot pretrain|search|overlap FILE``, of which search also is an NNI trial."""
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from nni_jackpot.errors import JackpotError
 from nni_jackpot.experiment.config import RunConfig, load_config, parse_override
+from nni_jackpot.experiment.overlap import overlap, save
 from nni_jackpot.experiment.report import summary
 from nni_jackpot.experiment.run import pretrain, search
 from nni_jackpot.tracking import tuner_parameters
@@ -35,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, command, text in (
         ("pretrain", _pretrain, "train the network of FILE, once; later runs find it in the cache"),
         ("search", _search, "find a lottery jackpot in the pre-trained network of FILE"),
+        ("overlap", _overlap, "compare the masks of all criteria with the jackpots found from them (Fig. 4)"),
     ):
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(command=command)
@@ -51,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
             metavar="KEY=V1,V2,...",
             action="append",
             default=[],
-            help="one run a value; runs that differ in the seed alone share a table: --sweep seed=0,1,2",
+            help="one run a value; searches that differ in the seed alone share a table: --sweep seed=0,1,2",
         )
     return parser
 
@@ -66,11 +69,22 @@ def _search(options: argparse.Namespace) -> None:
     # All configs are read before the first run: a mistake in the last is known at once.
     by_title: dict[str, list[RunConfig]] = {}
     for swept, config in _configs(options):
-        title = ", ".join(f"{key}={value}" for key, value in swept.items() if key != "seed")
+        title = ", ".join(f"{key}={_yaml(value)}" for key, value in swept.items() if key != "seed")
         by_title.setdefault(title, []).append(config)
     for title, configs in by_title.items():
         text = summary([search(config) for config in configs])
         print(f"\n{title}\n{text}" if title else f"\n{text}", flush=True)
+
+
+def _overlap(options: argparse.Namespace) -> None:
+    for swept, config in _configs(options):
+        title = ", ".join(f"{key}={_yaml(value)}" for key, value in swept.items())
+        comparison = overlap(config)
+        paths = save(comparison)
+        print(f"\n{title}".rstrip(), comparison.table(), comparison.legend(), sep="\n")
+        if not any(path.suffix == ".png" for path in paths):
+            print('no overlap.png, which needs matplotlib: pip install "nni-jackpot[plot]"')
+        print("written to", *paths, flush=True)
 
 
 def _configs(options: argparse.Namespace) -> list[tuple[dict[str, object], RunConfig]]:
@@ -80,8 +94,8 @@ def _configs(options: argparse.Namespace) -> list[tuple[dict[str, object], RunCo
     for swept in _sweeps(options.sweep):
         config = load_config(options.file, fixed | swept)
         if swept:  # runs side by side need a folder each
-            folder = Path(config.output) / "-".join(f"{key.split('.')[-1]}={v}" for key, v in swept.items())
-            config = load_config(options.file, fixed | swept | {"output": str(folder)})
+            name = "-".join(f"{key.split('.')[-1]}={_yaml(value)}" for key, value in swept.items())
+            config = load_config(options.file, fixed | swept | {"output": str(Path(config.output) / name)})
         configs.append((swept, config))
     return configs
 
@@ -96,6 +110,11 @@ def _sweeps(texts: Sequence[str]) -> Iterator[dict[str, object]]:
         axes.append([(key, v) for v in (value if isinstance(value, list) else [value])])
     for combination in itertools.product(*axes):
         yield dict(combination)
+
+
+def _yaml(value: object) -> str:
+    """Return a value as one writes it: null and true, not None and True."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 if __name__ == "__main__":

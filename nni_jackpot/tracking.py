@@ -58,7 +58,8 @@ class Tracker:
     Parameters
     ----------
     folder
-        Gets ``metrics.csv``, replaced if there is one, and the event files in ``tensorboard``.
+        Gets ``metrics.csv``, replaced if there is one, and the event files in ``tensorboard``. A run that is
+        resumed takes over the rows of the old file by `skip_epoch`.
     total_steps
         Training steps of the whole run, for the progress bar.
     description
@@ -87,6 +88,7 @@ class Tracker:
         self._reports = report_to_nni and running_as_nni_trial()
         # The subfolder of a trial's output folder that NNI's web portal asks for.
         self._events = SummaryWriter(str(folder / "tensorboard"))
+        self._rows_on_file = _read_rows(folder / "metrics.csv")
         self._csv_file = (folder / "metrics.csv").open("w", newline="", encoding="utf-8")
         self._csv: csv.DictWriter[str] | None = None
         self._bar = tqdm(total=total_steps, desc=description, unit="step", disable=None)
@@ -150,6 +152,24 @@ class Tracker:
         if self._reports:
             nni.report_intermediate_result(accuracy)
 
+    def skip_step(self) -> None:
+        """Count a step that an earlier process took, of the run that this one resumes."""
+        if not self._silent:
+            self._steps += 1
+            self._bar.update()
+
+    def has_next_epoch(self) -> bool:
+        """Return whether an earlier process wrote the row of the epoch that ends now."""
+        return not self._silent and self._epochs + 1 in self._rows_on_file
+
+    def skip_epoch(self) -> None:
+        """Count an epoch of an earlier process, and take over its row."""
+        if self._silent:
+            return
+        self._epochs += 1
+        if (row := self._rows_on_file.get(self._epochs)) is not None:
+            self._write(row)
+
     def final(self, accuracy: float) -> None:
         """Report the run's final accuracy, a fraction, to NNI if this is a trial."""
         if running_as_nni_trial() and not self._silent:
@@ -158,7 +178,9 @@ class Tracker:
     def _write_row(self, values: Mapping[str, float]) -> None:
         row: dict[str, float] = {"epoch": self._epochs, "step": self._steps, "accuracy": values["accuracy"]}
         row |= {name: float(value) for name, value in self._scalars.items()}
-        row |= {**values, "seconds": round(time.perf_counter() - self._start, 3)}
+        self._write(row | {**values, "seconds": round(time.perf_counter() - self._start, 3)})
+
+    def _write(self, row: Mapping[str, object]) -> None:
         if self._csv is None:
             self._csv = csv.DictWriter(self._csv_file, list(row))
             self._csv.writeheader()
@@ -173,6 +195,15 @@ class Tracker:
             self._bar.close()
             self._csv_file.close()
             self._events.close()
+
+
+def _read_rows(path: Path) -> dict[int, dict[str, str]]:
+    """Return the rows of an earlier ``metrics.csv`` by their epoch; a last one cut short is left out."""
+    if not path.exists():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if None not in row and None not in row.values()]
+    return {int(row["epoch"]): row for row in rows if row.get("epoch", "").isdecimal()}
 
 
 def _detached(value: Scalar) -> Scalar:

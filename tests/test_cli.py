@@ -59,6 +59,13 @@ def test_a_sweep_of_one_value(ran: list[RunConfig]) -> None:
     assert [config.seed for config in ran] == [3]
 
 
+def test_a_sweep_that_begins_with_null(ran: list[RunConfig], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["search", str(FILES[0]), "--sweep", "search.swap_limit=null,0.1"]) == 0
+    assert [config.search.swap_limit for config in ran] == [None, 0.1]
+    assert [Path(config.output).name for config in ran] == ["swap_limit=null", "swap_limit=0.1"]
+    assert "search.swap_limit=null\n" in capsys.readouterr().out  # as --set takes it
+
+
 def test_the_tuner_has_the_last_word(ran: list[RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "tuner_parameters", lambda: {"search.lr": 7.0, "search.epochs": 3.0})
     assert cli.main(["search", str(FILES[0]), "--set", "search.lr=3"]) == 0

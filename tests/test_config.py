@@ -65,6 +65,7 @@ def test_defaults_are_filled_in(path: Path) -> None:
     assert (config.search.init, config.search.lr, config.search.momentum) == ("magnitude", 0.1, 0.9)
     assert (config.search.kept_score, config.search.pruned_score) == (1.0, 0.95)
     assert (config.search.adapt_norm, config.search.reestimate_norm) == (True, False)
+    assert config.search.swap_limit is None
     assert config.finetune.weight_decay == 5e-4
 
 
@@ -227,6 +228,8 @@ BAD_VALUES: list[tuple[str, Any, str]] = [
     ("search.momentum", 1, "a number >= 0 and < 1"),
     ("search.weight_decay", -1e-9, "a number >= 0"),
     ("search.kept_score", "one", "a number"),
+    ("search.swap_limit", 0, "null or a number > 0 and <= 1"),
+    ("search.swap_limit", 1.01, "null or a number > 0 and <= 1"),
     ("search.adapt_norm", None, "true or false"),
     ("config_list", [], "a list that is not empty"),
     ("config_list", {"sparse_ratio": 0.5}, "a list that is not empty"),

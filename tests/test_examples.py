@@ -42,6 +42,13 @@ def test_channels(tmp_path: Path) -> None:
     assert percent("channel jackpot, sped up", output) == percent("channel jackpot", output) > 75
 
 
+def test_distill(tmp_path: Path) -> None:
+    output = run("distill.py", tmp_path)
+    found = percent("jackpot found without labels", output)
+    assert found > percent("magnitude mask, norm re-estimated", output) + 10
+    assert found > percent("jackpot found by labels", output) - 2
+
+
 def test_every_example_is_run_here() -> None:
-    names = {"quickstart.py", "own_loop.py", "speedup.py", "channels.py"}
+    names = {"quickstart.py", "own_loop.py", "speedup.py", "channels.py", "distill.py"}
     assert {path.name for path in EXAMPLES.glob("*.py")} == names

@@ -2,6 +2,10 @@ from __future__ import annotations
 
 import csv
 import json
+import random
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +31,7 @@ from nni_jackpot.experiment.pretrained import cache_path, load_weights
 from nni_jackpot.experiment.report import summary
 from nni_jackpot.experiment.run import pretrain, search
 from nni_jackpot.experiment.train import accuracy, train_weights
+from nni_jackpot.tracking import Tracker
 
 CPU = torch.device("cpu")
 
@@ -84,6 +89,7 @@ def test_search_end_to_end(config: RunConfig, tmp_path: Path) -> None:
     assert not torch.equal(base.bn1.running_mean, jackpot.bn1.running_mean)
     data = load_data(config.data, config.seed)
     assert accuracy(jackpot, data.test, CPU) == rows["jackpot"].accuracy
+    assert mask_overlap(load_masks(out / "start.pth"), masks).total == result.overlap
 
     assert load_config(out / "config.yml") == config
     assert json.loads((out / "results.json").read_text())["rows"][3]["accuracy"] == rows["jackpot"].accuracy
@@ -140,6 +146,14 @@ def test_norm_statistics_can_be_held_and_estimated_anew(config_file: Path) -> No
         )
     )
     assert held.rows[-1].accuracy != anew.rows[-1].accuracy
+
+
+def test_limited_swaps_stay_nearer_to_the_initial_mask(config_file: Path) -> None:
+    free, limited = (
+        search(load_config(config_file, {"search.swap_limit": limit, "finetune.epochs": 0}))
+        for limit in (None, 1e-3)
+    )
+    assert free.overlap < limited.overlap < 1.0
 
 
 def test_a_checkpoint_of_one_s_own(config: RunConfig, config_file: Path, tmp_path: Path) -> None:
@@ -248,3 +262,70 @@ def test_summary_is_one_screen(config_file: Path, tmp_path: Path) -> None:
     mean = 50 * (results[0].rows[3].accuracy + results[1].rows[3].accuracy)
     assert f"{mean:.2f} ± " in two
     assert len(two.splitlines()) < 24
+
+
+# -- an interrupted run
+
+
+@pytest.fixture
+def longer(config_file: Path) -> Path:
+    content = yaml.safe_load(config_file.read_text())
+    content["search"] |= {"epochs": 8, "checkpoint_every": 7}
+    content["finetune"]["epochs"] = 0
+    config_file.write_text(yaml.safe_dump(content))
+    pretrain(load_config(config_file))
+    return config_file
+
+
+def metrics(folder: Path, *columns: str) -> list[tuple[str, ...]]:
+    with (folder / "metrics.csv").open() as file:
+        return [tuple(row[column] for column in columns) for row in csv.DictReader(file)]
+
+
+@pytest.mark.honours("resume")
+def test_the_same_command_goes_on_after_kill_9(longer: Path, tmp_path: Path) -> None:
+    whole = search(load_config(longer, {"output": str(tmp_path / "whole")}))
+    assert whole.resumed_step == 0
+    command = [sys.executable, "-m", "nni_jackpot.cli", "search", str(longer)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    checkpoint = tmp_path / "out" / "checkpoint.pth"
+    while not checkpoint.exists():
+        assert process.poll() is None
+        time.sleep(0.002)
+    time.sleep(random.random() * 0.2)
+    process.kill()
+    process.wait()
+    assert checkpoint.exists()
+    result = search(load_config(longer))
+    assert result.resumed_step >= 7
+    assert f"resumed at step {result.resumed_step}" in summary([result])
+    assert result.rows == whole.rows
+    assert result.overlap == whole.overlap
+    for name in ("masks.pth", "jackpot.pth"):
+        a, b = torch.load(whole.folder / name), torch.load(result.folder / name)
+        assert _equal(a, b)
+    columns = ("epoch", "step", "accuracy", "overlap", "learning_rate", "flips")
+    assert metrics(result.folder, *columns) == metrics(whole.folder, *columns)
+    assert not checkpoint.exists()
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
+    return a is b is None or torch.equal(a, b)
+
+
+def test_a_checkpoint_of_other_settings_is_refused(longer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = iter(range(1000))
+
+    def stop(self: Tracker, loss: Any, **scalars: Any) -> None:
+        if next(steps) == 20:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Tracker, "step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            search(load_config(longer))
+    with pytest.raises(CheckpointError, match=r"data\.batch_size was 64 and is 32; max_steps"):
+        search(load_config(longer, {"data.batch_size": 32}))
+    assert search(load_config(longer, {"finetune.epochs": 1, "pretrain.epochs": 3})).resumed_step == 21

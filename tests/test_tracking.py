@@ -141,6 +141,32 @@ def test_a_second_run_replaces_the_csv(tmp_path: Path) -> None:
     assert [row["accuracy"] for row in read_rows(tmp_path)] == ["0.6"]
 
 
+def test_a_resumed_run_takes_over_the_rows_of_its_first_part(tmp_path: Path) -> None:
+    with Tracker(tmp_path, 6, description="search") as tracker:
+        for accuracy in (0.5, 0.6):
+            tracker.step(1.0)
+            tracker.step(3.0)
+            tracker.epoch(accuracy, overlap=0.9)
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.write("3,6,0.")  # cut short
+    first = read_rows(tmp_path)[:2]
+    with Tracker(tmp_path, 6, description="search") as tracker:
+        for _ in range(2):
+            tracker.skip_step()
+            tracker.skip_step()
+            assert tracker.has_next_epoch()
+            tracker.skip_epoch()
+        tracker.step(2.0)
+        tracker.step(2.0)
+        assert not tracker.has_next_epoch()
+        tracker.epoch(0.7, overlap=0.8)
+    found = read_rows(tmp_path)
+    assert found[:2] == first
+    assert [(row["epoch"], row["step"], row["loss"], row["overlap"]) for row in found[2:]] == [
+        ("3", "6", "2.0", "0.8")
+    ]
+
+
 def test_tensors_are_read_on_logged_steps_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads = []
     read = torch.Tensor.__float__

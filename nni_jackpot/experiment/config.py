@@ -49,6 +49,7 @@ _ANY = Rule("", lambda value: True)
 _POSITIVE = Rule("> 0", lambda value: value > 0)
 _NOT_EMPTY = Rule("that is not empty", lambda value: len(value) > 0)
 _BELOW_ONE = Rule(">= 0 and < 1", lambda value: 0 <= value < 1)
+_SHARE = Rule("> 0 and <= 1", lambda value: 0 < value <= 1)
 _SEED = Rule(">= 0 and < 2**32", lambda value: 0 <= value < 2**32)
 _DEVICE = Rule(
     "out of auto, cpu, cuda, cuda:N", lambda value: bool(re.fullmatch(r"auto|cpu|cuda(:\d+)?", value))
@@ -110,8 +111,12 @@ class SearchConfig:
     weight_decay: float = _option("weight decay of SGD", _at_least(0), 5e-4)
     kept_score: float = _option("initial score of kept weights", default=1.0)
     pruned_score: float = _option("initial score of pruned weights", default=0.95)
+    swap_limit: float | None = _option(
+        "largest share of kept weights replaced in one step, annealed; null for no limit", _SHARE, None
+    )
     adapt_norm: bool = _option("whether normalisation statistics follow the masks", default=True)
     reestimate_norm: bool = _option("whether they are estimated anew after the search", default=False)
+    checkpoint_every: int = _option("steps after which an interrupted search goes on", _at_least(1), 500)
 
     def __post_init__(self) -> None:
         if not self.pruned_score < self.kept_score:

@@ -25,6 +25,8 @@ def summary(results: Sequence[Result]) -> str:
     overlap = _spread([100 * result.overlap for result in results])
     seconds = statistics.mean(result.seconds for result in results)
     runs = "" if len(results) == 1 else f" a run, {len(results)} runs"
+    if any(result.resumed_step for result in results):
+        runs += ", resumed at step " + ", ".join(str(result.resumed_step) for result in results)
     return "\n".join(
         [
             table.get_string(),

@@ -8,6 +8,7 @@ import time
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import nni
 import torch
@@ -18,7 +19,7 @@ from torch.optim.swa_utils import update_bn
 
 from nni_jackpot.config_list import check_config_list
 from nni_jackpot.errors import JackpotError
-from nni_jackpot.experiment.config import RunConfig, TrainConfig, dump_config
+from nni_jackpot.experiment.config import RunConfig, TrainConfig, dump_config, to_dict
 from nni_jackpot.experiment.data import Data, load_data
 from nni_jackpot.experiment.models import build_model
 from nni_jackpot.experiment.pretrained import ensure_pretrained
@@ -62,15 +63,19 @@ class Result:
     overlap
         Of the jackpot with the initial mask (Eq. 7).
     seconds
-        Time of the search itself.
+        Time of the search itself, from where it was resumed if it was.
     folder
-        Where ``masks.pth``, ``jackpot.pth`` (the sparse network as a plain state dict) and the metrics are.
+        Where ``start.pth`` (the initial masks), ``masks.pth``, ``jackpot.pth`` (the sparse network as a plain
+        state dict) and the metrics are.
+    resumed_step
+        Step of the search at which it was resumed; 0 if it was not interrupted.
     """
 
     rows: list[Row]
     overlap: float
     seconds: float
     folder: Path
+    resumed_step: int = 0
 
 
 class Setting:
@@ -135,6 +140,8 @@ def pretrain(config: RunConfig) -> tuple[Path, float]:
 def search(config: RunConfig) -> Result:
     """Find a jackpot in the pre-trained network, and write it to the run's folder.
 
+    A search that was interrupted there goes on from its last checkpoint, if the config is still the same.
+
     Raises
     ------
     JackpotError
@@ -167,10 +174,11 @@ def search(config: RunConfig) -> Result:
 
     if config.finetune.epochs:
         rows.append(_tuned_instead(setting, dense, start))
+    save_masks(start, folder / "start.pth")
     save_masks(masks, folder / "masks.pth")
     apply_masks(model, masks)
     replace_file(folder / "jackpot.pth", lambda aside: torch.save(model.state_dict(), aside))
-    result = Result(rows, mask_overlap(start, masks).total, seconds, folder)
+    result = Result(rows, mask_overlap(start, masks).total, seconds, folder, pruner.resumed_step)
     text = json.dumps({**asdict(result), "folder": str(folder)}, indent=2)
     replace_file(folder / "results.json", lambda aside: aside.write_text(text + "\n", encoding="utf-8"))
     return result
@@ -181,14 +189,24 @@ def _make_pruner(setting: Setting, tracker: Tracker) -> tuple[LotteryJackpotPrun
     model, options = setting.model, setting.config.search
 
     searching = False  # SNIP and GraSP run the loop as well, for the gradient of the dense network
+    steps = 0
 
     def on_step(loss: Tensor) -> None:
+        nonlocal steps
         if not searching:
             return
-        tracker.step(loss, learning_rate=pruner.learning_rate, flips=pruner.flips)
+        steps += 1
+        if steps <= pruner.resumed_step:
+            tracker.skip_step()
+        else:
+            tracker.step(loss, learning_rate=pruner.learning_rate, flips=pruner.flips)
 
     def on_epoch() -> None:
         if not searching:
+            return
+        # The last step that is skipped leaves the masks that it left before.
+        if steps < pruner.resumed_step or (steps == pruner.resumed_step and tracker.has_next_epoch()):
+            tracker.skip_epoch()
             return
         masks = pruner.get_masks()
         overlap = mask_overlap(start, masks).total
@@ -209,12 +227,26 @@ def _make_pruner(setting: Setting, tracker: Tracker) -> tuple[LotteryJackpotPrun
         lr=options.lr,
         momentum=options.momentum,
         weight_decay=options.weight_decay,
+        swap_limit=options.swap_limit,
         adapt_norm=options.adapt_norm,
+    )
+    pruner.checkpoint_to(
+        setting.folder / "checkpoint.pth", options.checkpoint_every, _what_a_search_depends_on(setting)
     )
     setting.data.restart()
     searching = True
     start = pruner.get_masks()
     return pruner, start
+
+
+def _what_a_search_depends_on(setting: Setting) -> dict[str, Any]:
+    """Return the settings of a run by dotted name, but for those that leave its masks as they are."""
+    config = to_dict(setting.config)
+    del config["output"], config["pretrain"], config["finetune"], config["search"]["checkpoint_every"]
+    flat: dict[str, Any] = {}
+    for name, value in {**config, "device": setting.device.type}.items():
+        flat |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def _with_norm_reestimated(setting: Setting) -> float:
