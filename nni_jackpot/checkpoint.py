@@ -144,10 +144,8 @@ class Checkpoint:
 
     def _write(self) -> None:
         search = self._search
-        for group in search.groups:
-            group.refresh()
         assert search.driver is not None
-        searched = {id(target.space.mask) for group in search.groups for target in group.members}
+        searched = {id(target.mask) for group in search.groups for target in group.members}
         shared = {parameter.data_ptr() for parameter in self._model.parameters()}
         state = {
             "identity": self._identity,
@@ -156,7 +154,7 @@ class Checkpoint:
             "clock": asdict(search.clock),
             "trained": {name: p.detach() for name, p in self._model.named_parameters() if p.requires_grad},
             "masks": {
-                str(target): {"mask": target.space.mask.bool(), **target.relaxed.state()}
+                str(target): {"mask": target.mask, **target.relaxed.state()}
                 for group in search.groups
                 for target in group.members
             },
@@ -208,7 +206,7 @@ class Checkpoint:
             for group in search.groups:
                 for target in group.members:
                     state = dict(saved["masks"][str(target)])
-                    target.space.mask.copy_(state.pop("mask"))
+                    target.mask.copy_(state.pop("mask"))
                     target.relaxed.restore(state, target.score)
         search.optimizer.load_state_dict(saved["optimizer"])
         search.driver.load_state_dict(saved["driver"])

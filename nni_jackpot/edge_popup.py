@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nni_jackpot.granularity import Grains
-from nni_jackpot.selection import swap_at_most
+from nni_jackpot.selection import Threshold, swap_at_most, update_top, update_tops
 
 
 def initial_scores(kept: Tensor, kept_score: float, pruned_score: float, dtype: torch.dtype) -> Tensor:
@@ -26,32 +27,37 @@ class _StraightThrough(torch.autograd.Function):
     """Masked weights ``h(m) * w`` forward (Eq. 4); backward as if h were the identity (Eq. 6)."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, score: Tensor, mask: Tensor, grains: Grains) -> Tensor:
+    def forward(
+        ctx: Any, weight: Tensor, score: Tensor, masked: Tensor, mask: Tensor, grains: Grains, may_write: bool
+    ) -> Tensor:
         ctx.score_dtype = score.dtype
         ctx.grains = grains
+        ctx.may_write = may_write
         # The mask is needed only if something upstream of a frozen weight asks for a gradient, as a
         # quantizer's scale does; it is the live mask otherwise, free to change before backward.
         ctx.save_for_backward(weight, mask.clone() if ctx.needs_input_grad[0] else None)
-        return weight * mask
+        return masked.detach()
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grad_outputs
         weight, mask = ctx.saved_tensors
         grad_weight = grad * mask if ctx.needs_input_grad[0] else None
         grad_score = None
         if ctx.needs_input_grad[1]:
-            per_weight = (grad * weight).to(ctx.score_dtype)
-            grad_score = ctx.grains.pool(per_weight, lambda weights: weights.sum(-1))
-        return grad_weight, grad_score, None, None
+            in_place = ctx.may_write and not torch.is_grad_enabled()  # enabled by create_graph
+            per_weight = grad.mul_(weight) if in_place else grad * weight
+            grad_score = ctx.grains.pool(per_weight.to(ctx.score_dtype), lambda weights: weights.sum(-1))
+        return grad_weight, grad_score, None, None, None, None
 
 
 class RelaxedMask:
     """Keeps one target's mask in step with its scores, with exactly ``keep`` grains at every moment.
 
     Scores and mask stay where PyTorch looks for parameters and buffers; this object holds only what decides
-    when the mask is out of date. It is refreshed lazily, by whoever is about to use it, so that every loop,
-    optimizer and accumulation scheme is right without being patched.
+    when the mask is out of date, and the masked weights, which change where the mask does and nowhere else.
+    The mask is refreshed lazily, by whoever is about to use it, so that every loop, optimizer and
+    accumulation scheme is right without being patched.
 
     Parameters
     ----------
@@ -64,18 +70,30 @@ class RelaxedMask:
     ----------
     swap_limit
         How many grains may enter, and as many leave, in one refresh; None for any number.
-    flips
-        How many weights changed sides in the last refresh.
     """
 
     def __init__(self, grains: Grains, keep: int) -> None:
         self.grains = grains
         self.keep = keep
         self.swap_limit: int | None = None
-        self.flips = 0
-        self._flipped: Tensor | None = None
+        self._threshold = Threshold()
+        self._flipped: Tensor | None = None  # places of flat grains, or true where one has flipped
+        self._accepted = True
         self._seen_version = -1
         self._may_have_moved = False
+        self._masked: Tensor | None = None
+        self._masked_of: tuple[Any, ...] = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_masked": None, "_masked_of": ()}  # made again when needed
+
+    @property
+    def flips(self) -> int:
+        """How many weights changed sides in the last refresh."""
+        if self._flipped is None:
+            return 0
+        places = self._flipped.count_nonzero() if self._flipped.dtype == torch.bool else len(self._flipped)
+        return int(places) * self.grains.size
 
     def refresh(self, score: Tensor, mask: Tensor) -> None:
         """Let the mask follow the scores, in place, if these may have changed.
@@ -85,18 +103,30 @@ class RelaxedMask:
         SearchDivergedError
             If a score is NaN; the mask is then left as it was.
         """
+        refresh_together([(self, score, mask)])
+
+    def _is_stale(self, score: Tensor) -> bool:
         # The version counter alone is not enough: fused optimizers and writes through .data leave it where
         # it was. An optimizer acts on gradients, so a forward that could give some counts as a change.
-        if score._version == self._seen_version and not self._may_have_moved:
-            return
-        before = self.grains.of_mask(mask)
-        scores = score.detach().view(self.grains.score_shape)
-        kept = self.grains.select(scores, self.keep, previous=before)
-        if self.swap_limit is not None:
-            kept = swap_at_most(kept, before, scores, self.swap_limit)
-        self._write(kept, before, mask)
+        return score._version != self._seen_version or self._may_have_moved
+
+    def _settle(self, score: Tensor, flipped: Tensor) -> None:
+        self._flipped = flipped
+        self._accepted = False
         self._seen_version = score._version
         self._may_have_moved = False
+
+    def _refresh_grains(self, score: Tensor, mask: Tensor, favoured: Tensor | None = None) -> None:
+        """Refresh a mask of channels, blocks or rows, or one whose swaps are limited."""
+        before = self.grains.of_mask(mask)
+        scores = score.detach().view(self.grains.score_shape)
+        kept = self.grains.select(scores, self.keep, previous=before if favoured is None else favoured)
+        if self.swap_limit is not None and favoured is None:
+            kept = swap_at_most(kept, before, scores, self.swap_limit)
+        flipped = (kept != before).reshape(-1).nonzero()[:, 0]
+        if len(flipped):
+            mask.copy_(self.grains.expand(kept))
+        self._settle(score, flipped)
 
     def resize(self, keep: int, score: Tensor, mask: Tensor, favoured: Tensor) -> None:
         """Keep another number of grains from now on: those of largest score, ``favoured`` first among equals.
@@ -107,47 +137,87 @@ class RelaxedMask:
             Boolean, of the scores' shape: as many grains as are to be kept, the most important ones.
         """
         self.keep = keep
-        kept = self.grains.select(score.detach().view(self.grains.score_shape), keep, previous=favoured)
-        self._write(kept, self.grains.of_mask(mask), mask)
-        self._seen_version = score._version
+        self._refresh_grains(score, mask, favoured)
 
-    def _write(self, kept: Tensor, before: Tensor, mask: Tensor) -> None:
-        self._flipped = (kept != before).reshape(-1).nonzero()[:, 0]
-        self.flips = self._flipped.numel() * self.grains.size
-        if self.flips:
-            with torch.no_grad():
-                mask.copy_(self.grains.expand(kept))
+    def apply(self, weight: Tensor, score: Tensor, mask: Tensor, may_write: bool = False) -> Tensor:
+        """Return the masked weights (Eq. 4-6), of the target's shape, the mask refreshed first.
 
-    def apply(self, weight: Tensor, score: Tensor, mask: Tensor) -> Tensor:
-        """Return the masked weights (Eq. 4-6), of the target's shape, the mask refreshed first."""
+        Parameters
+        ----------
+        may_write
+            Whether backward may overwrite the gradient of the masked weights, since nobody else will read it.
+        """
         self.refresh(score, mask)
         self._may_have_moved = torch.is_grad_enabled() and score.requires_grad
-        return _StraightThrough.apply(weight, score.view(self.grains.score_shape), mask, self.grains)
+        masked = self._masked_weights(weight, mask)
+        score = score.view(self.grains.score_shape)
+        return _StraightThrough.apply(weight, score, masked, mask, self.grains, may_write)
+
+    @torch.no_grad()
+    def _masked_weights(self, weight: Tensor, mask: Tensor) -> Tensor:
+        # Numbers of 8 bits: PyTorch multiplies by these without a copy of the mask as floats.
+        if not isinstance(weight, nn.Parameter):  # a quantizer's output, new every time
+            return weight * mask.view(torch.int8)
+        made_of = (weight, weight.data_ptr(), weight._version, mask, mask.data_ptr(), mask._version)
+        if self._masked is None or not _same(made_of, self._masked_of):
+            if self._masked is None or self._masked.device != weight.device:
+                self._masked = torch.empty_like(weight)
+            torch.mul(weight, mask.view(torch.int8), out=self._masked)
+            self._masked_of = made_of
+        return self._masked
 
     def state(self) -> dict[str, Any]:
         """Return what `restore` needs, as plain data; the mask is to be fresh."""
         return {
             "keep": self.keep,
             "swap_limit": self.swap_limit,
-            "flips": self.flips,
             "flipped": self._flipped,
+            "accepted": self._accepted,
         }
 
     def restore(self, state: dict[str, Any], score: Tensor) -> None:
         """Take over a state along with the scores and the mask that were of it."""
-        self.keep, self.swap_limit, self.flips = state["keep"], state["swap_limit"], state["flips"]
-        self._flipped = None if state["flipped"] is None else state["flipped"].to(score.device)
-        self._seen_version = score._version
-        self._may_have_moved = False
+        self.keep, self.swap_limit = state["keep"], state["swap_limit"]
+        self._settle(score, state["flipped"].to(score.device))
+        self._accepted = state["accepted"]
 
     def accept(self) -> None:
         """Note that the mask has proven good, so that `undo` goes back no further."""
-        self._flipped = None
+        self._accepted = True
 
     def undo(self, mask: Tensor) -> None:
         """Take back the flips since the mask was last accepted, in place."""
-        if self._flipped is not None:
+        if not self._accepted and self._flipped is not None:
             kept = self.grains.of_mask(mask)
             kept.view(-1)[self._flipped] ^= True
             mask.copy_(self.grains.expand(kept))
-            self._flipped = None
+            self._accepted = True
+
+
+def refresh_together(targets: Iterable[tuple[RelaxedMask, Tensor, Tensor]]) -> None:
+    """Let masks follow their scores, each of ``(relaxed mask, score, mask)``, if these may have changed.
+
+    An accelerator is waited for once, and not once a target.
+
+    Raises
+    ------
+    SearchDivergedError
+        If a score is NaN; its mask is then left as it was.
+    """
+    on_accelerator = []
+    for relaxed, score, mask in targets:
+        if not relaxed._is_stale(score):
+            continue
+        if relaxed.grains.scaler is not None or relaxed.grains.rows > 1 or relaxed.swap_limit is not None:
+            relaxed._refresh_grains(score, mask)
+        elif score.device.type == "cpu":
+            relaxed._settle(score, update_top(score, relaxed.keep, mask, relaxed._threshold))
+        else:
+            on_accelerator.append((relaxed, score, mask))
+    flipped = update_tops([(score, relaxed.keep, mask) for relaxed, score, mask in on_accelerator])
+    for (relaxed, score, _), places in zip(on_accelerator, flipped, strict=True):
+        relaxed._settle(score, places)
+
+
+def _same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
+    return len(a) == len(b) and all(x is y or (type(x) is int and x == y) for x, y in zip(a, b, strict=True))

@@ -153,7 +153,13 @@ class LotteryJackpotPruner(Pruner):
         if not math.isfinite(kept_score) or not pruned_score < kept_score:
             raise ValueError(f"kept_score {kept_score} must be finite and above pruned_score {pruned_score}")
         self._make_optimizer = optimizer or (
-            lambda scores: SGD(scores, lr=lr, momentum=momentum, weight_decay=weight_decay)
+            lambda scores: SGD(
+                scores,
+                lr=lr,
+                momentum=momentum,
+                weight_decay=weight_decay,
+                fused=all(score.device.type in ("cpu", "cuda") for score in scores),  # one pass, no copies
+            )
         )
         self._schedule = schedule
         self._initial_values = (kept_score, pruned_score)

@@ -14,7 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from nni_jackpot.checkpoint import Checkpoint
 from nni_jackpot.errors import SearchDivergedError
 from nni_jackpot.schedule import SearchClock
-from nni_jackpot.targets import ScoreGroup
+from nni_jackpot.targets import ScoreGroup, refresh_scored
 
 
 class Search:
@@ -113,8 +113,6 @@ class Search:
                 for _ in range(max_epochs or 0):
                     self.clock.begin_epoch()
                     train(None, 1)
-            for group in self.groups:  # the last step, too, may have left scores that have no order
-                group.refresh()
             if self._checkpoint is not None:
                 self._checkpoint.end()
         except SearchDivergedError as error:
@@ -179,6 +177,7 @@ class Search:
                 group.limit_swaps(self._swap_limit * factor)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        refresh_scored(self.groups)
         self.clock.step += 1
 
     def _after_step(self) -> None:

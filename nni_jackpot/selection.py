@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from nni_jackpot.errors import SearchDivergedError
 
+# Scores looked at in one go: few enough to stay in the cache from one comparison to the next, and enough for
+# all threads to be worth their start.
+_CHUNK = 1 << 20
 
-def keep_top(scores: Tensor, keep: int, previous: Tensor | None = None, then: Tensor | None = None) -> Tensor:
+
+def keep_top(scores: Tensor, keep: int, previous: Tensor | None = None) -> Tensor:
     """Select the ``keep`` largest scores.
 
     Scores begin as two values and weight decay keeps equal scores equal, so ties are the rule, not the
-    exception. Among scores equal to the smallest kept one, larger values of ``then`` come first, then members
-    of ``previous``, then the lower index (row-major): a mask changes only where a score says so, and the same
-    scores give the same mask.
+    exception. Among scores equal to the smallest kept one, members of ``previous`` come first, then the lower
+    index (row-major): a mask changes only where a score says so, and the same scores give the same mask.
 
     Parameters
     ----------
@@ -24,8 +31,6 @@ def keep_top(scores: Tensor, keep: int, previous: Tensor | None = None, then: Te
         How many to keep, from 0 to ``scores.numel()``.
     previous
         Boolean tensor of the shape of ``scores``: the set kept before. None counts as empty.
-    then
-        Tensor of the shape of ``scores`` that decides between equal scores, such as the initial importance.
 
     Returns
     -------
@@ -35,29 +40,190 @@ def keep_top(scores: Tensor, keep: int, previous: Tensor | None = None, then: Te
     Raises
     ------
     SearchDivergedError
-        If a score is NaN, or a value of ``then`` that would have to decide: there is no order then.
+        If a score is NaN: there is no order then.
     """
-    flat = scores.detach().reshape(-1)
-    _check_order(flat, keep, flat.numel())
-    if keep in (0, flat.numel()):
-        return torch.full_like(scores, keep > 0, dtype=torch.bool)
+    kept = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
+    if previous is not None:
+        kept.copy_(previous)
+    update_top(scores, keep, kept)
+    return kept
 
-    threshold = flat.kthvalue(flat.numel() - keep + 1).values
-    kept = flat > threshold
-    ties = flat == threshold
-    open_places = keep - int(kept.sum())
-    if open_places < int(ties.sum()):
-        before = previous.reshape(-1) if previous is not None else torch.zeros_like(ties)
-        if then is not None:
-            ties = ties.masked_scatter(ties, keep_top(then.reshape(-1)[ties], open_places, before[ties]))
+
+@dataclass
+class Threshold:
+    """The smallest kept score of a set that is updated over and over, and how much it moves."""
+
+    value: float = math.nan
+    reach: float = math.nan
+
+    def bracket(self) -> tuple[float, float] | None:
+        """Return scores between which it should lie next; None until it has been seen to move."""
+        return None if math.isnan(self.reach) else (self.value - self.reach, self.value + self.reach)
+
+    def learn(self, value: float) -> None:
+        """Take note of where it lies now."""
+        reach = 2 * abs(value - self.value)
+        self.reach = reach if math.isnan(self.reach) else max(reach, 0.75 * self.reach)
+        self.value = value
+
+
+def update_top(scores: Tensor, keep: int, kept: Tensor, threshold: Threshold | None = None) -> Tensor:
+    """Turn the set kept before into that of the ``keep`` largest scores, in place; ties as in `keep_top`.
+
+    The cost is that of two comparisons a score and no memory of the size of the scores, as long as sets
+    differ little: few places are in doubt where it is known between which scores the smallest kept one lies,
+    and all is decided among these. That is known from the last update, or else from a sample.
+
+    Parameters
+    ----------
+    scores
+        Any shape, any real dtype.
+    keep
+        How many to keep, from 0 to ``scores.numel()``.
+    kept
+        Contiguous boolean tensor of the shape of ``scores``.
+    threshold
+        What the last update of this set has found out; updated. The result does not depend on it.
+
+    Returns
+    -------
+    Tensor
+        Indices of the flat places that have changed, int64, in no order.
+
+    Raises
+    ------
+    SearchDivergedError
+        If a score is NaN; ``kept`` is then as it was.
+    """
+    flat, members = scores.detach().reshape(-1), kept.view(-1)
+    _check_keep(keep, flat.numel())
+    if keep in (0, flat.numel()):
+        _check_order(flat)
+        flipped = (members != (keep > 0)).nonzero()[:, 0]
+        members.fill_(keep > 0)
+        return flipped
+    for bracket in _brackets(flat, keep, threshold):
+        places = _places_in_doubt(flat, members, *bracket)
+        values, before = flat[places], members[places]
+        if values.isnan().any():
+            raise SearchDivergedError("a score is NaN")
+        certain = int(members.count_nonzero()) - int(before.count_nonzero())
+        after = _decide(values, before, keep - certain, *bracket, threshold)
+        if after is not None:
+            break
+    flipped = places[after != before]
+    members[flipped] = members[flipped].logical_not_()
+    return flipped
+
+
+def _decide(
+    values: Tensor, before: Tensor, keep: int, low: float, high: float, threshold: Threshold | None
+) -> Tensor | None:
+    """Select the ``keep`` largest values, if the smallest of them lies within the bracket; else None."""
+    inside = values[(values >= low) & (values <= high)]
+    open_places = keep - int((values > high).count_nonzero())
+    if not 0 < open_places <= len(inside):
+        return None
+    smallest = inside.kthvalue(len(inside) - open_places + 1).values
+    if threshold is not None:
+        threshold.learn(smallest.item())
+    after = values > smallest
+    ties = (values == smallest).nonzero()[:, 0]
+    queue = torch.cat([ties[before[ties]], ties[~before[ties]]])
+    after[queue[: keep - int(after.count_nonzero())]] = True
+    return after
+
+
+def _brackets(flat: Tensor, keep: int, threshold: Threshold | None) -> Iterator[tuple[float, float]]:
+    """Iterate over ever surer guesses between which scores the smallest kept one lies; the last is right."""
+    if threshold is not None and (bracket := threshold.bracket()) is not None:
+        yield bracket
+    yield _bracket_of_sample(flat, keep, 3.0)
+    yield _bracket_of_sample(flat, keep, 12.0)
+    smallest = flat.kthvalue(flat.numel() - keep + 1).values.item()
+    yield smallest, smallest
+
+
+def update_tops(sets: Sequence[tuple[Tensor, int, Tensor]]) -> list[Tensor]:
+    """Update several sets as `update_top` does, each of ``(scores, keep, kept)``, for an accelerator.
+
+    The host waits for the device once, however many sets there are.
+
+    Returns
+    -------
+    list of Tensor
+        For each set a flat boolean tensor, true at the places that have changed.
+
+    Raises
+    ------
+    SearchDivergedError
+        If a score is NaN; all sets are then as they were.
+    """
+    found = []
+    for scores, keep, _ in sets:
+        flat = scores.detach().reshape(-1)
+        _check_keep(keep, len(flat))
+        if keep == 0:  # an empty set has no smallest member
+            smallest = flat.new_full(
+                (), math.inf if flat.is_floating_point() else torch.iinfo(flat.dtype).max
+            )
+        elif 2 * keep <= len(flat):
+            smallest = flat.topk(keep, sorted=False).values.min()
         else:
-            stayers = ties & before
-            n_stayers = int(stayers.sum())
-            if n_stayers >= open_places:
-                ties = _first(stayers, open_places)
-            else:
-                ties = stayers | _first(ties & ~stayers, open_places - n_stayers)
-    return (kept | ties).reshape(scores.shape)
+            smallest = flat.topk(len(flat) - keep + 1, largest=False, sorted=False).values.max()
+        above, ties = flat > smallest, flat == smallest
+        found.append((above, ties, torch.stack([above.sum(), ties.sum(), flat.isnan().sum()])))
+    counts = torch.stack([counts for _, _, counts in found]).tolist() if found else []
+    if any(nans for _, _, nans in counts):
+        raise SearchDivergedError("a score is NaN")
+    changed = []
+    for (_, keep, kept), (above, ties, _), (n_above, n_ties, _) in zip(sets, found, counts, strict=True):
+        members = kept.view(-1)
+        if n_above + n_ties > keep:
+            stayers, others = ties & members, ties & ~members
+            place = torch.where(stayers, stayers.cumsum(0), stayers.sum() + others.cumsum(0))
+            ties = ties & (place <= keep - n_above)
+        after = above.logical_or_(ties)
+        changed.append(after != members)
+        members.copy_(after)
+    return changed
+
+
+def _places_in_doubt(flat: Tensor, members: Tensor, low: float, high: float) -> Tensor:
+    """Return the indices of members not above the bracket, and of others not below it; ascending."""
+    size = min(flat.numel(), _CHUNK)
+    above, doubt = torch.zeros((2, -(-size // 8) * 8), dtype=torch.bool, device=flat.device)
+    found = []
+    for start in range(0, flat.numel(), _CHUNK):
+        part, kept = flat[start : start + _CHUNK], members[start : start + _CHUNK]
+        if len(part) < size:
+            doubt.zero_()
+        a, d = above[: len(part)], doubt[: len(part)]
+        torch.gt(part, high, out=a)
+        torch.ne(a, kept, out=a)
+        torch.lt(part, low, out=d)
+        torch.eq(d, kept, out=d)  # a NaN is neither above nor below, and so in doubt
+        torch.logical_or(a, d, out=d)
+        # Few bytes are set: look for them eight at a time.
+        words = doubt.view(torch.int64).nonzero()[:, 0]
+        word, byte = doubt.view(-1, 8)[words].nonzero().unbind(1)
+        found.append(words[word].mul_(8).add_(byte).add_(start))
+    return torch.cat(found)
+
+
+def _bracket_of_sample(flat: Tensor, keep: int, deviations: float) -> tuple[float, float]:
+    """Return scores between which the smallest kept one lies, but for bad luck of so many deviations."""
+    stride = max(1, round(flat.numel() ** (1 / 3))) | 1
+    if stride % 3 == 0:  # out of step with kernels of 3 x 3 weights, as with powers of two
+        stride += 2
+    sample = flat[::stride]
+    pruned = len(sample) * (1 - keep / flat.numel())
+    margin = 1 + deviations * math.sqrt(pruned * keep / flat.numel())
+    low, high = math.floor(pruned - margin), math.ceil(pruned + margin)
+    return (
+        sample.kthvalue(low).values.item() if low >= 1 else -math.inf,
+        sample.kthvalue(high).values.item() if high <= len(sample) else math.inf,
+    )
 
 
 def keep_top_by_row(scores: Tensor, keep: int, previous: Tensor | None = None) -> Tensor:
@@ -84,7 +250,8 @@ def keep_top_by_row(scores: Tensor, keep: int, previous: Tensor | None = None) -
     """
     scores = scores.detach()
     n = scores.shape[1]
-    _check_order(scores, keep, n)
+    _check_keep(keep, n)
+    _check_order(scores)
     if keep in (0, n):
         return torch.full_like(scores, keep > 0, dtype=torch.bool)
 
@@ -139,15 +306,11 @@ def swap_at_most(kept: Tensor, before: Tensor, scores: Tensor, limit: int) -> Te
     return (before | entering) & ~leaving
 
 
-def _check_order(scores: Tensor, keep: int, available: int) -> None:
+def _check_keep(keep: int, available: int) -> None:
     if not 0 <= keep <= available:
         raise ValueError(f"keep must lie between 0 and the {available} scores there are, got {keep}")
+
+
+def _check_order(scores: Tensor) -> None:
     if scores.numel() and scores.max().isnan():
         raise SearchDivergedError("a score is NaN")
-
-
-def _first(members: Tensor, count: int) -> Tensor:
-    """Return the ``count`` members of lowest index of a flat boolean tensor."""
-    chosen = torch.zeros_like(members)
-    chosen[members.nonzero()[:count, 0]] = True
-    return chosen

@@ -7,7 +7,7 @@ can be copied, pickled and moved to another device.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -16,12 +16,36 @@ from nni.compression.base.target_space import PruningTargetSpace
 from nni.compression.base.wrapper import ModuleWrapper
 from torch import Tensor, nn
 
-from nni_jackpot.edge_popup import RelaxedMask, initial_scores
+from nni_jackpot.edge_popup import RelaxedMask, initial_scores, refresh_together
 from nni_jackpot.granularity import Grains
 
 _SCORE = "{}_score"
 _RELAXED = "{}_relaxed_mask"
 _ALIGNED = "{}_aligned_mask"
+_PLAIN_MODULES = (nn.Linear, nn.modules.conv._ConvNd)
+
+
+class SearchedSpace(PruningTargetSpace):
+    """A target space whose mask takes a byte a weight, not four; NNI reads it as numbers, in a copy."""
+
+    @property
+    def mask(self) -> Tensor | None:
+        """The mask as numbers of the target's type, 0 and 1."""
+        mask = raw_mask(self)
+        return None if mask is None else mask.to(self.target.dtype)
+
+    @mask.setter
+    def mask(self, value: Tensor | None) -> None:
+        mask = raw_mask(self)
+        if mask is None or value is None:
+            self._set_wrapper_attr(self._mask_name, None if value is None else value.bool())
+        else:
+            mask.copy_(value)
+
+
+def raw_mask(space: PruningTargetSpace) -> Tensor:
+    """Return the mask itself, as it lies in the wrapper."""
+    return space._get_wrapper_attr(space._mask_name)
 
 
 class ScoredTarget(NamedTuple):
@@ -39,6 +63,11 @@ class ScoredTarget(NamedTuple):
     def weight(self) -> Tensor:
         """The frozen weights."""
         return self.space.target
+
+    @property
+    def mask(self) -> Tensor:
+        """The mask, boolean, of the target's shape; up to date once it has been refreshed."""
+        return raw_mask(self.space)
 
     @property
     def score(self) -> nn.Parameter:
@@ -98,7 +127,10 @@ class ScoreGroup(NamedTuple):
                 target.space._wrapper.register_parameter(_SCORE.format(target.name), parameter)
         for target in self.members:
             mask = target.grains.expand(kept.view(target.grains.score_shape))
-            target.space.mask = mask.to(target.weight).expand(target.grains.shape)
+            if not isinstance(target.space, SearchedSpace):
+                target.space.mask = None
+                target.space.__class__ = SearchedSpace
+            target.space.mask = mask.to(target.weight.device).expand(target.grains.shape).clone()
             relaxed = RelaxedMask(target.grains, keep=int(kept.sum()))
             setattr(target.space._wrapper, _RELAXED.format(target.name), relaxed)
             if target.space.apply_method != "bypass":
@@ -109,11 +141,6 @@ class ScoreGroup(NamedTuple):
         for target in self.members:
             target.relaxed.swap_limit = None if share is None else math.ceil(share * target.relaxed.keep)
 
-    def refresh(self) -> None:
-        """Bring the masks up to date with the scores; raises SearchDivergedError for a NaN among these."""
-        for target in self.members:
-            target.relaxed.refresh(target.score, target.space.mask)
-
     def accept(self) -> None:
         """Note that the masks have proven good, so that `undo` goes back no further."""
         for target in self.members:
@@ -122,15 +149,27 @@ class ScoreGroup(NamedTuple):
     def undo(self, kept_score: float, pruned_score: float) -> None:
         """Go back to the masks that were accepted last, and to scores that stand for them."""
         for target in self.members:
-            target.relaxed.undo(target.space.mask)
-        self.seed(self.grains.of_mask(self.space.mask), kept_score, pruned_score)
+            target.relaxed.undo(target.mask)
+        self.seed(self.grains.of_mask(self.members[0].mask), kept_score, pruned_score)
 
     def resize(self, keep: int, importance: Tensor) -> None:
         """Keep another number of grains from now on; among equal scores those of largest importance."""
         favoured = self.grains.select(importance, keep)
         for target in self.members:
             shaped = favoured.view(target.grains.score_shape)
-            target.relaxed.resize(keep, target.score, target.space.mask, shaped)
+            target.relaxed.resize(keep, target.score, target.mask, shaped)
+
+
+def refresh_scored(groups: Iterable[ScoreGroup]) -> None:
+    """Bring the masks of groups up to date with their scores, all at once.
+
+    Raises
+    ------
+    SearchDivergedError
+        If a score is NaN.
+    """
+    targets = (target for group in groups for target in group.members)
+    refresh_together((target.relaxed, target.score, target.mask) for target in targets)
 
 
 def _jackpot_mul(weight: Tensor, target_space: PruningTargetSpace) -> Tensor:
@@ -139,7 +178,9 @@ def _jackpot_mul(weight: Tensor, target_space: PruningTargetSpace) -> Tensor:
     score = getattr(wrapper, _SCORE.format(name), None)
     if score is None:
         return mul_mask(weight, target_space)
-    return getattr(wrapper, _RELAXED.format(name)).apply(weight, score, target_space.mask)
+    # The gradients of these modules' weights are made for nobody else.
+    may_write = isinstance(wrapper.module, _PLAIN_MODULES) and not wrapper.quantization_target_spaces
+    return getattr(wrapper, _RELAXED.format(name)).apply(weight, score, raw_mask(target_space), may_write)
 
 
 pruning_apply_methods["jackpot_mul"] = _jackpot_mul
@@ -163,7 +204,7 @@ class AlignedMask:
 
     def _kept(self) -> Tensor:
         """Return where the source keeps anything, boolean, one dimension for each of ``dims``."""
-        mask = self.source.mask.bool()
+        mask = raw_mask(self.source).bool()
         dims = {dim % mask.dim() for dim in self.dims}
         others = [dim for dim in range(mask.dim()) if dim not in dims]
         return mask.any(dim=others) if others else mask
@@ -171,7 +212,8 @@ class AlignedMask:
     def refresh(self, space: PruningTargetSpace) -> None:
         """Let the mask of ``space`` follow; an input or output, once its shape has been seen."""
         _refresh(self.source)
-        seen = (id(self.source.mask), self.source.mask._version)
+        mask = raw_mask(self.source)
+        seen = (id(mask), mask._version)
         if space.shape is None or (seen == self._seen and space.mask is not None):
             return
         kept = self._kept()
@@ -180,7 +222,7 @@ class AlignedMask:
             grains = space._scaler.shrink(whole, lambda values: values.any(-1), keepdim=True)
             kept = space._scaler.expand(grains, space.shape, keepdim=True, full_expand=False)
         with torch.no_grad():
-            space.mask = kept.to(self.source.mask)
+            space.mask = kept.to(self.source.target.dtype)
         self._seen = seen
 
 
@@ -208,7 +250,7 @@ def _refresh(space: PruningTargetSpace) -> None:
     if (aligned := getattr(wrapper, _ALIGNED.format(name), None)) is not None:
         aligned.refresh(space)
     elif (score := getattr(wrapper, _SCORE.format(name), None)) is not None:
-        getattr(wrapper, _RELAXED.format(name)).refresh(score, space.mask)
+        getattr(wrapper, _RELAXED.format(name)).refresh(score, raw_mask(space))
 
 
 def refresh_masks(wrapper: ModuleWrapper, *state_dict_arguments: Any) -> None:

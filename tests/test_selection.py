@@ -24,11 +24,10 @@ SCORES = {
 every_kind = pytest.mark.parametrize("make", SCORES.values(), ids=SCORES)
 
 
-def reference(scores: Tensor, keep: int, previous: Tensor, then: Tensor | None = None) -> Tensor:
-    """The rule spelled out: higher score first, then higher ``then``, then kept before, then lower index."""
+def reference(scores: Tensor, keep: int, previous: Tensor) -> Tensor:
+    """The rule spelled out: higher score first, then kept before, then lower index."""
     flat, before = scores.flatten().tolist(), previous.flatten().tolist()
-    second = flat if then is None else then.flatten().tolist()
-    order = sorted(range(len(flat)), key=lambda i: (-flat[i], -second[i], not before[i], i))
+    order = sorted(range(len(flat)), key=lambda i: (-flat[i], not before[i], i))
     kept = torch.zeros(len(flat), dtype=torch.bool)
     kept[order[:keep]] = True
     return kept.view_as(scores)
@@ -50,20 +49,6 @@ def test_it_keeps_exactly_the_top(make) -> None:
         assert torch.equal(kept, reference(scores, keep, previous))
 
 
-@every_kind
-@pytest.mark.parametrize(
-    "make_then", [SCORES[kind] for kind in ("distinct", "three values", "all equal", "infinite")]
-)
-def test_a_second_order_decides_between_equal_scores(make, make_then) -> None:
-    generator = Generator().manual_seed(0)
-    for keep in (0, 1, 7, 20, 39, 40):
-        scores, then = make(generator).reshape(4, 10), make_then(generator).reshape(4, 10)
-        previous = coin(generator, 4, 10)
-        assert torch.equal(keep_top(scores, keep, previous, then), reference(scores, keep, previous, then))
-        nothing = torch.zeros_like(previous)
-        assert torch.equal(keep_top(scores, keep, then=then), reference(scores, keep, nothing, then))
-
-
 def test_ties_keep_the_lower_index_where_nothing_was_kept_before() -> None:
     assert keep_top(torch.ones(5), 2).tolist() == [True, True, False, False, False]
 
@@ -75,13 +60,12 @@ def test_ties_leave_the_kept_set_as_it_was() -> None:
 
 def test_memory_order_does_not_matter() -> None:
     generator = Generator().manual_seed(0)
-    scores, then = torch.randint(3, (2, 6, 5), generator=generator).float()
+    scores = torch.randint(3, (6, 5), generator=generator).float()
     previous = coin(generator, 6, 5)
     for keep in range(31):
-        expected = reference(scores, keep, previous, then)
-        assert torch.equal(
-            keep_top(scores.t().contiguous().t(), keep, previous.t().contiguous().t(), then), expected
-        )
+        expected = reference(scores, keep, previous)
+        found = keep_top(scores.t().contiguous().t(), keep, previous.t().contiguous().t())
+        assert torch.equal(found, expected)
 
 
 def test_scores_that_take_gradients_give_a_mask_without() -> None:
@@ -89,7 +73,7 @@ def test_scores_that_take_gradients_give_a_mask_without() -> None:
     before = torch.zeros(3, 4, dtype=torch.bool)
     before[:, 0] = True
     for keep in range(13):
-        assert not keep_top(scores, keep, then=scores).requires_grad
+        assert not keep_top(scores, keep).requires_grad
     for keep in range(5):
         assert not keep_top_by_row(scores, keep).requires_grad
     assert not swap_at_most(keep_top(scores, 3), before, scores, 1).requires_grad
@@ -105,13 +89,6 @@ def test_nan_is_an_error_at_any_place() -> None:
         for keep in range(3):
             with pytest.raises(SearchDivergedError, match="NaN"):
                 keep_top_by_row(scores.view(2, 2), keep)
-
-
-def test_nan_is_an_error_where_it_has_to_decide() -> None:
-    then = torch.tensor([nan, 1.0, 0.0])
-    assert keep_top(torch.tensor([2.0, 1.0, 1.0]), 2, then=then).tolist() == [True, True, False]
-    with pytest.raises(SearchDivergedError, match="NaN"):
-        keep_top(torch.ones(3), 2, then=then)
 
 
 @pytest.mark.parametrize("keep", [-1, 6])
