@@ -51,6 +51,23 @@ class _StraightThrough(torch.autograd.Function):
         return grad_weight, grad_score, None, None, None, None
 
 
+class _Masked:
+    """Masked weights, and the weight and mask that they were made of, as these were then."""
+
+    def __init__(self, values: Tensor, weight: Tensor, mask: Tensor) -> None:
+        self.values = values
+        self.weight = weight
+        self._made_of = _versions(weight, mask)
+
+    def is_same(self, weight: Tensor, mask: Tensor) -> bool:
+        """Return whether they would come out the same from these."""
+        return self._made_of == _versions(weight, mask)
+
+
+def _versions(*tensors: Tensor) -> list[tuple[int, int, torch.device]]:
+    return [(tensor.data_ptr(), tensor._version, tensor.device) for tensor in tensors]
+
+
 class RelaxedMask:
     """Keeps one target's mask in step with its scores, with exactly ``keep`` grains at every moment.
 
@@ -70,22 +87,24 @@ class RelaxedMask:
     ----------
     swap_limit
         How many grains may enter, and as many leave, in one refresh; None for any number.
+    is_told
+        Whether `refresh` is called after every change of the scores, so that none has to be suspected.
     """
 
     def __init__(self, grains: Grains, keep: int) -> None:
         self.grains = grains
         self.keep = keep
         self.swap_limit: int | None = None
+        self.is_told = False
         self._threshold = Threshold()
         self._flipped: Tensor | None = None  # places of flat grains, or true where one has flipped
         self._accepted = True
         self._seen_version = -1
         self._may_have_moved = False
-        self._masked: Tensor | None = None
-        self._masked_of: tuple[Any, ...] = ()
+        self._masked: _Masked | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_masked": None, "_masked_of": ()}  # made again when needed
+        return {**self.__dict__, "_masked": None}  # made again when needed
 
     @property
     def flips(self) -> int:
@@ -103,12 +122,10 @@ class RelaxedMask:
         SearchDivergedError
             If a score is NaN; the mask is then left as it was.
         """
-        refresh_together([(self, score, mask)])
-
-    def _is_stale(self, score: Tensor) -> bool:
         # The version counter alone is not enough: fused optimizers and writes through .data leave it where
         # it was. An optimizer acts on gradients, so a forward that could give some counts as a change.
-        return score._version != self._seen_version or self._may_have_moved
+        if score._version != self._seen_version or self._may_have_moved:
+            refresh_together([(self, score, mask)])
 
     def _settle(self, score: Tensor, flipped: Tensor) -> None:
         self._flipped = flipped
@@ -148,7 +165,7 @@ class RelaxedMask:
             Whether backward may overwrite the gradient of the masked weights, since nobody else will read it.
         """
         self.refresh(score, mask)
-        self._may_have_moved = torch.is_grad_enabled() and score.requires_grad
+        self._may_have_moved = torch.is_grad_enabled() and score.requires_grad and not self.is_told
         masked = self._masked_weights(weight, mask)
         score = score.view(self.grains.score_shape)
         return _StraightThrough.apply(weight, score, masked, mask, self.grains, may_write)
@@ -158,13 +175,25 @@ class RelaxedMask:
         # Numbers of 8 bits: PyTorch multiplies by these without a copy of the mask as floats.
         if not isinstance(weight, nn.Parameter):  # a quantizer's output, new every time
             return weight * mask.view(torch.int8)
-        made_of = (weight, weight.data_ptr(), weight._version, mask, mask.data_ptr(), mask._version)
-        if self._masked is None or not _same(made_of, self._masked_of):
-            if self._masked is None or self._masked.device != weight.device:
-                self._masked = torch.empty_like(weight)
-            torch.mul(weight, mask.view(torch.int8), out=self._masked)
-            self._masked_of = made_of
-        return self._masked
+        if self._masked is None or not self._masked.is_same(weight, mask):
+            values = torch.empty_like(weight) if self._masked is None else self._masked.values
+            if values.device != weight.device:
+                values = torch.empty_like(weight)
+            torch.mul(weight, mask.view(torch.int8), out=values)
+            self._masked = _Masked(values, weight, mask)
+        return self._masked.values
+
+    @torch.no_grad()
+    def _update(self, score: Tensor, mask: Tensor) -> None:
+        """Refresh a mask of single weights, and the masked weights at the few places that change."""
+        masked = self._masked
+        is_fresh = masked is not None and masked.is_same(masked.weight, mask)
+        places = update_top(score, self.keep, mask, n_kept=self.keep, threshold=self._threshold)
+        if masked is not None and is_fresh and masked.weight.is_contiguous():
+            values = masked.weight.view(-1)[places] * mask.view(-1)[places]
+            masked.values.view(-1)[places] = values
+            self._masked = _Masked(masked.values, masked.weight, mask)
+        self._settle(score, places)
 
     def state(self) -> dict[str, Any]:
         """Return what `restore` needs, as plain data; the mask is to be fresh."""
@@ -195,7 +224,7 @@ class RelaxedMask:
 
 
 def refresh_together(targets: Iterable[tuple[RelaxedMask, Tensor, Tensor]]) -> None:
-    """Let masks follow their scores, each of ``(relaxed mask, score, mask)``, if these may have changed.
+    """Let masks follow their scores, each of ``(relaxed mask, score, mask)``.
 
     An accelerator is waited for once, and not once a target.
 
@@ -206,18 +235,12 @@ def refresh_together(targets: Iterable[tuple[RelaxedMask, Tensor, Tensor]]) -> N
     """
     on_accelerator = []
     for relaxed, score, mask in targets:
-        if not relaxed._is_stale(score):
-            continue
         if relaxed.grains.scaler is not None or relaxed.grains.rows > 1 or relaxed.swap_limit is not None:
             relaxed._refresh_grains(score, mask)
         elif score.device.type == "cpu":
-            relaxed._settle(score, update_top(score, relaxed.keep, mask, relaxed._threshold))
+            relaxed._update(score, mask)
         else:
             on_accelerator.append((relaxed, score, mask))
     flipped = update_tops([(score, relaxed.keep, mask) for relaxed, score, mask in on_accelerator])
     for (relaxed, score, _), places in zip(on_accelerator, flipped, strict=True):
         relaxed._settle(score, places)
-
-
-def _same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
-    return len(a) == len(b) and all(x is y or (type(x) is int and x == y) for x, y in zip(a, b, strict=True))

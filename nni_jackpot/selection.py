@@ -13,7 +13,7 @@ from nni_jackpot.errors import SearchDivergedError
 
 # Scores looked at in one go: few enough to stay in the cache from one comparison to the next, and enough for
 # all threads to be worth their start.
-_CHUNK = 1 << 20
+_CHUNK = 1 << 21
 
 
 def keep_top(scores: Tensor, keep: int, previous: Tensor | None = None) -> Tensor:
@@ -51,23 +51,28 @@ def keep_top(scores: Tensor, keep: int, previous: Tensor | None = None) -> Tenso
 
 @dataclass
 class Threshold:
-    """The smallest kept score of a set that is updated over and over, and how much it moves."""
+    """The smallest kept score of a set that is updated over and over, and how it moves: steadily, mostly."""
 
     value: float = math.nan
+    drift: float = math.nan
     reach: float = math.nan
 
     def bracket(self) -> tuple[float, float] | None:
         """Return scores between which it should lie next; None until it has been seen to move."""
-        return None if math.isnan(self.reach) else (self.value - self.reach, self.value + self.reach)
+        expected = self.value + self.drift
+        return None if math.isnan(self.reach) else (expected - self.reach, expected + self.reach)
 
     def learn(self, value: float) -> None:
         """Take note of where it lies now."""
-        reach = 2 * abs(value - self.value)
-        self.reach = reach if math.isnan(self.reach) else max(reach, 0.75 * self.reach)
+        reach = 2 * abs(value - self.value - self.drift)
+        self.reach = reach if math.isnan(self.reach) else max(reach, 0.7 * self.reach)
+        self.drift = value - self.value
         self.value = value
 
 
-def update_top(scores: Tensor, keep: int, kept: Tensor, threshold: Threshold | None = None) -> Tensor:
+def update_top(
+    scores: Tensor, keep: int, kept: Tensor, n_kept: int | None = None, threshold: Threshold | None = None
+) -> Tensor:
     """Turn the set kept before into that of the ``keep`` largest scores, in place; ties as in `keep_top`.
 
     The cost is that of two comparisons a score and no memory of the size of the scores, as long as sets
@@ -82,6 +87,8 @@ def update_top(scores: Tensor, keep: int, kept: Tensor, threshold: Threshold | N
         How many to keep, from 0 to ``scores.numel()``.
     kept
         Contiguous boolean tensor of the shape of ``scores``.
+    n_kept
+        How many are kept before, if that is known.
     threshold
         What the last update of this set has found out; updated. The result does not depend on it.
 
@@ -102,36 +109,28 @@ def update_top(scores: Tensor, keep: int, kept: Tensor, threshold: Threshold | N
         flipped = (members != (keep > 0)).nonzero()[:, 0]
         members.fill_(keep > 0)
         return flipped
-    for bracket in _brackets(flat, keep, threshold):
-        places = _places_in_doubt(flat, members, *bracket)
+    if n_kept is None:
+        n_kept = int(members.count_nonzero())
+    for low, high in _brackets(flat, keep, threshold):
+        places = _places_in_doubt(flat, members, low, high)
         values, before = flat[places], members[places]
-        if values.isnan().any():
+        if len(values) and math.isnan(values.max()):
             raise SearchDivergedError("a score is NaN")
-        certain = int(members.count_nonzero()) - int(before.count_nonzero())
-        after = _decide(values, before, keep - certain, *bracket, threshold)
-        if after is not None:
-            break
+        wanted = keep - n_kept + int(before.count_nonzero())
+        if 0 < wanted <= len(values):
+            smallest = values.kthvalue(len(values) - wanted + 1).values.item()
+            if low <= smallest <= high:  # so that what is not in doubt is as it should be
+                break
+    if threshold is not None:
+        threshold.learn(smallest)
+    after = values >= smallest
+    if int(after.count_nonzero()) > wanted:
+        ties = values == smallest
+        queue = torch.cat([(ties & before).nonzero()[:, 0], (ties & ~before).nonzero()[:, 0]])
+        after[queue[wanted - int(after.count_nonzero()) :]] = False  # the surplus, from the end of the queue
     flipped = places[after != before]
     members[flipped] = members[flipped].logical_not_()
     return flipped
-
-
-def _decide(
-    values: Tensor, before: Tensor, keep: int, low: float, high: float, threshold: Threshold | None
-) -> Tensor | None:
-    """Select the ``keep`` largest values, if the smallest of them lies within the bracket; else None."""
-    inside = values[(values >= low) & (values <= high)]
-    open_places = keep - int((values > high).count_nonzero())
-    if not 0 < open_places <= len(inside):
-        return None
-    smallest = inside.kthvalue(len(inside) - open_places + 1).values
-    if threshold is not None:
-        threshold.learn(smallest.item())
-    after = values > smallest
-    ties = (values == smallest).nonzero()[:, 0]
-    queue = torch.cat([ties[before[ties]], ties[~before[ties]]])
-    after[queue[: keep - int(after.count_nonzero())]] = True
-    return after
 
 
 def _brackets(flat: Tensor, keep: int, threshold: Threshold | None) -> Iterator[tuple[float, float]]:
@@ -192,13 +191,12 @@ def update_tops(sets: Sequence[tuple[Tensor, int, Tensor]]) -> list[Tensor]:
 def _places_in_doubt(flat: Tensor, members: Tensor, low: float, high: float) -> Tensor:
     """Return the indices of members not above the bracket, and of others not below it; ascending."""
     size = min(flat.numel(), _CHUNK)
-    above, doubt = torch.zeros((2, -(-size // 8) * 8), dtype=torch.bool, device=flat.device)
+    above, doubt = torch.empty((2, -(-size // 8) * 8), dtype=torch.bool, device=flat.device)
     found = []
     for start in range(0, flat.numel(), _CHUNK):
         part, kept = flat[start : start + _CHUNK], members[start : start + _CHUNK]
-        if len(part) < size:
-            doubt.zero_()
         a, d = above[: len(part)], doubt[: len(part)]
+        doubt[len(part) :] = False
         torch.gt(part, high, out=a)
         torch.ne(a, kept, out=a)
         torch.lt(part, low, out=d)

@@ -29,6 +29,11 @@ class SearchedSpace(PruningTargetSpace):
     """A target space whose mask takes a byte a weight, not four; NNI reads it as numbers, in a copy."""
 
     @property
+    def setting(self) -> dict[str, Any]:
+        """The settings themselves: NNI copies all of them whenever one is read, several times a forward."""
+        return self._setting
+
+    @property
     def mask(self) -> Tensor | None:
         """The mask as numbers of the target's type, 0 and 1."""
         mask = raw_mask(self)
@@ -140,6 +145,11 @@ class ScoreGroup(NamedTuple):
         """Let a refresh replace no more than this share of the kept grains; None for any number."""
         for target in self.members:
             target.relaxed.swap_limit = None if share is None else math.ceil(share * target.relaxed.keep)
+
+    def tell(self, is_told: bool) -> None:
+        """Say whether `refresh_scored` will be called after every change of the scores."""
+        for target in self.members:
+            target.relaxed.is_told = is_told
 
     def accept(self) -> None:
         """Note that the masks have proven good, so that `undo` goes back no further."""
