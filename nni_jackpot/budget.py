@@ -123,8 +123,13 @@ def by_global_rank(units: Mapping[Key, Unit], importance: Mapping[Key, Tensor]) 
     contested: dict[Key, Tensor] = {}
     for key, unit in units.items():
         flat = importance[key].detach().reshape(-1).to("cpu", dtype)
+        is_bound = unit.kept_at_most < unit.grains or unit.kept_at_least > 0
         # Without ``previous``, the smaller of two kept sets is part of the larger one.
-        contested[key] = flat[keep_top(flat, unit.kept_at_most) & ~keep_top(flat, unit.kept_at_least)]
+        contested[key] = (
+            flat[keep_top(flat, unit.kept_at_most) & ~keep_top(flat, unit.kept_at_least)]
+            if is_bound
+            else flat
+        )
         allowed -= (unit.grains - unit.kept_at_most) * unit.weights_per_grain
     counts = [values.numel() for values in contested.values()]
     sizes = [unit.weights_per_grain for unit in units.values()]
@@ -132,7 +137,7 @@ def by_global_rank(units: Mapping[Key, Unit], importance: Mapping[Key, Tensor]) 
 
     budgets: dict[Key, int] = {}
     for (key, unit), part in zip(units.items(), kept.split(counts), strict=True):
-        keep = unit.kept_at_least + int(part.sum())
+        keep = unit.kept_at_least + int(part.count_nonzero())
         budgets[key] = keep + (unit.grains - keep) % unit.rows
     return budgets
 

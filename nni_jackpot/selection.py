@@ -42,9 +42,12 @@ def keep_top(scores: Tensor, keep: int, previous: Tensor | None = None) -> Tenso
     SearchDivergedError
         If a score is NaN: there is no order then.
     """
-    kept = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
+    scores = scores.detach()
     if previous is not None:
-        kept.copy_(previous)
+        kept = previous.clone(memory_format=torch.contiguous_format)
+    else:  # what is kept for sure: no tie is, and so none is preferred
+        low = _bracket_of_sample(scores.reshape(-1), keep, 3.0)[1] if 0 < keep < scores.numel() else math.inf
+        kept = (scores > low).contiguous()
     update_top(scores, keep, kept)
     return kept
 

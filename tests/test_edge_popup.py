@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from nni_jackpot.edge_popup import RelaxedMask, initial_scores
+from nni_jackpot.edge_popup import RelaxedMask, initial_scores, refresh_together
 from nni_jackpot.errors import SearchDivergedError
 from nni_jackpot.granularity import Grains
 
@@ -95,3 +99,74 @@ def test_nan_leaves_the_mask_alone() -> None:
     with pytest.raises(SearchDivergedError):
         relaxed.apply(weight, score, mask)
     assert torch.equal(mask, good)
+
+
+# -- masked weights that are kept
+
+
+def test_masked_weights_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, mask, score, relaxed = make()
+    frozen = nn.Parameter(weight, requires_grad=False)
+    first = relaxed.apply(frozen, score, mask)
+    assert relaxed.apply(frozen, score, mask).data_ptr() == first.data_ptr()
+    with torch.no_grad():
+        score.copy_(1 - score)
+    assert torch.equal(relaxed.apply(frozen, score, mask), weight * ~make()[1])
+
+
+@pytest.mark.parametrize("how", ["weight", "weight's data", "mask", "copy", "pickle"])
+def test_masked_weights_follow_whatever_changes(how: str) -> None:
+    weight, mask, score, relaxed = make()
+    frozen = nn.Parameter(weight, requires_grad=False)
+    relaxed.apply(frozen, score, mask)
+    if how == "weight":
+        frozen.copy_(weight + 1)  # as load_state_dict does
+    elif how == "weight's data":
+        frozen.data = weight * 2
+    elif how == "mask":
+        mask.logical_not_()
+        score.data.copy_(torch.where(mask, 1.0, 0.95))
+    else:
+        relaxed = copy.deepcopy(relaxed) if how == "copy" else pickle.loads(pickle.dumps(relaxed))
+    assert torch.equal(relaxed.apply(frozen, score, mask), frozen * mask)
+
+
+def test_changing_masked_weights_between_forward_and_backward_is_an_error() -> None:
+    weight, mask, score, relaxed = make()
+    frozen, x = nn.Parameter(weight, requires_grad=False), torch.ones(2, 2, requires_grad=True)
+    loss = F.linear(x, relaxed.apply(frozen, score, mask)).sum()
+    with torch.no_grad():
+        score.copy_(1 - score)
+    relaxed.apply(frozen, score, mask)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("may_write", [False, True])
+def test_gradients_are_the_same_where_they_may_be_written_over(may_write: bool) -> None:
+    weight, mask, score, relaxed = make()
+    x = torch.tensor([[1.0, 2.0], [3.0, -1.0]])
+    for _ in range(2):  # accumulated
+        F.linear(x, relaxed.apply(weight, score, mask, may_write)).pow(2).sum().backward()
+    free = (weight * mask).requires_grad_()
+    F.linear(x, free).pow(2).sum().backward()
+    assert torch.equal(score.grad, 2 * free.grad * weight)
+    # A second derivative needs the first one's gradients as they were.
+    loss = F.linear(x, relaxed.apply(weight, score, mask, may_write)).pow(2).sum()
+    (first,) = torch.autograd.grad(loss, score, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), score)
+    loss = F.linear(x, free).pow(2).sum()
+    (first,) = torch.autograd.grad(loss, free, create_graph=True)
+    (expected,) = torch.autograd.grad((first * weight).sum(), free)
+    assert torch.allclose(second, expected * weight)
+
+
+def test_who_is_told_does_not_suspect(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, mask, score, relaxed = make()
+    relaxed.refresh(score, mask)
+    relaxed.is_told = True
+    monkeypatch.setattr("nni_jackpot.edge_popup.update_top", None)
+    for _ in range(3):
+        relaxed.apply(weight, score, mask).sum().backward()
+    with pytest.raises(TypeError):
+        refresh_together([(relaxed, score, mask)])

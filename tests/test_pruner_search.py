@@ -22,6 +22,7 @@ from torch import nn
 
 from nni_jackpot import LotteryJackpotPruner, mask_overlap
 from nni_jackpot.errors import SearchDivergedError
+from nni_jackpot.schedule import cosine
 
 # -- through NNI's evaluator
 
@@ -196,3 +197,87 @@ def test_norm_statistics_are_estimated_anew(model: nn.Module, batches: Batches, 
     before = model.bn1.running_mean.clone()
     model(batches[0][0])
     assert torch.equal(model.bn1.running_mean, before) != adapt_norm
+
+
+# -- lean
+
+
+class Reference:
+    """Edge-popup as plainly as it can be put: a full sort of a layer's scores before every forward."""
+
+    def __init__(self, lr: float, total: int) -> None:
+        torch.manual_seed(0)
+        self.net = ConvNet().requires_grad_(False)
+        self.total, self.lr = total, lr
+        self.layers = [self.net.conv1, self.net.conv2]
+        self.weights = [layer.weight.detach().clone() for layer in self.layers]
+        self.masks = [self._top(weight.abs(), torch.zeros_like(weight)) for weight in self.weights]
+        self.scores = [torch.where(mask, 1.0, 0.95).requires_grad_() for mask in self.masks]
+        self.optimizer = torch.optim.SGD(self.scores, lr=lr, momentum=0.9, weight_decay=5e-4, fused=True)
+
+    def _top(self, scores: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        keep = scores.numel() - int(0.7 * scores.numel())
+        # Stable: among equals those kept before, then the lower index.
+        by_kept = kept.flatten().to(torch.int8).sort(descending=True, stable=True).indices
+        order = by_kept[scores.flatten()[by_kept].sort(descending=True, stable=True).indices]
+        mask = torch.zeros(scores.numel(), dtype=torch.bool)
+        mask[order[:keep]] = True
+        return mask.view(scores.shape)
+
+    def step(self, batch: Any, step: int) -> None:
+        masked = []
+        for i, layer in enumerate(self.layers):
+            self.masks[i] = self._top(self.scores[i].detach(), self.masks[i])
+            masked.append((self.weights[i] * self.masks[i]).requires_grad_())
+            del layer.weight
+            layer.weight = masked[i]
+        self.net.train()
+        training_step(batch, self.net).backward()
+        for score, weight, effective in zip(self.scores, self.weights, masked, strict=True):
+            score.grad = effective.grad * weight
+        self.optimizer.param_groups[0]["lr"] = self.lr * cosine(step / self.total)
+        self.optimizer.step()
+
+
+def test_fifty_steps_are_bit_for_bit_those_of_a_plain_reference(batches: Batches) -> None:
+    torch.manual_seed(0)
+    model = ConvNet()
+    seen: list[list[torch.Tensor]] = []
+
+    def step(batch: Any, model: nn.Module) -> torch.Tensor:
+        loss = training_step(batch, model)
+        seen.append([live_masks(model)[name] for name in ("conv1", "conv2")])
+        return loss
+
+    pruner = LotteryJackpotPruner(model, CONFIG_LIST, make_evaluator(model, batches, step), lr=2.0)
+    pruner.compress(50, None)
+    reference = Reference(lr=2.0, total=50)
+    for i, masks in enumerate(seen):
+        reference.step(batches[i % len(batches)], i)
+        assert all(torch.equal(a, b) for a, b in zip(masks, reference.masks, strict=True)), i
+    assert len(seen) == 50
+    assert not all(torch.equal(a, b) for a, b in zip(seen[0], seen[-1], strict=True))
+    for group, score in zip(pruner.score_parameters(), reference.scores, strict=True):
+        assert torch.equal(group, score)
+
+
+def test_nothing_is_differentiated_that_no_score_needs(batches: Batches) -> None:
+    torch.manual_seed(0)
+    model = ConvNet()
+    flowed: list[str] = []
+    for name in ("conv1", "bn1", "conv2", "bn2", "fc"):
+        getattr(model, name).register_full_backward_hook(lambda *_, name=name: flowed.append(name))
+    reached = []
+
+    def step(batch: Any, model: nn.Module) -> torch.Tensor:
+        below = torch.relu(model.bn1(model.conv1(batch[0])))
+        reached.append(below.requires_grad)
+        return training_step(batch, model)
+
+    config = [{"op_names": ["conv2"], "sparse_ratio": 0.5}]
+    pruner = LotteryJackpotPruner(model, config, make_evaluator(model, batches, step), lr=1.0)
+    pruner.compress(3, None)
+    assert not any(reached)
+    assert {"conv2", "bn2", "fc"} <= set(flowed)
+    assert not {"conv1", "bn1"} & set(flowed)
+    assert all(p.grad is None for p in model.parameters())

@@ -5,9 +5,18 @@ from math import inf, nan
 import pytest
 import torch
 from torch import Generator, Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from nni_jackpot import selection
 from nni_jackpot.errors import SearchDivergedError
-from nni_jackpot.selection import keep_top, keep_top_by_row, swap_at_most
+from nni_jackpot.selection import (
+    Threshold,
+    keep_top,
+    keep_top_by_row,
+    swap_at_most,
+    update_top,
+    update_tops,
+)
 
 SCORES = {
     "distinct": lambda g: torch.rand(40, generator=g),
@@ -173,3 +182,123 @@ def test_limit_of_swaps_must_not_be_negative() -> None:
     mask = torch.ones(3, dtype=torch.bool)
     with pytest.raises(ValueError, match="limit must not be negative"):
         swap_at_most(mask, mask, torch.ones(3), -1)
+
+
+# -- updates in place
+
+
+class Allocations(TorchDispatchMode):
+    """Notes the most bytes of any tensor that is made within."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        is_view = any(alias.alias_info is not None for alias in function._schema.returns)
+        if isinstance(result, Tensor) and not is_view:
+            self.largest = max(self.largest, result.numel() * result.element_size())
+        return result
+
+
+def long(make, generator: Generator, n: int) -> Tensor:
+    """Scores of a kind, of any number: in blocks that differ by chance only."""
+    return torch.cat([make(generator) for _ in range(-(-n // 40))])[:n]
+
+
+@every_kind
+@pytest.mark.parametrize("n", [39, 1000, 5003])
+def test_an_update_keeps_exactly_the_top(make, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "_CHUNK", 512)
+    generator = Generator().manual_seed(0)
+    for keep in (0, 1, n // 10, n // 2, n - 1, n):
+        scores, kept = long(make, generator, n), coin(generator, n)
+        expected = reference(scores, keep, kept)
+        changed = kept != expected
+        flipped = update_top(scores, keep, kept)
+        assert torch.equal(kept, expected)
+        assert torch.equal(flipped.sort().values, changed.nonzero()[:, 0])
+
+
+@every_kind
+def test_many_updates_in_a_row(make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The threshold of the last update is a hint only, whatever the scores do: drift, jump, or stand still."""
+    monkeypatch.setattr(selection, "_CHUNK", 512)
+    generator = Generator().manual_seed(0)
+    n, keep, threshold = 3000, 300, Threshold()
+    scores = long(make, generator, n)
+    kept = keep_top(scores, keep)
+    for step in range(30):
+        if step % 10 == 9:
+            scores = long(make, generator, n)
+        elif step % 4:
+            scores = scores * 0.999 + 1e-4 * torch.randn(n, generator=generator).to(scores)
+            scores = scores.nan_to_num(0.0)  # of infinities that met
+        expected = reference(scores, keep, kept)
+        update_top(scores, keep, kept, n_kept=keep, threshold=threshold)
+        assert torch.equal(kept, expected), step
+
+
+def test_guesses_that_miss_do_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = torch.rand(5000, generator=Generator().manual_seed(0))
+    expected = keep_top(scores, 500)
+    for miss in ((5.0, 6.0), (-6.0, -5.0)):
+        monkeypatch.setattr(selection, "_bracket_of_sample", lambda *_, miss=miss: miss)
+        assert torch.equal(keep_top(scores, 500), expected)
+        kept = torch.arange(5000) < 500
+        update_top(scores, 500, kept, threshold=Threshold(2.0, 0.5, 0.1))
+        assert torch.equal(kept, expected)
+
+
+def test_nan_leaves_the_set_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "_CHUNK", 64)
+    scores = torch.rand(300)
+    before = keep_top(scores, 30)
+    for position in (0, 100, 299):
+        broken = scores.clone()
+        broken[position] = nan
+        for threshold in (None, Threshold(0.9, 0.0, 0.1)):
+            kept = before.clone()
+            with pytest.raises(SearchDivergedError, match="NaN"):
+                update_top(broken, 30, kept, threshold=threshold)
+            assert torch.equal(kept, before)
+
+
+def test_a_steady_update_makes_nothing_of_the_size_of_the_scores() -> None:
+    n = 6_000_000
+    generator = Generator().manual_seed(0)
+    scores, threshold = torch.randn(n, generator=generator), Threshold()
+    kept = keep_top(scores, n // 10)
+    for _ in range(3):
+        scores.add_(torch.randn(n, generator=generator), alpha=1e-5)
+        update_top(scores, n // 10, kept, n_kept=n // 10, threshold=threshold)
+    scores.mul_(0.99999)
+    with Allocations() as allocations:
+        flipped = update_top(scores, n // 10, kept, n_kept=n // 10, threshold=threshold)
+    assert len(flipped) < n / 1000
+    assert 0 < allocations.largest < n  # a byte a score would be as much
+
+
+@every_kind
+def test_an_accelerator_finds_the_same_for_many_sets_at_once(make) -> None:
+    generator = Generator().manual_seed(0)
+    sets, expected = [], []
+    for n, keep in ((39, 0), (39, 39), (500, 50), (500, 251), (1000, 999)):
+        scores, kept = long(make, generator, n), coin(generator, n)
+        expected.append(reference(scores, keep, kept))
+        sets.append((scores, keep, kept))
+    before = [kept.clone() for _, _, kept in sets]
+    changed = update_tops(sets)
+    for (_, _, kept), wanted, was, flipped in zip(sets, expected, before, changed, strict=True):
+        assert torch.equal(kept, wanted)
+        assert torch.equal(flipped, was != wanted)
+    assert update_tops([]) == []
+
+
+def test_an_accelerator_leaves_all_sets_alone_if_a_score_is_nan() -> None:
+    sets = [(torch.rand(50), 5, torch.zeros(50, dtype=torch.bool)) for _ in range(3)]
+    sets[1][0][7] = nan
+    with pytest.raises(SearchDivergedError, match="NaN"):
+        update_tops(sets)
+    assert not any(kept.any() for _, _, kept in sets)
