@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from nni_jackpot.selection import keep_top
+from nni_jackpot.selection import check_order, keep_top
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -123,6 +123,7 @@ def by_global_rank(units: Mapping[Key, Unit], importance: Mapping[Key, Tensor]) 
     contested: dict[Key, Tensor] = {}
     for key, unit in units.items():
         flat = importance[key].detach().reshape(-1).to("cpu", dtype)
+        check_order(flat)
         is_bound = unit.kept_at_most < unit.grains or unit.kept_at_least > 0
         # Without ``previous``, the smaller of two kept sets is part of the larger one.
         contested[key] = (

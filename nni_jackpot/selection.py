@@ -108,7 +108,7 @@ def update_top(
     flat, members = scores.detach().reshape(-1), kept.view(-1)
     _check_keep(keep, flat.numel())
     if keep in (0, flat.numel()):
-        _check_order(flat)
+        check_order(flat)
         flipped = (members != (keep > 0)).nonzero()[:, 0]
         members.fill_(keep > 0)
         return flipped
@@ -252,7 +252,7 @@ def keep_top_by_row(scores: Tensor, keep: int, previous: Tensor | None = None) -
     scores = scores.detach()
     n = scores.shape[1]
     _check_keep(keep, n)
-    _check_order(scores)
+    check_order(scores)
     if keep in (0, n):
         return torch.full_like(scores, keep > 0, dtype=torch.bool)
 
@@ -312,6 +312,7 @@ def _check_keep(keep: int, available: int) -> None:
         raise ValueError(f"keep must lie between 0 and the {available} scores there are, got {keep}")
 
 
-def _check_order(scores: Tensor) -> None:
+def check_order(scores: Tensor) -> None:
+    """Raise SearchDivergedError if a score is NaN, for which there is no order."""
     if scores.numel() and scores.max().isnan():
         raise SearchDivergedError("a score is NaN")
