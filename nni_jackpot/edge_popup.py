@@ -88,7 +88,7 @@ class RelaxedMask:
     swap_limit
         How many grains may enter, and as many leave, in one refresh; None for any number.
     is_told
-        Whether `refresh` is called after every change of the scores, so that none has to be suspected.
+        Whether somebody refreshes after every change of the scores, so that none has to be suspected.
     """
 
     def __init__(self, grains: Grains, keep: int) -> None:
@@ -144,6 +144,7 @@ class RelaxedMask:
         if len(flipped):
             mask.copy_(self.grains.expand(kept))
         self._settle(score, flipped)
+        self._remake(mask)
 
     def resize(self, keep: int, score: Tensor, mask: Tensor, favoured: Tensor) -> None:
         """Keep another number of grains from now on: those of largest score, ``favoured`` first among equals.
@@ -164,17 +165,27 @@ class RelaxedMask:
         may_write
             Whether backward may overwrite the gradient of the masked weights, since nobody else will read it.
         """
-        self.refresh(score, mask)
-        self._may_have_moved = torch.is_grad_enabled() and score.requires_grad and not self.is_told
-        masked = self._masked_weights(weight, mask)
+        is_ready = self.is_told and self._masked is not None and isinstance(weight, nn.Parameter)
+        if is_ready and torch.compiler.is_compiling():  # nothing to trace, nothing to break a graph
+            masked = self._masked.values  # type: ignore[union-attr]
+        else:
+            masked = self._up_to_date(weight, score, mask, torch.is_grad_enabled() and score.requires_grad)
         score = score.view(self.grains.score_shape)
         return _StraightThrough.apply(weight, score, masked, mask, self.grains, may_write)
 
+    @torch.compiler.disable
     @torch.no_grad()
-    def _masked_weights(self, weight: Tensor, mask: Tensor) -> Tensor:
+    def _up_to_date(self, weight: Tensor, score: Tensor, mask: Tensor, gives_gradient: bool) -> Tensor:
+        self.refresh(score, mask)
+        self._may_have_moved = gives_gradient and not self.is_told
         # Numbers of 8 bits: PyTorch multiplies by these without a copy of the mask as floats.
         if not isinstance(weight, nn.Parameter):  # a quantizer's output, new every time
             return weight * mask.view(torch.int8)
+        return self.make(weight, mask)
+
+    @torch.no_grad()
+    def make(self, weight: Tensor, mask: Tensor) -> Tensor:
+        """Return the masked weights, made anew if they are of another weight or mask."""
         if self._masked is None or not self._masked.is_same(weight, mask):
             values = torch.empty_like(weight) if self._masked is None else self._masked.values
             if values.device != weight.device:
@@ -182,6 +193,10 @@ class RelaxedMask:
             torch.mul(weight, mask.view(torch.int8), out=values)
             self._masked = _Masked(values, weight, mask)
         return self._masked.values
+
+    def _remake(self, mask: Tensor) -> None:
+        if self._masked is not None:
+            self.make(self._masked.weight, mask)
 
     @torch.no_grad()
     def _update(self, score: Tensor, mask: Tensor) -> None:
@@ -194,6 +209,7 @@ class RelaxedMask:
             masked.values.view(-1)[places] = values
             self._masked = _Masked(masked.values, masked.weight, mask)
         self._settle(score, places)
+        self._remake(mask)
 
     def state(self) -> dict[str, Any]:
         """Return what `restore` needs, as plain data; the mask is to be fresh."""
@@ -242,5 +258,6 @@ def refresh_together(targets: Iterable[tuple[RelaxedMask, Tensor, Tensor]]) -> N
         else:
             on_accelerator.append((relaxed, score, mask))
     flipped = update_tops([(score, relaxed.keep, mask) for relaxed, score, mask in on_accelerator])
-    for (relaxed, score, _), places in zip(on_accelerator, flipped, strict=True):
+    for (relaxed, score, mask), places in zip(on_accelerator, flipped, strict=True):
         relaxed._settle(score, places)
+        relaxed._remake(mask)

@@ -149,6 +149,7 @@ class ScoreGroup(NamedTuple):
     def tell(self, is_told: bool) -> None:
         """Say whether `refresh_scored` will be called after every change of the scores."""
         for target in self.members:
+            target.relaxed.make(target.weight, target.mask)
             target.relaxed.is_told = is_told
 
     def accept(self) -> None:

@@ -281,3 +281,42 @@ def test_nothing_is_differentiated_that_no_score_needs(batches: Batches) -> None
     assert {"conv2", "bn2", "fc"} <= set(flowed)
     assert not {"conv1", "bn1"} & set(flowed)
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_compiled_model_is_one_graph_and_finds_the_same(batches: Batches) -> None:
+    from torch._dynamo.utils import counters
+
+    def run(compiled: bool) -> dict:
+        torch.manual_seed(0)
+        model = ConvNet()
+        torch._dynamo.reset()
+        counters.clear()
+        function = torch.compile(model, backend="aot_eager") if compiled else model
+
+        def step(batch: Any, model: nn.Module) -> torch.Tensor:
+            return training_step(batch, function)
+
+        pruner = LotteryJackpotPruner(model, CONFIG_LIST, make_evaluator(model, batches, step), lr=2.0)
+        return pruner.compress(12, None)[1]
+
+    plain, compiled = run(False), run(True)
+    assert same(plain, compiled)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+
+
+def test_a_loop_of_one_s_own_may_be_compiled(batches: Batches) -> None:
+    def run(compiled: bool) -> dict:
+        torch.manual_seed(0)
+        model = ConvNet()
+        pruner = LotteryJackpotPruner(model, CONFIG_LIST)
+        torch._dynamo.reset()
+        function = torch.compile(model, backend="aot_eager") if compiled else model
+        optimizer = torch.optim.SGD(pruner.score_parameters(), lr=2.0, momentum=0.9)
+        for batch in batches:
+            training_step(batch, function).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return pruner.get_masks()
+
+    assert same(run(False), run(True))
