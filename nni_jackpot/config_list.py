@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import Any, cast
+from typing import Any
 
 from nni.compression.base.config import (
     default_config_schema,
@@ -23,6 +23,7 @@ from nni.compression.pruning.tools.utils import is_active_target
 from schema import SchemaError
 from torch import Tensor, nn
 
+from nni_jackpot.channels import check_granularity, input_dim, scaling_of
 from nni_jackpot.errors import (
     ConfigListError,
     EmptyMatchError,
@@ -32,8 +33,16 @@ from nni_jackpot.errors import (
 )
 
 _LEGACY_KEYS = {"exclude", "sparsity", "sparsity_per_layer", "total_sparsity", "op_partial_names"}
+_SELECTING_KEYS = {
+    *("op_types", "op_names", "op_names_re", "target_names"),
+    *("exclude_op_types", "exclude_op_names", "exclude_op_names_re"),
+}
+_PREFIXES = (INPUT_PREFIX, OUTPUT_PREFIX)
 _BOUNDS = {"min_sparse_ratio", "max_sparse_ratio"}
-_RATIO_KEYS = ("sparse_ratio", "sparsity", "sparsity_per_layer", "total_sparsity")
+_LEGACY_RATIO_KEYS = ("sparsity", "sparsity_per_layer", "total_sparsity")
+_RATIO_KEYS = ("sparse_ratio", *_LEGACY_RATIO_KEYS)
+# What NNI's translation of the former keys overwrites.
+_LOST_WITH_LEGACY_KEYS = ("granularity", "target_names", "target_settings")
 # What a target may wish that has no sparse ratio of its own: its mask is that of another target.
 _ALIGNED_KEYS = {"align", "apply_method", "granularity"}
 
@@ -51,6 +60,7 @@ def check_config_list(model: nn.Module, config_list: ConfigList) -> list[dict[st
         NNI's config list, in the form of NNI 3.0 or the legacy one (``sparsity``, ``total_sparsity``,
         ``exclude``, ``op_partial_names``). Beyond NNI, an entry or a target setting may have a
         ``sparse_pattern``, ``"N:M"``: of every M weights in a row along the input dimension N are kept.
+        What ``target_settings`` says of a target goes before what the entry says; None takes a wish back.
 
     Raises
     ------
@@ -70,6 +80,7 @@ def check_config_list(model: nn.Module, config_list: ConfigList) -> list[dict[st
         raise ConfigListError(f"a config list is a list of dicts, got {config_list!r}")
     entries = [dict(deepcopy(entry)) for entry in config_list]
     for entry in entries:
+        _check_form(entry)
         _check_ratios(entry)
     group_ratios: dict[tuple[str, int | str], float] = {}
     checked = _to_current_form(entries)
@@ -119,6 +130,23 @@ def parse_pattern(pattern: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def _check_form(entry: dict[str, Any]) -> None:
+    """Find what neither the other checks nor NNI would survive, or what NNI would drop without a word."""
+    targets = entry.get("target_settings", {})
+    if not isinstance(targets, dict) or not all(isinstance(setting, dict) for setting in targets.values()):
+        raise ConfigListError(
+            "target_settings must be a dict of dicts, such as {'weight': {'sparse_ratio': 0.5}}, "
+            f"got {targets!r} in {entry}"
+        )
+    for legacy in (key for key in _LEGACY_RATIO_KEYS if key in entry):
+        lost = [key for key in ("sparse_pattern", *_LOST_WITH_LEGACY_KEYS) if key in entry]
+        if lost:
+            raise ConfigListError(
+                f"{legacy} is a key of NNI's config list before 3.0, which has no {' or '.join(lost)}: "
+                f"write sparse_ratio in {entry}"
+            )
+
+
 def _check_ratios(entry: dict[str, Any]) -> None:
     """Make every sparse ratio of an entry a float in [0, 1), and move a pattern to the weight it is about."""
     if (pattern := entry.pop("sparse_pattern", None)) is not None:
@@ -127,15 +155,15 @@ def _check_ratios(entry: dict[str, Any]) -> None:
     targets = entry.get("target_settings") or {}
     for setting in [entry, *targets.values()]:
         for key in _RATIO_KEYS:
-            if key not in setting:
+            if (ratio := setting.get(key)) is None:
                 continue
-            ratio = setting[key]
             if isinstance(ratio, bool) or not isinstance(ratio, int | float):
                 raise SparseRatioError(f"{key} must be a number in [0, 1), got {ratio!r} in {entry}")
             if not 0 <= ratio < 1:
                 hint = f"; for {ratio} percent write {ratio / 100}" if 1 < ratio < 100 else ""
                 raise SparseRatioError(f"{key} must lie in [0, 1), got {ratio} in {entry}{hint}")
             setting[key] = float(ratio)
+        _refuse_ratio_and_threshold(f"{entry}", setting)
         if isinstance(setting.get("sparse_threshold"), int):
             setting["sparse_threshold"] = float(setting["sparse_threshold"])
     for setting in targets.values():
@@ -148,6 +176,15 @@ def _check_ratios(entry: dict[str, Any]) -> None:
                 raise SparseRatioError(
                     f"sparse_pattern {kept}:{of} is a sparse_ratio of {1 - kept / of}, got {asked} in {entry}"
                 )
+
+
+def _refuse_ratio_and_threshold(where: str, setting: Mapping[str, Any]) -> None:
+    ratio, threshold = setting.get("sparse_ratio"), setting.get("sparse_threshold")
+    if ratio is not None and threshold is not None:
+        raise SparseRatioError(
+            f"{where} has a sparse_ratio of {ratio} and a sparse_threshold of {threshold}, which exclude "
+            "each other: a target takes what its entry says unless its target_settings say otherwise, or None"
+        )
 
 
 def _to_current_form(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -164,23 +201,39 @@ def _to_current_form(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
             for key, names in exclusions.items():  # which the translation overwrites
                 entry[key] = sorted({*names, *entry.get(key, [])})
         entries = [entry for entry, excludes in zip(entries, excluding, strict=True) if not excludes]
-    schema = default_config_schema("pruning")
     for entry in entries:
-        known_to_nni = dict(entry)
-        if targets := entry.get("target_settings"):
+        targets = entry.get("target_settings", {})
+        for setting in targets.values():
             # NNI translates ``total_sparsity`` to a key that its own schema refuses.
-            for setting in targets.values():
-                if "group_id" in setting:
-                    setting["global_group_id"] = setting.pop("group_id")
-            known_to_nni["target_settings"] = {
-                name: {key: value for key, value in setting.items() if key != "sparse_pattern"}
-                for name, setting in targets.items()
-            }
+            if "group_id" in setting:
+                setting["global_group_id"] = setting.pop("group_id")
+        for prefix in _PREFIXES:
+            # NNI wants the settings of all outputs even where the first has its own.
+            if (first := f"{prefix}0") in targets:
+                targets.setdefault(prefix, targets[first])
+        _check_by_schema(entry)
+    return entries
+
+
+def _check_by_schema(entry: dict[str, Any]) -> None:
+    known = _known_to_nni({key: value for key, value in entry.items() if key != "target_settings"})
+    targets = entry.get("target_settings", {}).items()
+    # NNI's schema counts ratios, and would refuse that of a target beside that of the entry: one at a time.
+    parts = [{"op_names": [], "target_settings": {name: _known_to_nni(s)}} for name, s in targets]
+    for part in [known, *parts]:
         try:
-            schema.validate(known_to_nni)
+            default_config_schema("pruning").validate(part)
         except SchemaError as error:
             raise ConfigListError(f"NNI does not accept the config list entry {entry}: {error}") from error
-    return entries
+
+
+def _known_to_nni(setting: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what NNI's schema does not know, or takes no None for."""
+    return {
+        key: value
+        for key, value in setting.items()
+        if key != "sparse_pattern" and (value is not None or key in _SELECTING_KEYS)
+    }
 
 
 def _select(model: nn.Module, entry: dict[str, Any]) -> dict[str, nn.Module]:
@@ -201,7 +254,8 @@ def _select(model: nn.Module, entry: dict[str, Any]) -> dict[str, nn.Module]:
 def _settings(name: str, module: nn.Module, entry: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return NNI's setting of every target of a module that is to be pruned by itself."""
     kind = type(module).__name__
-    if not any(True for _ in module.parameters(recurse=False)):
+    of_values = all(map(is_input_or_output, PruningSetting.registry.get(kind, ("weight",))))
+    if not of_values and not any(True for _ in module.parameters(recurse=False)):
         raise TargetWithoutParametersError(
             f"{name} ({kind}) holds no parameter to prune; select other modules"
         )
@@ -211,13 +265,13 @@ def _settings(name: str, module: nn.Module, entry: dict[str, Any]) -> dict[str, 
             f"NNI does not know how to prune {name} ({kind}); it knows {known}; "
             f"others are made known by nni.compression.base.setting.PruningSetting.register"
         )
-    selectors = ("op_names", "op_types", "op_names_re")
-    public = {key: v for key, v in entry.items() if key not in selectors and not key.startswith("exclude_op")}
+    public = {key: v for key, v in entry.items() if key == "target_names" or key not in _SELECTING_KEYS}
+    _check_target_names(name, module, entry)
     try:
         settings = canonicalize_settings(module, public, "pruning")
     except KeyError as error:
         raise ConfigListError(
-            f"{name} ({kind}) has no pruning target {error} asked for by {entry}"
+            f"{name}: target_settings of {entry} must have {error}, for which NNI has no settings"
         ) from error
     active = {
         target: s
@@ -230,12 +284,13 @@ def _settings(name: str, module: nn.Module, entry: dict[str, Any]) -> dict[str, 
         wishes = {key: v for key, v in setting.items() if v is not None and v != usual.get(key)}
         is_aligned = setting.get("align") is not None
         aligned |= is_aligned and has_align_of_its_own(public, target)
-        if target.startswith((INPUT_PREFIX, OUTPUT_PREFIX)):
+        if is_input_or_output(target):
             if target in active or not is_aligned:
                 raise ConfigListError(
                     f"{name}.{target}: inputs and outputs hold no weights that could be searched; "
                     "give it an align to a target that is"
                 )
+            scaling_of(f"{name}.{target}", module, target, setting)
         elif target in active:
             if is_aligned and has_align_of_its_own(public, target):
                 raise ConfigListError(f"{name}.{target} has both an align and a sparse ratio: {entry}")
@@ -244,15 +299,38 @@ def _settings(name: str, module: nn.Module, entry: dict[str, Any]) -> dict[str, 
             if not active:
                 raise SparseRatioError(f"{name}.{target} has {wishes} but no sparse_ratio: {entry}")
             raise ConfigListError(f"{name}.{target}: {wishes} is not supported without a sparse_ratio")
+        elif is_aligned and (parameter := getattr(module, target)) is not None:
+            check_granularity(f"{name}.{target}", module, parameter, setting)
     if not active and not aligned:
         raise SparseRatioError(f"the config list entry {entry} gives {name} no sparse_ratio")
     return active
 
 
+def _check_target_names(name: str, module: nn.Module, entry: dict[str, Any]) -> None:
+    """Find names of targets that NNI would look for only when it wraps, or never."""
+    names, targets = entry.get("target_names") or (), entry.get("target_settings", ())
+    for target in [*names, *targets]:
+        if not is_input_or_output(target) and not isinstance(getattr(module, target, ...), Tensor | None):
+            raise ConfigListError(
+                f"{name} ({type(module).__name__}) has no {target!r}, a target that {entry} names; it has "
+                f"{', '.join(module._parameters)}, {INPUT_PREFIX} and {OUTPUT_PREFIX}"
+            )
+    named = {*names, *(n + "0" for n in names), *(p for p in _PREFIXES for n in names if n.startswith(p))}
+    if names and (left_out := sorted(set(targets) - named)):
+        raise ConfigListError(
+            f"target_settings have {', '.join(left_out)}, which target_names leave out, in {entry}"
+        )
+
+
+def is_input_or_output(target: str) -> bool:
+    """Tell whether a target is an input or output of a module, not a parameter."""
+    return target.startswith(_PREFIXES)
+
+
 def has_align_of_its_own(entry: Mapping[str, Any], target: str) -> bool:
     """Tell whether an entry says ``align`` for a target, rather than leaving it to NNI's default."""
     settings = entry.get("target_settings") or {}
-    names = [target, *(prefix for prefix in (INPUT_PREFIX, OUTPUT_PREFIX) if target.startswith(prefix))]
+    names = [target, *(prefix for prefix in _PREFIXES if target.startswith(prefix))]
     return "align" in entry or any("align" in settings.get(name, {}) for name in names)
 
 
@@ -261,6 +339,10 @@ def _check_target(name: str, module: nn.Module, parameter: Tensor | None, settin
         raise TargetWithoutParametersError(f"{name} is None: there is no parameter to prune")
     if not parameter.is_floating_point():
         raise WeightDtypeError(f"{name} is {parameter.dtype}: scores need floating-point weights")
+    _refuse_ratio_and_threshold(name, setting)
+    blocks = setting.get("internal_metric_block")
+    if blocks is not None and blocks < 1:
+        raise ConfigListError(f"{name}: internal_metric_block must be at least 1, or None, got {blocks}")
     low, high = setting.get("min_sparse_ratio") or 0.0, setting.get("max_sparse_ratio")
     if high is not None and low > high:
         raise SparseRatioError(f"{name}: min_sparse_ratio {low} is above max_sparse_ratio {high}")
@@ -268,35 +350,9 @@ def _check_target(name: str, module: nn.Module, parameter: Tensor | None, settin
         raise ConfigListError(
             f"{name}: apply_method='add' is not supported for weights, only for inputs and outputs; use 'mul'"
         )
-    _check_granularity(name, module, parameter, setting)
+    check_granularity(name, module, parameter, setting)
     if (pattern := setting.get("sparse_pattern")) is not None:
         _check_pattern(name, module, parameter, parse_pattern(pattern)[1], setting)
-
-
-def _check_granularity(name: str, module: nn.Module, parameter: Tensor, setting: dict[str, Any]) -> None:
-    granularity = setting.get("granularity")
-    if granularity in (None, "default", "out_channel", "in_channel"):
-        channels = {"out_channel": 1, "in_channel": 2}.get(granularity or "", 0)
-        if parameter.dim() < channels:
-            raise ConfigListError(f"{name} has {parameter.dim()} dimension(s), no {granularity}")
-        if channels and is_transposed(module) and cast(Any, module).groups > 1:
-            raise ConfigListError(
-                f"{name}: granularity={granularity!r} is not supported for transposed convolutions with "
-                "groups, whose weights have no dimension of output channels"
-            )
-        return
-    if granularity == "per_channel":
-        raise ConfigListError(f"{name}: granularity='per_channel' is for inputs and outputs")
-    kernel = granularity if all(isinstance(step, int) for step in granularity) else granularity[0]
-    if (
-        not isinstance(kernel, list | tuple)
-        or not 0 < len(kernel) <= parameter.dim()
-        or not all(isinstance(step, int) and (step == -1 or step > 0) for step in kernel)
-    ):
-        raise ConfigListError(
-            f"{name}: granularity={granularity!r} must be a list of at most {parameter.dim()} block sizes, "
-            "each positive or -1, or [such a list, 'front' or 'back', padding]"
-        )
 
 
 def _check_pattern(name: str, module: nn.Module, parameter: Tensor, of: int, setting: dict[str, Any]) -> None:
@@ -314,16 +370,6 @@ def _check_pattern(name: str, module: nn.Module, parameter: Tensor, of: int, set
             f"{name}: its input dimension of {inputs} is no multiple of {of}, as sparse_pattern "
             f"{setting['sparse_pattern']!r} needs; leave it out by exclude_op_names"
         )
-
-
-def is_transposed(module: nn.Module) -> bool:
-    """Tell whether a module's weights have input channels first, which NNI's granularities do not expect."""
-    return isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
-
-
-def input_dim(module: nn.Module) -> int:
-    """Return the dimension of a module's weights that its input channels (or features) index."""
-    return 0 if is_transposed(module) else 1
 
 
 def _check_groups(

@@ -14,7 +14,8 @@ from nni.compression.pruning.tools.utils import is_active_target
 from torch import Tensor, nn
 
 from nni_jackpot.budget import Unit
-from nni_jackpot.config_list import has_align_of_its_own, input_dim, is_transposed, parse_pattern
+from nni_jackpot.channels import channels_of, input_dim, is_transposed, scaling_of, steps_of
+from nni_jackpot.config_list import has_align_of_its_own, parse_pattern
 from nni_jackpot.errors import ConfigListError, MaskError
 from nni_jackpot.granularity import Grains
 from nni_jackpot.targets import ScoredTarget, ScoreGroup, align
@@ -143,12 +144,32 @@ def align_targets(
             if not own and is_transposed(wrapper.module):
                 dims = (1,)
             shape = source.grains.shape
-            sizes = [shape[dim] for dim in dims if -len(shape) <= dim < len(shape)]
-            if len(sizes) < len(dims) or (
-                space.type is TargetType.PARAMETER and space._scaler is None and sizes != space.shape
-            ):
+            what, sizes = _followed(where, wrapper.module, name, space)
+            fits = all(isinstance(dim, int) and -len(shape) <= dim < len(shape) for dim in dims)
+            given = [shape[dim] for dim in sorted({dim % len(shape) for dim in dims})] if fits else None
+            if given is None or sizes not in (None, given):
                 raise ConfigListError(
                     f"{where}: align to dims {list(dims)} of {source}, of shape {shape}, does not give its "
-                    f"shape {space.shape}"
+                    f"{what}"
                 )
             align(space, source.space, dims)
+
+
+def _followed(
+    where: str, module: nn.Module, name: str, space: PruningTargetSpace
+) -> tuple[str, list[int] | None]:
+    """Say what of a target follows another, and its sizes; None for sizes that only a forward would tell."""
+    if space.type is TargetType.PARAMETER:
+        what, shape = f"shape {space.shape}", list(space.shape)
+        steps = len(shape) * [1] if space._scaler is None else steps_of(space._scaler, len(shape))
+    elif (channels := channels_of(module, name)) is not None:
+        what, shape = f"{channels.number} channels", [channels.number]
+        space._scaler = scaling_of(where, module, name, space.setting)
+        steps = space._scaler.kernel_size[-1:]
+    else:
+        return "shape", None
+    if any(size % step for size, step in zip(shape, steps, strict=True)):
+        raise ConfigListError(f"{where}: granularity={space.granularity!r} does not divide its {what}")
+    if space.granularity is not None:
+        what += f" at granularity={space.granularity!r}"
+    return what, [size // step for size, step in zip(shape, steps, strict=True) if step != -1]

@@ -22,11 +22,11 @@ from torch.utils.hooks import RemovableHandle
 
 from nni_jackpot.budget import BUDGETS, by_global_rank
 from nni_jackpot.calibration import losses_of
+from nni_jackpot.channels import is_transposed
 from nni_jackpot.checkpoint import Checkpoint
 from nni_jackpot.config_list import (
     ConfigList,
     check_config_list,
-    is_transposed,
     parse_pattern,
     refuse_targets_taken,
 )
@@ -516,6 +516,8 @@ class LotteryJackpotPruner(Pruner):
             self._checkpoint,
         )
         self._follow_goals()
+        if self.interval_steps is None:
+            self._importance = None  # no budget will change: 4 bytes a weight less
         self._search.prepare(evaluator)
 
     def _fuse_postprocess(self, evaluator: Evaluator) -> None:
@@ -535,7 +537,8 @@ class LotteryJackpotPruner(Pruner):
         self._goals = goals
         if self._importance is None:
             raise ConfigListError(
-                "sparse ratios cannot be scheduled where the search starts from given masks"
+                "sparse ratios cannot be scheduled where the search starts from given masks, nor after a "
+                "search without a schedule"
             )
         for group, keep in self._budgets(self._importance).items():
             group.resize(keep, self._importance[group])

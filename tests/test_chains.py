@@ -57,6 +57,15 @@ def test_given_masks_have_no_schedule(model: nn.Module, batches: Batches, schedu
         scheduled(pruner, interval_steps=3, total_times=4).compress(18, None)
 
 
+@pytest.mark.refuses("AGPPruner, after a search without a schedule")
+def test_a_schedule_comes_with_the_first_search(model: nn.Module, batches: Batches) -> None:
+    pruner = LotteryJackpotPruner(model, CONVS, make_evaluator(model, batches))
+    pruner.compress(2, None)
+    assert pruner._importance is None  # which takes as much memory as the weights
+    with pytest.raises(ConfigListError, match="nor after a search without a schedule"):
+        AGPPruner(pruner, interval_steps=3, total_times=4).compress(18, None)
+
+
 @pytest.mark.honours("{distiller_class.__name__}", "{quantizer_name}")
 @pytest.mark.parametrize(
     ("distiller_class", "quantizer_name"),

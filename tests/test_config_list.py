@@ -66,6 +66,41 @@ def test_each_target_has_its_own_ratio(model: nn.Module) -> None:
     assert zeros(model, config_list) == expected
 
 
+@pytest.mark.honours("target_settings, before what the entry says")
+@pytest.mark.parametrize("key", ["sparse_ratio", "sparse_threshold"])
+def test_a_target_s_own_settings_go_before_those_of_its_entry(model: nn.Module, key: str) -> None:
+    entry = {"op_names": ["conv2"], "sparse_ratio": 0.5, "max_sparse_ratio": 0.6, "internal_metric_block": 2}
+    own = {"sparse_ratio": 0.75, "max_sparse_ratio": None, "internal_metric_block": None}
+    if key == "sparse_threshold":
+        own = {**own, "sparse_ratio": None, "sparse_threshold": 0.05}
+    pruner = LotteryJackpotPruner(model, [{**entry, "target_settings": {"weight": own}}])
+    pruned = pruner.get_masks()["conv2"]["weight"] == 0
+    below = model.conv2._nni_wrapper.weight.abs() < 0.05
+    assert int(pruned.sum()) == (648 if key == "sparse_ratio" else int(below.sum()))
+    halves = pruned.reshape(2, -1).sum(1).tolist()
+    assert halves[0] != halves[1]
+
+
+@pytest.mark.honours("sparse_ratio, of each target")
+def test_every_target_of_an_entry_has_its_own_ratio(model: nn.Module) -> None:
+    bias = {"sparse_ratio": 0.25}
+    config_list = [{"op_names": ["conv2"], "sparse_ratio": 0.5, "target_settings": {"bias": bias}}]
+    masks = LotteryJackpotPruner(model, config_list).get_masks()["conv2"]
+    assert [int((masks[name] == 0).sum()) for name in ("weight", "bias")] == [432, 3]
+
+
+def test_none_is_no_wish(model: nn.Module) -> None:
+    # as NNI's documentation spells its defaults out
+    none = ("max_sparse_ratio", "min_sparse_ratio", "sparse_threshold", "global_group_id")
+    none = (*none, "dependency_group_id", "internal_metric_block")
+    weight = {"sparse_ratio": 0.5, **dict.fromkeys(none), "granularity": "default", "apply_method": "mul"}
+    align = {"module_name": None, "target_name": "weight", "dims": [0]}
+    settings = {"weight": weight, "bias": {"align": align, "apply_method": "mul"}}
+    names = ["weight", "bias"]
+    config_list = [{"op_names": ["conv2"], "target_names": names, "target_settings": settings}]
+    assert LotteryJackpotPruner(model, config_list).get_masks()["conv2"]["weight"].sum() == 432
+
+
 def test_integer_zero_is_a_ratio(model: nn.Module) -> None:
     assert zeros(model, [{"op_types": ["Conv2d"], "sparse_ratio": 0}]) == {"conv1": 0, "conv2": 0}
 
@@ -118,6 +153,7 @@ def test_the_list_is_not_changed(model: nn.Module) -> None:
 
 
 CONV = {"op_types": ["Conv2d"]}
+CONV2 = {"op_names": ["conv2"], "sparse_ratio": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -140,10 +176,32 @@ CONV = {"op_types": ["Conv2d"]}
         ([{**CONV, "min_sparse_ratio": 0.1}], SparseRatioError, "min_sparse_ratio.* but no sparse_ratio"),
         ([{**CONV, "sparse_ratio": 0.5, "min_sparse_ratio": 0.7, "max_sparse_ratio": 0.6}], SparseRatioError, "0.7 is above"),
         ([{**CONV, "sparse_ratios": 0.5}], ConfigListError, "sparse_ratios"),
+        ([{**CONV2, "target_settings": {"weight": {"sparse_ratios": 0.5}}}], ConfigListError, "Key 'weight' error:\nWrong key 'sparse_ratios'"),
+        ([{**CONV2, "target_settings": ["weight"]}], ConfigListError, r"must be a dict of dicts.*, got \['weight'\]"),
+        ([{**CONV2, "target_settings": {"weight": 0.5}}], ConfigListError, r"must be a dict of dicts.*, got \{'weight': 0.5\}"),
+        ([{**CONV2, "target_settings": {"weight": {"sparse_ratio": None}}}], SparseRatioError, "gives conv2 no sparse_ratio"),
+        refuses("sparse_threshold, with a sparse_ratio", [{**CONV2, "sparse_threshold": 0.1}], SparseRatioError, "a sparse_ratio of 0.5 and a sparse_threshold of 0.1, which exclude each other"),
+        refuses("sparse_threshold, with a sparse_ratio", [{**CONV2, "target_settings": {"weight": {"sparse_threshold": 0.1}}}], SparseRatioError, "conv2.weight has a sparse_ratio of 0.5 and a sparse_threshold of 0.1, which exclude each other"),
+        refuses("target_settings, of what is no target", [{**CONV2, "target_settings": {"wieght": {"sparse_ratio": 0.25}}}], ConfigListError, r"conv2 \(Conv2d\) has no 'wieght', .* it has weight, bias, _input_ and _output_"),
+        ([{"op_names": ["conv2"], "target_settings": {"wieght": {"sparse_ratio": 0.25}}}], ConfigListError, r"conv2 \(Conv2d\) has no 'wieght'"),
+        ([{**CONV2, "target_names": ["weight"], "target_settings": {"wieght": {"granularity": "out_channel"}}}], ConfigListError, r"conv2 \(Conv2d\) has no 'wieght'"),
+        ([{**CONV2, "target_settings": {"stride": {"sparse_ratio": 0.25}}}], ConfigListError, r"conv2 \(Conv2d\) has no 'stride'"),
+        refuses("target_settings, of what target_names leave out", [{**CONV2, "target_names": ["weight"], "target_settings": {"bias": {"sparse_ratio": 0.25}}}], ConfigListError, "target_settings have bias, which target_names leave out"),
+        refuses("sparsity, with keys of 3.0", [{**CONV, "sparsity": 0.5, "granularity": "out_channel"}], ConfigListError, "sparsity is a key of .* before 3.0, which has no granularity: write sparse_ratio"),
+        refuses("total_sparsity, with keys of 3.0", [{**CONV, "total_sparsity": 0.5, "target_settings": {"weight": {"granularity": "out_channel"}}}], ConfigListError, "total_sparsity is a key of .* before 3.0, which has no target_settings"),
+        ([{**CONV, "sparsity": 0.5, "sparse_pattern": "2:4"}], ConfigListError, "before 3.0, which has no sparse_pattern"),
         refuses("granularity: per_channel, of weights", [{**CONV, "sparse_ratio": 0.5, "granularity": "per_channel"}], ConfigListError, "is for inputs and outputs"),
         refuses("granularity: list, that does not divide the weights", [{**CONV, "sparse_ratio": 0.5, "granularity": [5]}], ConfigListError, r"granularity=\[5\] does not divide"),
         ([{**CONV, "sparse_ratio": 0.5, "granularity": [0]}], ConfigListError, "each positive or -1"),
         ([{**CONV, "sparse_ratio": 0.5, "granularity": [1] * 5}], ConfigListError, "at most 4 block sizes"),
+        ([{**CONV2, "granularity": [[2], "middle", -1]}], ConfigListError, "or \\[such a list, 'front' or 'back', padding"),
+        ([{**CONV2, "granularity": [[2], "back", "x"]}], ConfigListError, "'front' or 'back', padding"),
+        ([{**CONV2, "granularity": [[2], "back", -1, 3]}], ConfigListError, "'front' or 'back', padding"),
+        ([{**CONV2, "target_settings": {"bias": {"granularity": "in_channel"}}}], ConfigListError, r"conv2.bias has 1 dimension\(s\), no in_channel"),
+        ([{**CONV2, "target_settings": {"bias": {"granularity": "per_channel"}}}], ConfigListError, "conv2.bias: granularity='per_channel' is for inputs and outputs"),
+        ([{**CONV2, "granularity": "out_channel", "target_settings": {"bias": {"granularity": [2]}}}], ConfigListError, r"conv2.bias: align to .* does not give its shape \[12\] at granularity=\[2\]"),
+        refuses("internal_metric_block, below 1", [{**CONV2, "internal_metric_block": 0}], ConfigListError, "conv2.weight: internal_metric_block must be at least 1, or None, got 0"),
+        refuses("internal_metric_block, below 1", [{**CONV2, "target_settings": {"weight": {"internal_metric_block": -4}}}], ConfigListError, "at least 1, or None, got -4"),
         refuses("internal_metric_block, that does not divide the weights", [{**CONV, "sparse_ratio": 0.5, "internal_metric_block": 5}], ConfigListError, "does not divide 72 grains"),
         refuses("dependency_group_id, of targets that do not fit each other", [{**CONV, "sparse_ratio": 0.5, "dependency_group_id": 1}], ConfigListError, "72 and 864 grains; give them granularity='out_channel'"),
         refuses("sparse_pattern, that does not divide the input dimension", [{**CONV, "sparse_pattern": "2:4"}], ConfigListError, "input dimension of 1 is no multiple of 4"),

@@ -13,7 +13,7 @@ from typing import Any
 import nni
 import pytest
 import torch
-from conftest import Batches, dense_of, frozen, lightning_trainer, make_evaluator, training_step
+from conftest import Batches, dense_of, frozen, honours, lightning_trainer, make_evaluator, training_step
 from nni.compression.distillation import Adaptive1dLayerwiseDistiller
 from nni.compression.pruning import AGPPruner, LinearPruner
 from nni.compression.quantization import LsqQuantizer, QATQuantizer
@@ -44,7 +44,23 @@ SEARCHES = {
     "channels": ["steps", "agp epochs"],
     "dependent": ["epochs", "linear"],
 }
-both_kinds = pytest.mark.parametrize("kind", ["torch", "lightning"])
+# What docs/support.md is to say of a search, and of what drives it.
+FEATURES = {
+    "weights": [],
+    "global": ["global_group_id", "max_sparse_ratio"],
+    "channels": ["granularity: out_channel", "target_names: bias, that follows its weight", "ModelSpeedup"],
+    "dependent": [
+        *("dependency_group_id", "internal_metric_block", "align"),
+        *("auto_set_denpendency_group_ids", "ModelSpeedup"),
+    ],
+    "steps": ["max_steps"],
+    "epochs": ["max_epochs"],
+    "linear": ["LinearPruner"],
+    "agp epochs": ["AGPPruner"],
+}
+both_kinds = pytest.mark.parametrize(
+    "kind", [honours("TorchEvaluator", "torch"), honours("LightningEvaluator", "lightning")]
+)
 
 
 class Branches(nn.Module):
@@ -181,7 +197,14 @@ def give_back(model: Any, compressor: Any, dense: dict[str, Tensor]) -> None:
 
 
 @both_kinds
-@pytest.mark.parametrize(("wish", "run"), [(wish, run) for wish, runs in SEARCHES.items() for run in runs])
+@pytest.mark.parametrize(
+    ("wish", "run"),
+    [
+        pytest.param(wish, run, marks=pytest.mark.honours(*FEATURES[wish], *FEATURES[run]))
+        for wish, runs in SEARCHES.items()
+        for run in runs
+    ],
+)
 def test_search_and_speedup(kind: str, wish: str, run: str, batches: Batches, tmp_path: Path) -> None:
     model, evaluator, prefix = make(kind, batches, tmp_path)
     dense, size = dense_of(model), sum(p.numel() for p in model.parameters())
@@ -206,9 +229,15 @@ def quantize(pruner: LotteryJackpotPruner, quantizer_class: Any, prefix: str) ->
     return quantizer_class.from_compressor(pruner, [{"op_names": [prefix + name for name in WIDTHS], **wish}])
 
 
+@pytest.mark.honours("Adaptive1dLayerwiseDistiller")
 @both_kinds
 @pytest.mark.parametrize(
-    ("last_class", "wish"), [(QATQuantizer, "dependent"), (LsqQuantizer, "weights"), (AGPPruner, "channels")]
+    ("last_class", "wish"),
+    [
+        honours("QATQuantizer", QATQuantizer, "dependent"),
+        honours("LsqQuantizer", LsqQuantizer, "weights"),
+        honours("AGPPruner", AGPPruner, "channels"),
+    ],
 )
 def test_fusion(kind: str, last_class: Any, wish: str, batches: Batches, tmp_path: Path) -> None:
     model, evaluator, prefix = make(kind, batches, tmp_path)
@@ -234,7 +263,9 @@ def test_fusion(kind: str, last_class: Any, wish: str, batches: Batches, tmp_pat
 
 
 @both_kinds
-@pytest.mark.parametrize("company", ["alone", "scheduled", "quantized"])
+@pytest.mark.parametrize(
+    "company", ["alone", honours("AGPPruner", "scheduled"), honours("QATQuantizer", "quantized")]
+)
 def test_norm_statistics_are_held(kind: str, company: str, batches: Batches, tmp_path: Path) -> None:
     model, evaluator, prefix = make(kind, batches, tmp_path)
     pruner = LotteryJackpotPruner(model, configs("channels", model, prefix), evaluator, **OPTIONS)
