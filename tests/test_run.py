@@ -17,6 +17,7 @@ from torch import nn
 from nni_jackpot import LotteryJackpotPruner, apply_masks, load_masks, mask_overlap
 from nni_jackpot.errors import (
     CheckpointError,
+    ConfigListError,
     DatasetNotFoundError,
     EmptyMatchError,
     JackpotError,
@@ -191,6 +192,14 @@ def test_bad_checkpoints(config: RunConfig, tmp_path: Path) -> None:
         ({"config_list.0.op_types": ["Conv3d"]}, EmptyMatchError),
         ({"pretrain.checkpoint": "/nowhere.pth"}, CheckpointError),
         ({"device": "cuda:0"}, JackpotError),
+        (
+            {
+                "config_list.0.internal_metric_block": 2,
+                "config_list.0.exclude_op_names": ["conv1"],
+                "search.swap_limit": 0.1,
+            },
+            ConfigListError,
+        ),
     ],
 )
 def test_mistakes_are_found_before_any_training(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import time
@@ -17,8 +18,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 from torch.optim.swa_utils import update_bn
 
-from nni_jackpot.config_list import check_config_list
-from nni_jackpot.errors import JackpotError
+from nni_jackpot.errors import JackpotError, NothingKeptError
 from nni_jackpot.experiment.config import RunConfig, TrainConfig, dump_config, to_dict
 from nni_jackpot.experiment.data import Data, load_data
 from nni_jackpot.experiment.models import build_model
@@ -95,8 +95,14 @@ class Setting:
         self.data: Data = load_data(config.data, config.seed)
         torch.manual_seed(config.seed)
         self.model: nn.Module = build_model(config.model, self.data.num_classes, self.data.in_channels)
-        check_config_list(self.model, config.config_list)
+        self._try_config_list()
         self.model.to(self.device)
+
+    def _try_config_list(self) -> None:
+        """Find what is wrong with the config list on a copy of the network, before weights are trained."""
+        with contextlib.suppress(NothingKeptError):  # which a global ranking of other weights may still avoid
+            entries = list(self.config.config_list)
+            LotteryJackpotPruner(copy.deepcopy(self.model), entries, swap_limit=self.config.search.swap_limit)
 
     def evaluate(self, model: nn.Module) -> float:
         """Return the accuracy of a model on the test images."""
