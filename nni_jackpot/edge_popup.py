@@ -165,6 +165,8 @@ class RelaxedMask:
         may_write
             Whether backward may overwrite the gradient of the masked weights, since nobody else will read it.
         """
+        if torch.compiler.is_compiling():
+            may_write = False  # a compiler makes copies as it sees fit
         is_ready = self.is_told and self._masked is not None and isinstance(weight, nn.Parameter)
         if is_ready and torch.compiler.is_compiling():  # nothing to trace, nothing to break a graph
             masked = self._masked.values  # type: ignore[union-attr]
