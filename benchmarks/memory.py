@@ -1,0 +1,106 @@
+"""Measures how much memory a search takes at its peak, beyond the dense model, against dense training.
+
+Every contestant (see `contestants`) has a process of its own. On a CPU it is the peak of the resident memory,
+on a GPU that of PyTorch's allocations. Bytes a weight count the weights that are searched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import arguments, bars, report
+from contestants import CONTESTANTS, Step
+from models import Case, Job, add_options, targets_of
+
+CASES = ["vgg19@32:16", "vgg19@32:64", "resnet50@64:64", "resnet50@224:16"]
+# What is freed goes back to the system at once: what is resident is what is in use, not what once was.
+ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+
+
+def resident(peak: bool = False) -> int:
+    """Return the bytes of resident memory, now or at their peak."""
+    key = "VmHWM" if peak else "VmRSS"
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key))
+
+
+def three_times(step: Step) -> None:
+    """Take steps of a contestant; from the second one on its optimizer has its state."""
+    for _ in range(3):
+        step()
+
+
+def growth(case: Case, name: str, args: argparse.Namespace) -> tuple[int, int]:
+    """Return how many bytes a contestant takes beyond model and batch, and how many weights there are."""
+    for tried in (Case("tiny", case.pixels, 2), case):  # once for what is loaded at first use
+        job = Job.of(tried, args)
+        n_weights = sum(module.weight.numel() for module in targets_of(job.model))
+        if args.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+        else:
+            with suppress(OSError):  # where this is not allowed the peak of loading NNI counts, if higher
+                Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
+            before = resident()
+        CONTESTANTS[name](job, three_times)
+    after = torch.cuda.max_memory_allocated() if args.device.type == "cuda" else resident(peak=True)
+    return after - before, n_weights
+
+
+def in_own_process(case: Case, name: str, args: argparse.Namespace) -> tuple[int, int]:
+    """Return the growth as a new process measures it."""
+    command = [sys.executable, __file__, "--cases", str(case), "--only", name, "--device", str(args.device)]
+    command += ["--amp"] * args.amp + ["--channels-last"] * args.channels_last
+    output = subprocess.run(command, env=os.environ | ENVIRONMENT, check=True, stdout=subprocess.PIPE).stdout
+    n_bytes, n_weights = json.loads(output.splitlines()[-1])
+    return n_bytes, n_weights
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_options(parser, CASES)
+    parser.add_argument("--only", choices=CONTESTANTS, help="measure this one in this process")
+    args = arguments(parser, "memory")
+    if args.only is not None:
+        print(json.dumps(growth(args.cases[0], args.only, args)))
+        return
+    names = list(CONTESTANTS)
+    if args.smoke:
+        args.cases, names = [Case("tiny", 64, 64)], ["forward and backward", "dense training", "search"]
+    rows = []
+    over_floor: dict[str, list[float]] = {name: [] for name in names}
+    for case in args.cases:
+        here = names[:-1] if args.smoke else []  # a new process takes seconds to load PyTorch and NNI
+        found = {n: (growth if n in here else in_own_process)(case, n, args) for n in names}
+        floor, dense = found["forward and backward"][0], found["dense training"][0]
+        for name, (n_bytes, n_weights) in found.items():
+            over_floor[name].append((n_bytes - floor) / n_weights)
+            row = [
+                f"{case}, {name}",
+                f"{n_weights:,}",
+                f"{n_bytes / 2**20:,.1f} MiB",
+                f"{n_bytes / dense:.3g}",
+            ]
+            row += [f"{(n_bytes - other) / n_weights:.2f}" for other in (floor, dense)]
+            rows.append(row)
+            print(*row, file=sys.stderr, flush=True)
+
+    def draw(axes: Any) -> None:
+        bars(axes, list(map(str, args.cases)), over_floor)
+        axes.set_ylabel("bytes a weight over forward and backward")
+
+    more = [f"bytes a weight over {name}" for name in names[:2]]
+    report(args, ["model@pixels:batch", "weights", "peak, MiB", "÷ dense training", *more], rows, draw)
+
+
+if __name__ == "__main__":
+    main()

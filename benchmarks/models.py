@@ -1,0 +1,96 @@
+"""The models of the benchmarks by name, and what a step of training is given."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+TARGET_TYPES = (nn.Conv2d, nn.Linear)
+
+
+def _vgg19(pixels: int) -> nn.Module:
+    """Return the VGG-19 of small images: no layers between the convolutions and the classifier."""
+    layers = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["E"], batch_norm=True)
+    return nn.Sequential(layers, nn.Flatten(), nn.Linear(512 * (pixels // 32) ** 2, 10))
+
+
+def _tiny(pixels: int) -> nn.Module:
+    convolutions = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1)
+    return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(8, 10))
+
+
+MODELS: dict[str, Callable[[int], nn.Module]] = {
+    "vgg19": _vgg19,
+    "resnet50": lambda pixels: torchvision.models.resnet50(),
+    "vit_b_16": lambda pixels: torchvision.models.vit_b_16(image_size=pixels),
+    "tiny": _tiny,
+}
+
+
+class Case(NamedTuple):
+    """A model, the size of its images, and how many there are in a batch; written ``vgg19@32:64``."""
+
+    name: str
+    pixels: int
+    batch: int
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.pixels}:{self.batch}"
+
+    @classmethod
+    def parse(cls, text: str) -> Case:
+        """Read ``name@pixels:batch``."""
+        name, sizes = text.split("@")
+        if name not in MODELS:
+            raise ValueError(name)
+        return cls(name, *map(int, sizes.split(":")))
+
+    def build(self) -> nn.Module:
+        """Return the model with random weights, always the same; its speed does not depend on them."""
+        torch.manual_seed(0)
+        return MODELS[self.name](self.pixels)
+
+
+def targets_of(model: nn.Module) -> list[nn.Module]:
+    """Return the modules whose weights are searched: those that NNI takes for ``Conv2d`` and ``Linear``."""
+    return [module for module in model.modules() if type(module) in TARGET_TYPES]
+
+
+def add_options(parser: argparse.ArgumentParser, cases: list[str]) -> None:
+    """Add the options that say what a step is."""
+    parser.add_argument("--cases", type=Case.parse, nargs="+", default=[Case.parse(case) for case in cases])
+    parser.add_argument("--amp", action="store_true", help="forward passes in bfloat16 where that is safe")
+    parser.add_argument("--channels-last", action="store_true", help="weights and images in that layout")
+
+
+@dataclass
+class Job:
+    """A model, one batch, and how the loss is computed."""
+
+    model: nn.Module
+    batch: tuple[Tensor, Tensor]
+    amp: bool
+
+    @classmethod
+    def of(cls, case: Case, args: argparse.Namespace) -> Job:
+        """Return the job of a case, where and as the options say."""
+        layout = torch.channels_last if args.channels_last else torch.contiguous_format
+        model = case.build().to(args.device)
+        if args.channels_last:
+            model = model.to(memory_format=layout)
+        images = torch.randn(case.batch, 3, case.pixels, case.pixels).to(args.device, memory_format=layout)
+        labels = torch.randint(10, (case.batch,)).to(args.device)
+        return cls(model.train(), (images, labels), args.amp)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], model: nn.Module) -> Tensor:
+        """Return the loss, as an evaluator's training step does."""
+        images, labels = batch
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.amp):
+            return F.cross_entropy(model(images), labels)

@@ -1,0 +1,133 @@
+"""Times the refresh of a mask against other ways to find the largest scores, and shows how each one grows.
+
+Between two rounds all scores shrink a little, as by weight decay, and move by noise. The refresh ends with a
+mask, ties decided; its rivals are charged for no more than an order, the largest scores or their smallest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy
+import torch
+from common import arguments, interleave, ratio, report
+
+from nni_jackpot.selection import Threshold, update_top, update_tops
+
+COUNTS = [10_000, 100_000, 1_000_000, 10_000_000, 25_500_000, 100_000_000]
+SPARSE_RATIO = 0.9
+NOISE = 1e-3  # in standard deviations of the scores; some 0.01 % of the places flip
+_OWN = ("refresh", "comparing pass")
+
+
+class Selection:
+    """Scores on their way, and the mask that follows them."""
+
+    def __init__(self, count: int, device: torch.device) -> None:
+        torch.manual_seed(0)
+        self.scores = torch.randn(count, device=device)
+        self.keep = count - int(SPARSE_RATIO * count)
+        self.mask = torch.zeros(count, dtype=torch.bool, device=device)
+        self.threshold = Threshold()
+        self.flips: list[int] = []
+        self._changed = torch.empty(0, dtype=torch.bool)
+        self._n_kept = 0
+        self._cold_mask = torch.zeros_like(self.mask)
+        self._noise = torch.empty_like(self.scores)
+        for _ in range(3):  # the steady state is when it is known how the threshold moves
+            self.move()
+            self.refresh()
+
+    def move(self) -> None:
+        """Do what a step of an optimizer does, and forget what was found without a past."""
+        is_mask = self._changed.dtype == torch.bool
+        self.flips.append(int(self._changed.count_nonzero()) if is_mask else len(self._changed))
+        self.scores.mul_(1 - 1e-4).add_(self._noise.normal_(std=NOISE))
+        self._cold_mask.zero_()
+
+    def refresh(self) -> None:
+        """Refresh the mask as a search does on this device."""
+        if self.scores.device.type == "cpu":
+            self._changed = update_top(self.scores, self.keep, self.mask, self._n_kept, self.threshold)
+        else:
+            (self._changed,) = update_tops([(self.scores, self.keep, self.mask)])
+        self._n_kept = self.keep
+
+    def first(self) -> None:
+        """Find the mask for the first time."""
+        if self.scores.device.type == "cpu":
+            update_top(self.scores, self.keep, self._cold_mask, 0, Threshold())
+        else:
+            update_tops([(self.scores, self.keep, self._cold_mask)])
+
+    def runs(self) -> dict[str, Callable[[], Any]]:
+        """Return what takes turns."""
+        at, above = self.scores.numel() - self.keep, torch.empty_like(self.mask)
+        runs: dict[str, Callable[[], Any]] = {
+            "refresh": self.refresh,
+            "comparing pass": lambda: torch.gt(self.scores, 1.28, out=above),
+            "first call": self.first,
+            "sort": lambda: self.scores.sort(),
+            "topk": lambda: self.scores.topk(self.keep, sorted=False),
+            "kthvalue": lambda: self.scores.kthvalue(at + 1),
+        }
+        if self.scores.device.type == "cpu":
+            runs["numpy.partition"] = lambda: numpy.partition(self.scores.numpy(), at)
+        return runs
+
+
+def free_memory(device: torch.device) -> int:
+    """Return how many bytes are left."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    info = Path("/proc/meminfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), 0)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--counts", type=int, nargs="+", default=COUNTS, help="of scores")
+    parser.add_argument("--seconds", type=float, default=15, help="for each count; four rounds at least")
+    args = arguments(parser, "selection")
+    if args.smoke:
+        args.counts, args.seconds = [1000, 2000], 0.0
+    rows = []
+    medians: dict[str, list[float]] = {}
+    for count in args.counts:
+        if free_memory(args.device) < 80 * count:  # pairs of a value and an index, several times
+            print(f"{count} scores: not enough memory, left out", file=sys.stderr)
+            continue
+        selection = Selection(count, args.device)
+        times = interleave(selection.runs(), args.seconds, args.device, selection.move)
+        own = times["refresh"]
+        flips = median(selection.flips[-len(own) + 1 :])  # those of the last round are not counted
+        per_score = f"{1e9 * median(own) / count:.3g} ns"
+        row = [f"{count:,}", str(len(own)), f"{1e3 * median(own):.3g} ms", per_score, f"{flips:,.0f}"]
+        row.append(ratio(own, times["comparing pass"]))
+        rows.append(row + [ratio(values, own) for name, values in times.items() if name not in _OWN])
+        print(*rows[-1], file=sys.stderr, flush=True)
+        for name, values in times.items():
+            medians.setdefault(name, []).append(1000 * median(values))
+    counts = [int(row[0].replace(",", "")) for row in rows]
+
+    def draw(axes: Any) -> None:
+        for name, values in medians.items():
+            axes.loglog(counts, values, marker="o", markersize=3, label=name)
+        axes.set_xlabel("scores")
+        axes.set_ylabel("ms")
+        axes.legend(fontsize=8)
+
+    header = ["scores", "rounds", "refresh", "a score", "flips", "refresh ÷ comparing pass"]
+    header += [f"{name} ÷ refresh" for name in medians if name not in _OWN]
+    report(args, header, rows, draw)
+
+
+if __name__ == "__main__":
+    main()

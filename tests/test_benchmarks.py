@@ -1,0 +1,86 @@
+"""The benchmarks run, on next to nothing; what they measure there means nothing."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BENCHMARKS = ROOT / "benchmarks"
+PAGE = ROOT / "docs" / "performance.md"
+SCRIPTS = ["step", "selection", "ranking", "memory"]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    def run(name: str, *arguments: object) -> list[list[str]]:
+        """Run a benchmark and return the cells of its table, without the header."""
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", "--smoke", *map(str, arguments)])
+        monkeypatch.syspath_prepend(str(BENCHMARKS))
+        runpy.run_path(str(BENCHMARKS / f"{name}.py"), run_name="__main__")
+        output = capsys.readouterr().out
+        assert f"python benchmarks/{name}.py --smoke" in output
+        assert "PyTorch" in output
+        rows = [line.strip("| ").split(" | ") for line in output.splitlines() if line.startswith("|")]
+        assert {len(row) for row in rows} == {len(rows[0])}
+        return rows[2:]
+
+    return run
+
+
+def test_step(run) -> None:
+    for options in [(), ("--amp", "--channels-last")]:
+        (row,) = run("step", *options)
+        assert all(float(cell.split()[0]) > 0 for cell in row[2:])
+
+
+def test_selection(run) -> None:
+    for row in run("selection"):
+        assert all(float(cell.split()[0]) > 0 for cell in row[5:])
+
+
+def test_ranking(run) -> None:
+    for row in run("ranking"):
+        assert float(row[4]) > 0
+        assert row[5] == "0"
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
+def test_memory(run) -> None:
+    contestants = [row[0].split(", ")[1] for row in run("memory")]
+    assert contestants == ["forward and backward", "dense training", "search"]
+
+
+def test_saved_into_the_page(run, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    page = tmp_path / PAGE.name
+    shutil.copy(PAGE, page)
+    rows = run("ranking", "--save", page)
+    first = page.read_text(encoding="utf-8")
+    begin, end = (first.index(f"<!-- ranking:{which} -->") for which in ("begin", "end"))
+    assert all(begin < first.index(f"| {row[0]} | {row[1]} | {row[2]} |") < end for row in rows)
+    image = tmp_path / re.search(r"!\[ranking\]\((.*)\)", first[begin:end])[1]
+    assert image.stat().st_size < 100_000
+    run("ranking", "--save", page)
+    again = page.read_text(encoding="utf-8")
+    assert len(again.splitlines()) == len(first.splitlines())
+
+
+def test_what_cannot_be_saved_is_said_before_anything_is_measured(run, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# Nothing\n", encoding="utf-8")
+    with pytest.raises(SystemExit):
+        run("step", "--save", page)
+
+
+def test_every_benchmark_is_run_here_and_has_its_place() -> None:
+    assert sorted(SCRIPTS) == sorted(p.stem for p in BENCHMARKS.glob("*.py") if "__main__" in p.read_text())
+    text = PAGE.read_text(encoding="utf-8")
+    for name in [name + device for name in SCRIPTS for device in ("", "-cuda")]:
+        if name != "ranking-cuda":
+            assert text.index(f"<!-- {name}:begin -->") < text.index(f"<!-- {name}:end -->")
