@@ -127,7 +127,8 @@ class RelaxedMask:
         if score._version != self._seen_version or self._may_have_moved:
             refresh_together([(self, score, mask)])
 
-    def _settle(self, score: Tensor, flipped: Tensor) -> None:
+    def settle(self, score: Tensor, flipped: Tensor | None = None) -> None:
+        """Note that the mask is the scores', and which flat grains have flipped for it."""
         self._flipped = flipped
         self._accepted = False
         self._seen_version = score._version
@@ -143,7 +144,7 @@ class RelaxedMask:
         flipped = (kept != before).reshape(-1).nonzero()[:, 0]
         if len(flipped):
             mask.copy_(self.grains.expand(kept))
-        self._settle(score, flipped)
+        self.settle(score, flipped)
         self._remake(mask)
 
     def resize(self, keep: int, score: Tensor, mask: Tensor, favoured: Tensor) -> None:
@@ -210,7 +211,7 @@ class RelaxedMask:
             values = masked.weight.view(-1)[places] * mask.view(-1)[places]
             masked.values.view(-1)[places] = values
             self._masked = _Masked(masked.values, masked.weight, mask)
-        self._settle(score, places)
+        self.settle(score, places)
         self._remake(mask)
 
     def state(self) -> dict[str, Any]:
@@ -225,7 +226,8 @@ class RelaxedMask:
     def restore(self, state: dict[str, Any], score: Tensor) -> None:
         """Take over a state along with the scores and the mask that were of it."""
         self.keep, self.swap_limit = state["keep"], state["swap_limit"]
-        self._settle(score, state["flipped"].to(score.device))
+        flipped = state["flipped"]
+        self.settle(score, None if flipped is None else flipped.to(score.device))
         self._accepted = state["accepted"]
 
     def accept(self) -> None:
@@ -261,5 +263,5 @@ def refresh_together(targets: Iterable[tuple[RelaxedMask, Tensor, Tensor]]) -> N
             on_accelerator.append((relaxed, score, mask))
     flipped = update_tops([(score, relaxed.keep, mask) for relaxed, score, mask in on_accelerator])
     for (relaxed, score, mask), places in zip(on_accelerator, flipped, strict=True):
-        relaxed._settle(score, places)
+        relaxed.settle(score, places)
         relaxed._remake(mask)

@@ -94,10 +94,9 @@ class Search:
         def search(max_steps: int | None = None, max_epochs: int | None = None) -> None:
             del evaluator.train  # this one call knows the length of the search
             hook = register_optimizer_step_pre_hook(self._before_step)
-            refresh_scored(self.groups)
-            for group in self.groups:
-                group.tell(True)
             try:
+                for group in self.groups:
+                    group.tell(True)
                 self._run(train, max_steps, max_epochs)
             finally:
                 hook.remove()

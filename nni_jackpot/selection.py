@@ -14,6 +14,7 @@ from nni_jackpot.errors import SearchDivergedError
 # Scores looked at in one go: few enough to stay in the cache from one comparison to the next, and enough for
 # all threads to be worth their start.
 _CHUNK = 1 << 21
+_FEW = 1 << 15
 
 
 def keep_top(scores: Tensor, keep: int, previous: Tensor | None = None) -> Tensor:
@@ -138,6 +139,8 @@ def update_top(
 
 def _brackets(flat: Tensor, keep: int, threshold: Threshold | None) -> Iterator[tuple[float, float]]:
     """Iterate over ever surer guesses between which scores the smallest kept one lies; the last is right."""
+    if len(flat) <= _FEW:  # no guess is worth its while
+        yield -math.inf, math.inf
     if threshold is not None and (bracket := threshold.bracket()) is not None:
         yield bracket
     yield _bracket_of_sample(flat, keep, 3.0)
@@ -193,6 +196,8 @@ def update_tops(sets: Sequence[tuple[Tensor, int, Tensor]]) -> list[Tensor]:
 
 def _places_in_doubt(flat: Tensor, members: Tensor, low: float, high: float) -> Tensor:
     """Return the indices of members not above the bracket, and of others not below it; ascending."""
+    if low == -math.inf and high == math.inf:
+        return torch.arange(len(flat))
     size = min(flat.numel(), _CHUNK)
     above, doubt = torch.empty((2, -(-size // 8) * 8), dtype=torch.bool, device=flat.device)
     found = []

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from nni.compression.base.apply_method import mul_mask, pruning_apply_methods
-from nni.compression.base.target_space import PruningTargetSpace
+from nni.compression.base.target_space import PruningTargetSpace, TargetType
 from nni.compression.base.wrapper import ModuleWrapper
 from torch import Tensor, nn
 
@@ -51,6 +51,33 @@ class SearchedSpace(PruningTargetSpace):
 def raw_mask(space: PruningTargetSpace) -> Tensor:
     """Return the mask itself, as it lies in the wrapper."""
     return space._get_wrapper_attr(space._mask_name)
+
+
+class SearchedWrapper(ModuleWrapper):
+    """A wrapper that does no more in a forward than to give its module the masked weights.
+
+    NNI's also binds the module's arguments anew, copies masks, settings and frozen biases, and empties the
+    allocator's cache on a GPU, at every call.
+    """
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the module; as NNI does it where others than a search have a hand in it."""
+        others = (
+            self.quantization_target_spaces or self.distillation_target_spaces or self.fused_modules
+        ) or any(space.type is not TargetType.PARAMETER for space in self.pruning_target_spaces.values())
+        if others or getattr(self, "is_bias_correction", False):
+            return super().forward(*args, **kwargs)
+        for name, space in self.pruning_target_spaces.items():
+            setattr(self.module, name, self.patch_helper(name, space.target))
+        return self.module_forward(*args, **kwargs)
+
+    def _apply_mask_helper(self, target: Any, target_space: PruningTargetSpace) -> Any:
+        if isinstance(target_space, SearchedSpace):
+            return pruning_apply_methods[target_space.apply_method](target, target_space)
+        is_whole = target_space.type is TargetType.PARAMETER and target_space.mask is None
+        if is_whole and target is not None and not target.requires_grad:
+            return target.detach()
+        return super()._apply_mask_helper(target, target_space)
 
 
 class ScoredTarget(NamedTuple):
@@ -137,6 +164,7 @@ class ScoreGroup(NamedTuple):
                 target.space.__class__ = SearchedSpace
             target.space.mask = mask.to(target.weight.device).expand(target.grains.shape).clone()
             relaxed = RelaxedMask(target.grains, keep=int(kept.sum()))
+            relaxed.settle(target.score)  # the mask is what these scores ask for
             setattr(target.space._wrapper, _RELAXED.format(target.name), relaxed)
             if target.space.apply_method != "bypass":
                 target.space.apply_method = "jackpot_mul"
@@ -149,7 +177,9 @@ class ScoreGroup(NamedTuple):
     def tell(self, is_told: bool) -> None:
         """Say whether `refresh_scored` will be called after every change of the scores."""
         for target in self.members:
-            target.relaxed.make(target.weight, target.mask)
+            if is_told:
+                target.relaxed.refresh(target.score, target.mask)
+                target.relaxed.make(target.weight, target.mask)
             target.relaxed.is_told = is_told
 
     def accept(self) -> None:
@@ -245,6 +275,8 @@ def align(space: PruningTargetSpace, source: PruningTargetSpace, dims: tuple[int
 
 def keep_masks_fresh(wrapper: ModuleWrapper) -> None:
     """See to it that masks of a wrapper are up to date before they are applied or saved; once a wrapper."""
+    if type(wrapper) is ModuleWrapper:
+        wrapper.__class__ = SearchedWrapper
     wrapper.register_track_func(_refresh_before_use)
     wrapper.register_state_dict_pre_hook(refresh_masks)
 

@@ -11,6 +11,7 @@ import torch
 from nni.compression.utils import LightningEvaluator, TorchEvaluator
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nni_jackpot import LotteryJackpotPruner, mask_overlap
 
@@ -113,6 +114,21 @@ def make_evaluator(
     # Weight decay would change a weight that is not frozen, gradient or not.
     optimizer = nni.trace(torch.optim.SGD)(model.parameters(), lr=0.1, weight_decay=0.1)
     return TorchEvaluator(train, optimizer, step)
+
+
+class Allocations(TorchDispatchMode):
+    """Notes the most bytes of any tensor that is made within."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        is_view = any(alias.alias_info is not None for alias in function._schema.returns)
+        if isinstance(result, Tensor) and not is_view:
+            self.largest = max(self.largest, result.numel() * result.element_size())
+        return result
 
 
 def lightning_trainer(**options: Any) -> Any:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import (
     CONFIG_LIST,
+    Allocations,
     Batches,
     ConvNet,
     dense_of,
@@ -321,3 +322,19 @@ def test_a_loop_of_one_s_own_may_be_compiled(batches: Batches) -> None:
         return pruner.get_masks()
 
     assert same(run(False), run(True))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_forward_copies_neither_weights_nor_masks(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "empty_cache", None)  # which NNI's wrapper calls every time
+    model = nn.Sequential(nn.Linear(64, 128, bias=bias), nn.ReLU(), nn.Linear(128, 8, bias=bias))
+    pruner = LotteryJackpotPruner(model, [{"op_types": ["Linear"], "sparse_ratio": 0.5}])
+    x = torch.randn(2, 64)
+    for group in pruner._groups:
+        group.tell(True)
+    model(x)
+    with Allocations() as allocations:
+        loss = model(x).sum()
+    assert allocations.largest <= 2 * 128 * 4
+    loss.backward()
+    assert all(score.grad is not None for score in pruner.score_parameters())

@@ -4,8 +4,8 @@ from math import inf, nan
 
 import pytest
 import torch
+from conftest import Allocations
 from torch import Generator, Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from nni_jackpot import selection
 from nni_jackpot.errors import SearchDivergedError
@@ -187,21 +187,6 @@ def test_limit_of_swaps_must_not_be_negative() -> None:
 # -- updates in place
 
 
-class Allocations(TorchDispatchMode):
-    """Notes the most bytes of any tensor that is made within."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.largest = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        is_view = any(alias.alias_info is not None for alias in function._schema.returns)
-        if isinstance(result, Tensor) and not is_view:
-            self.largest = max(self.largest, result.numel() * result.element_size())
-        return result
-
-
 def long(make, generator: Generator, n: int) -> Tensor:
     """Scores of a kind, of any number: in blocks that differ by chance only."""
     return torch.cat([make(generator) for _ in range(-(-n // 40))])[:n]
@@ -209,8 +194,10 @@ def long(make, generator: Generator, n: int) -> Tensor:
 
 @every_kind
 @pytest.mark.parametrize("n", [39, 1000, 5003])
-def test_an_update_keeps_exactly_the_top(make, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("few", [0, 10**6])
+def test_an_update_keeps_exactly_the_top(make, n: int, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selection, "_CHUNK", 512)
+    monkeypatch.setattr(selection, "_FEW", few)
     generator = Generator().manual_seed(0)
     for keep in (0, 1, n // 10, n // 2, n - 1, n):
         scores, kept = long(make, generator, n), coin(generator, n)
@@ -222,9 +209,11 @@ def test_an_update_keeps_exactly_the_top(make, n: int, monkeypatch: pytest.Monke
 
 
 @every_kind
-def test_many_updates_in_a_row(make, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("few", [0, 10**6])
+def test_many_updates_in_a_row(make, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The threshold of the last update is a hint only, whatever the scores do: drift, jump, or stand still."""
     monkeypatch.setattr(selection, "_CHUNK", 512)
+    monkeypatch.setattr(selection, "_FEW", few)
     generator = Generator().manual_seed(0)
     n, keep, threshold = 3000, 300, Threshold()
     scores = long(make, generator, n)
@@ -241,6 +230,7 @@ def test_many_updates_in_a_row(make, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_guesses_that_miss_do_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "_FEW", 0)
     scores = torch.rand(5000, generator=Generator().manual_seed(0))
     expected = keep_top(scores, 500)
     for miss in ((5.0, 6.0), (-6.0, -5.0)):
@@ -253,6 +243,7 @@ def test_guesses_that_miss_do_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nan_leaves_the_set_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selection, "_CHUNK", 64)
+    monkeypatch.setattr(selection, "_FEW", 0)
     scores = torch.rand(300)
     before = keep_top(scores, 30)
     for position in (0, 100, 299):
