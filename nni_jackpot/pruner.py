@@ -16,6 +16,7 @@ from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.utils import Evaluator
 from nni.compression.utils.scaling import Scaling
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Optimizer
 from torch.optim.swa_utils import update_bn
 from torch.utils.hooks import RemovableHandle
@@ -47,6 +48,8 @@ from nni_jackpot.targets import (
 
 _logger = logging.getLogger(__name__)
 
+# Where DistributedDataParallel looks up what not to send.
+_DDP_IGNORES = "_ddp_params_and_buffers_to_ignore"
 # What NNI's scheduled pruners change during a search.
 _GOALS = ("sparse_ratio", "sparse_threshold", "min_sparse_ratio", "max_sparse_ratio")
 
@@ -306,8 +309,24 @@ class LotteryJackpotPruner(Pruner):
             module = self._module_wrappers[module_name].module
             drop_masked_weights(module, None, None)  # NNI's clone of the weights is never read: share them
             self._hooks.append(module.register_forward_hook(drop_masked_weights))
+        self._spare_ddp()
         if not self._adapt_norm:
             self._hold_statistics()
+
+    def _spare_ddp(self) -> None:
+        """Have DistributedDataParallel not send masks and frozen weights at every step, as it does buffers.
+
+        Each process makes its masks from its scores, which are the same in all of them.
+        """
+        model = self.bound_model
+        is_distributed = isinstance(model, DistributedDataParallel)
+        inner = model.module if is_distributed else model
+        self._ignored_before = (inner, getattr(inner, _DDP_IGNORES, None))
+        names = set(self._ignored_before[1] or ())
+        for target in self._targets:
+            module_name = target.module_name.removeprefix("module." if is_distributed else "")
+            names |= {f"{module_name}.{target.name}", f"{module_name}._nni_wrapper.{target.name}_mask"}
+        setattr(inner, _DDP_IGNORES, names)
 
     def _freeze(self) -> None:
         # Only what the model came with: a quantizer of the same chain may have scales to train.
@@ -333,6 +352,10 @@ class LotteryJackpotPruner(Pruner):
         _remove(self._hooks)
         _remove(self._norm_hooks)
         super().unwrap_model()
+        inner, before = self._ignored_before
+        delattr(inner, _DDP_IGNORES)
+        if before is not None:
+            setattr(inner, _DDP_IGNORES, before)
         self._unfreeze()
 
     # -- masks and scores

@@ -280,6 +280,9 @@ def _search_of_rank(
     prefix = "module." if world > 1 else ""
 
     def train(model, optimizer, training_step, scheduler, max_steps, max_epochs) -> None:
+        if world > 1:  # what is the same in all processes, and large, is not sent
+            sent = {name for name, _ in model.module.named_buffers()} - model.parameters_to_ignore
+            assert not {name for name in sent if "weight" in name}
         for step in range(max_steps):
             if step == stop_at:
                 raise KeyboardInterrupt

@@ -354,3 +354,18 @@ def test_update_masks_refuses_what_does_not_fit(
     with pytest.raises(error, match=words):
         pruner.update_masks({"conv2": {"weight": 1 - before["conv2"]["weight"]}, **masks})
     assert same(pruner.get_masks(), before)
+
+
+def test_ddp_is_told_not_to_send_masks_and_frozen_weights() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    pruner = LotteryJackpotPruner(model, [{"op_types": ["Linear"], "sparse_ratio": 0.5}])
+    ignored = model._ddp_params_and_buffers_to_ignore
+    assert ignored == {f"{i}.{name}" for i in (0, 2) for name in ("weight", "_nni_wrapper.weight_mask")}
+    assert ignored < {name for name, _ in model.named_buffers()}
+    pruner.unwrap_model()
+    assert not hasattr(model, "_ddp_params_and_buffers_to_ignore")
+    model._ddp_params_and_buffers_to_ignore = ["1.running_mean"]
+    pruner.wrap_model()
+    assert model._ddp_params_and_buffers_to_ignore == {*ignored, "1.running_mean"}
+    pruner.unwrap_model()
+    assert model._ddp_params_and_buffers_to_ignore == ["1.running_mean"]
