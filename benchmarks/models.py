@@ -55,7 +55,11 @@ class Case(NamedTuple):
     def build(self) -> nn.Module:
         """Return the model with random weights, always the same; its speed does not depend on them."""
         torch.manual_seed(0)
-        return MODELS[self.name](self.pixels)
+        model = MODELS[self.name](self.pixels)
+        for module in targets_of(model):  # torchvision's ViT ends in zeros, which let no gradient through
+            if not module.weight.any():
+                nn.init.xavier_uniform_(module.weight)
+        return model
 
 
 def targets_of(model: nn.Module) -> list[nn.Module]:

@@ -60,6 +60,9 @@ class Threshold:
     value: float = math.nan
     drift: float = math.nan
     reach: float = math.nan
+    is_crowded: bool = (
+        False  # many scores are equal to it, or nearly, as at first and where no gradient flows
+    )
 
     def bracket(self) -> tuple[float, float] | None:
         """Return scores between which it should lie next; None until it has been seen to move."""
@@ -115,6 +118,8 @@ def update_top(
         return flipped
     if n_kept is None:
         n_kept = int(members.count_nonzero())
+    if threshold is not None and threshold.is_crowded and n_kept == keep and _stands(flat, members):
+        return torch.empty(0, dtype=torch.int64)
     for low, high in _brackets(flat, keep, threshold):
         places = _places_in_doubt(flat, members, low, high)
         values, before = flat[places], members[places]
@@ -127,6 +132,7 @@ def update_top(
                 break
     if threshold is not None:
         threshold.learn(smallest)
+        threshold.is_crowded = len(flat) > _FEW and 16 * len(places) > len(flat)
     after = values >= smallest
     if int(after.count_nonzero()) > wanted:
         ties = values == smallest
@@ -192,6 +198,22 @@ def update_tops(sets: Sequence[tuple[Tensor, int, Tensor]]) -> list[Tensor]:
         changed.append(after != members)
         members.copy_(after)
     return changed
+
+
+def _stands(flat: Tensor, members: Tensor) -> bool:
+    """Tell whether no score outside of a set exceeds one inside; ties leave it as it is, NaN never does."""
+    lowest, highest = math.inf, -math.inf
+    worst = torch.tensor([math.inf, -math.inf]).to(flat.dtype)
+    for start in range(0, len(flat), _CHUNK):
+        part, kept = flat[start : start + _CHUNK], members[start : start + _CHUNK]
+        low, high = (
+            torch.where(kept, part, worst[0]).min().item(),
+            torch.where(kept, worst[1], part).max().item(),
+        )
+        if math.isnan(low) or math.isnan(high):
+            return False
+        lowest, highest = min(lowest, low), max(highest, high)
+    return highest <= lowest
 
 
 def _places_in_doubt(flat: Tensor, members: Tensor, low: float, high: float) -> Tensor:

@@ -293,3 +293,25 @@ def test_an_accelerator_leaves_all_sets_alone_if_a_score_is_nan() -> None:
     with pytest.raises(SearchDivergedError, match="NaN"):
         update_tops(sets)
     assert not any(kept.any() for _, _, kept in sets)
+
+
+def test_a_crowd_of_equal_scores_is_looked_at_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "_CHUNK", 512)
+    monkeypatch.setattr(selection, "_FEW", 0)
+    kept = torch.arange(4000) % 10 == 0
+    scores, threshold = torch.where(kept, 1.0, 0.95), Threshold()
+    with monkeypatch.context() as counted:
+        looks = []
+        in_doubt = selection._places_in_doubt
+        counted.setattr(selection, "_places_in_doubt", lambda *given: looks.append(1) or in_doubt(*given))
+        for _ in range(5):
+            scores.mul_(0.999)
+            assert not len(update_top(scores, 400, kept, n_kept=400, threshold=threshold))
+        assert len(looks) == 1
+    scores[[3, 4]] = 2.0  # and then two flip
+    expected = reference(scores, 400, kept)
+    assert len(update_top(scores, 400, kept, n_kept=400, threshold=threshold)) == 4
+    assert torch.equal(kept, expected)
+    scores[7] = nan
+    with pytest.raises(SearchDivergedError, match="NaN"):
+        update_top(scores, 400, kept, n_kept=400, threshold=threshold)
