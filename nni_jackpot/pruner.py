@@ -44,6 +44,7 @@ from nni_jackpot.targets import (
     keep_masks_fresh,
     keep_statistics,
     refresh_masks,
+    share_weights,
 )
 
 _logger = logging.getLogger(__name__)
@@ -182,6 +183,9 @@ class LotteryJackpotPruner(Pruner):
         refuse_targets_taken(model, config_list, existed_wrappers or {})
         super().__init__(model, config_list, evaluator, existed_wrappers)
         self._sort_by_model_order()
+        for spaces in self._target_spaces.values():
+            for space in spaces.values():
+                share_weights(space)
         self._groups = group_targets(self._target_spaces, self._module_wrappers)
         for group in self._groups:
             if swap_limit is not None and group.grains.rows > 1:

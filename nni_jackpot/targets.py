@@ -302,6 +302,16 @@ def refresh_masks(wrapper: ModuleWrapper, *state_dict_arguments: Any) -> None:
         _refresh(space)
 
 
+def share_weights(space: PruningTargetSpace) -> None:
+    """Have a wrapper share its weights with the module's own parameter, of which NNI gives it a copy.
+
+    The module's goes when it is wrapped, but the user's optimizer still holds it, and would hold it twice.
+    """
+    own = space._wrapper.module._parameters.get(space._target_name)
+    if own is not None and space.type is TargetType.PARAMETER:
+        space.target.data = own.data
+
+
 def drop_masked_weights(module: nn.Module, args: Any, output: Any) -> None:
     """After a forward: share the frozen weights with the module.
 

@@ -369,3 +369,13 @@ def test_ddp_is_told_not_to_send_masks_and_frozen_weights() -> None:
     assert model._ddp_params_and_buffers_to_ignore == {*ignored, "1.running_mean"}
     pruner.unwrap_model()
     assert model._ddp_params_and_buffers_to_ignore == ["1.running_mean"]
+
+
+def test_weights_are_there_once(model: nn.Module) -> None:
+    weight = model.conv1.weight
+    pruner = LotteryJackpotPruner(model, CONFIG_LIST)
+    assert {model.conv1.weight.data_ptr(), model.conv1._nni_wrapper.weight.data_ptr()} == {weight.data_ptr()}
+    before = weight.detach().clone()
+    pruner.unwrap_model()
+    assert torch.equal(model.conv1.weight, before)
+    assert torch.equal(weight, before)
