@@ -150,7 +150,7 @@ class Checkpoint:
         state = {
             "identity": self._identity,
             "losses": self._losses,
-            "may_skip": _on_every_rank(self._may_skip),
+            "may_skip": all(_of_all_ranks(self._may_skip)),
             "clock": asdict(search.clock),
             "trained": {name: p.detach() for name, p in self._model.named_parameters() if p.requires_grad},
             "masks": {
@@ -288,7 +288,3 @@ def _of_all_ranks(value: Any) -> list[Any]:
     if len(values) > 1:
         distributed.all_gather_object(values, value)
     return values
-
-
-def _on_every_rank(flag: bool) -> bool:
-    return all(_of_all_ranks(flag))

@@ -190,8 +190,8 @@ class RelaxedMask:
     def make(self, weight: Tensor, mask: Tensor) -> Tensor:
         """Return the masked weights, made anew if they are of another weight or mask."""
         if self._masked is None or not self._masked.is_same(weight, mask):
-            values = torch.empty_like(weight) if self._masked is None else self._masked.values
-            if values.device != weight.device:
+            values = None if self._masked is None else self._masked.values
+            if values is None or (values.device, values.dtype) != (weight.device, weight.dtype):
                 values = torch.empty_like(weight)
             torch.mul(weight, mask.view(torch.int8), out=values)
             self._masked = _Masked(values, weight, mask)

@@ -60,9 +60,8 @@ class Threshold:
     value: float = math.nan
     drift: float = math.nan
     reach: float = math.nan
-    is_crowded: bool = (
-        False  # many scores are equal to it, or nearly, as at first and where no gradient flows
-    )
+    # Whether many scores are equal to it, or nearly, as at first and where no gradient flows.
+    is_crowded: bool = False
 
     def bracket(self) -> tuple[float, float] | None:
         """Return scores between which it should lie next; None until it has been seen to move."""
@@ -206,10 +205,8 @@ def _stands(flat: Tensor, members: Tensor) -> bool:
     worst = torch.tensor([math.inf, -math.inf]).to(flat.dtype)
     for start in range(0, len(flat), _CHUNK):
         part, kept = flat[start : start + _CHUNK], members[start : start + _CHUNK]
-        low, high = (
-            torch.where(kept, part, worst[0]).min().item(),
-            torch.where(kept, worst[1], part).max().item(),
-        )
+        low = torch.where(kept, part, worst[0]).min().item()
+        high = torch.where(kept, worst[1], part).max().item()
         if math.isnan(low) or math.isnan(high):
             return False
         lowest, highest = min(lowest, low), max(highest, high)

@@ -114,7 +114,7 @@ def test_masked_weights_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(relaxed.apply(frozen, score, mask), weight * ~make()[1])
 
 
-@pytest.mark.parametrize("how", ["weight", "weight's data", "mask", "copy", "pickle"])
+@pytest.mark.parametrize("how", ["weight", "weight's data", "dtype", "mask", "copy", "pickle"])
 def test_masked_weights_follow_whatever_changes(how: str) -> None:
     weight, mask, score, relaxed = make()
     frozen = nn.Parameter(weight, requires_grad=False)
@@ -123,12 +123,16 @@ def test_masked_weights_follow_whatever_changes(how: str) -> None:
         frozen.copy_(weight + 1)  # as load_state_dict does
     elif how == "weight's data":
         frozen.data = weight * 2
+    elif how == "dtype":
+        frozen.data = weight.double()  # as model.double() does
     elif how == "mask":
         mask.logical_not_()
         score.data.copy_(torch.where(mask, 1.0, 0.95))
     else:
         relaxed = copy.deepcopy(relaxed) if how == "copy" else pickle.loads(pickle.dumps(relaxed))
-    assert torch.equal(relaxed.apply(frozen, score, mask), frozen * mask)
+    effective = relaxed.apply(frozen, score, mask)
+    assert effective.dtype == frozen.dtype
+    assert torch.equal(effective, frozen * mask)
 
 
 def test_changing_masked_weights_between_forward_and_backward_is_an_error() -> None:
