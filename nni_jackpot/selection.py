@@ -240,7 +240,7 @@ def _places_in_doubt(flat: Tensor, members: Tensor, low: float, high: float) -> 
 def _compare(relation: str, scores: Tensor, number: float, out: Tensor) -> None:
     """Write where scores are greater, or less, than a number."""
     if scores.is_cpu and scores.dtype in (torch.float32, torch.float64):
-        # PyTorch's comparisons into bools are not vectorized: numpy's take a quarter of their time in the cache.
+        # Comparisons into bools are vectorized there: they take a quarter of the time of PyTorch's.
         getattr(np, relation)(scores.numpy(), number, out=out.numpy())
     else:
         getattr(torch, relation)(scores, number, out=out)
