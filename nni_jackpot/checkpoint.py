@@ -72,6 +72,8 @@ class Checkpoint:
             "number of the search": self._searches,
             "targets": {str(t): list(t.weight.shape) for group in search.groups for t in group.members},
             "weights": _digest(p for p in model.parameters() if not p.requires_grad),
+            "growth": search.growth.share,
+            "trades": search.growth.trades,
             **_settings_of(search.optimizer),
             **self._settings,
         }
@@ -152,6 +154,7 @@ class Checkpoint:
             "losses": self._losses,
             "may_skip": all(_of_all_ranks(self._may_skip)),
             "clock": asdict(search.clock),
+            "rankings": search.growth.rankings,
             "trained": {name: p.detach() for name, p in self._model.named_parameters() if p.requires_grad},
             "masks": {
                 str(target): {"mask": target.mask, **target.relaxed.state()}
@@ -211,6 +214,7 @@ class Checkpoint:
         search.optimizer.load_state_dict(saved["optimizer"])
         search.driver.load_state_dict(saved["driver"])
         search.clock = SearchClock(**saved["clock"])
+        search.growth.rankings = saved["rankings"]
         _set_random_states(saved["random"][_rank()])
 
 

@@ -85,6 +85,8 @@ class RelaxedMask:
 
     Attributes
     ----------
+    keep
+        How many grains it keeps from the next refresh on.
     swap_limit
         How many grains may enter, and as many leave, in one refresh; None for any number.
     is_told
@@ -96,6 +98,7 @@ class RelaxedMask:
         self.keep = keep
         self.swap_limit: int | None = None
         self.is_told = False
+        self._kept = keep  # by the mask as it is
         self._threshold = Threshold()
         self._flipped: Tensor | None = None  # places of flat grains, or true where one has flipped
         self._accepted = True
@@ -131,6 +134,7 @@ class RelaxedMask:
         """Note that the mask is the scores', and which flat grains have flipped for it."""
         self._flipped = flipped
         self._accepted = False
+        self._kept = self.keep
         self._seen_version = score._version
         self._may_have_moved = False
 
@@ -206,7 +210,7 @@ class RelaxedMask:
         """Refresh a mask of single weights, and the masked weights at the few places that change."""
         masked = self._masked
         is_fresh = masked is not None and masked.is_same(masked.weight, mask)
-        places = update_top(score, self.keep, mask, n_kept=self.keep, threshold=self._threshold)
+        places = update_top(score, self.keep, mask, n_kept=self._kept, threshold=self._threshold)
         if masked is not None and is_fresh and masked.weight.is_contiguous():
             values = masked.weight.view(-1)[places] * mask.view(-1)[places]
             masked.values.view(-1)[places] = values

@@ -89,7 +89,7 @@ def unit_of(group: ScoreGroup, importance: Tensor) -> Unit:
         ratio = min((below + 0.5) / grains.count, 1.0)
     return Unit(
         grains=grains.count,
-        weights_per_grain=sum(target.grains.size for target in group.members),
+        weights_per_grain=group.weights // max(1, group.grains.count),
         sparse_ratio=ratio,
         min_sparse_ratio=low,
         max_sparse_ratio=1.0 if high is None else high,

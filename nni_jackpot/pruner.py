@@ -7,6 +7,7 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from nni.compression.utils import Evaluator
 from nni.compression.utils.scaling import Scaling
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 from torch.optim.swa_utils import update_bn
 from torch.utils.hooks import RemovableHandle
 
@@ -34,7 +35,9 @@ from nni_jackpot.config_list import (
 from nni_jackpot.criteria import CRITERIA, NEEDS_LOSSES
 from nni_jackpot.errors import ConfigListError, MaskError, NothingKeptError
 from nni_jackpot.groups import align_targets, check_structure, group_targets, unit_of
+from nni_jackpot.growth import Growth
 from nni_jackpot.masks import Masks
+from nni_jackpot.recipe import RECIPES
 from nni_jackpot.schedule import cosine
 from nni_jackpot.search import Search
 from nni_jackpot.targets import (
@@ -88,11 +91,14 @@ class LotteryJackpotPruner(Pruner):
         the weights. The total of zeros is the same.
     kept_score, pruned_score
         Initial scores of kept and of pruned weights (Sec. 4.1).
-    lr, momentum, weight_decay
-        Of the search's SGD (Sec. 4.1).
+    recipe
+        How scores are trained: ``"jackpot"``, found to need fewer epochs (docs/recipes.md), or ``"paper"``,
+        the settings of Sec. 4.1. See `nni_jackpot.recipe.Recipe`.
+    lr, momentum, weight_decay, growth
+        Take the place of the recipe's.
     optimizer
-        Makes another optimizer from the list of scores; replaces the SGD and its three settings. Its learning
-        rates are those at the start of the schedule.
+        Makes another optimizer from the list of scores; replaces the recipe's and its three settings. Its
+        learning rates are those at the start of the schedule.
     swap_limit
         Largest share of a target's kept weights that may be replaced in one step (the short restriction of
         the paper's journal version), annealed by the schedule; None for no limit. Not with a
@@ -134,9 +140,11 @@ class LotteryJackpotPruner(Pruner):
         budget: str = "as_configured",
         kept_score: float = 1.0,
         pruned_score: float = 0.95,
-        lr: float = 0.1,
-        momentum: float = 0.9,
-        weight_decay: float = 5e-4,
+        recipe: str = "jackpot",
+        lr: float | None = None,
+        momentum: float | None = None,
+        weight_decay: float | None = None,
+        growth: float | None = None,
         optimizer: Callable[[list[nn.Parameter]], Optimizer] | None = None,
         swap_limit: float | None = None,
         schedule: Callable[[float], float] = cosine,
@@ -156,15 +164,23 @@ class LotteryJackpotPruner(Pruner):
             raise ValueError(f"swap_limit must lie in (0, 1], got {swap_limit}")
         if not math.isfinite(kept_score) or not pruned_score < kept_score:
             raise ValueError(f"kept_score {kept_score} must be finite and above pruned_score {pruned_score}")
-        self._make_optimizer = optimizer or (
-            lambda scores: SGD(
-                scores,
-                lr=lr,
-                momentum=momentum,
-                weight_decay=weight_decay,
-                fused=all(score.device.type in ("cpu", "cuda") for score in scores),  # one pass, no copies
+        if recipe not in RECIPES:
+            raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, got {recipe!r}")
+        given: dict[str, Any] = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "growth": growth,
+        }
+        self.recipe = replace(RECIPES[recipe], **{k: v for k, v in given.items() if v is not None})
+        if not 0 <= self.recipe.growth <= 1:
+            raise ValueError(f"growth must lie in [0, 1], got {growth}")
+        if swap_limit is not None and (self.recipe.growth or self.recipe.trades):
+            raise ValueError(
+                "swap_limit goes with recipe='paper': it bounds how many weights take others' places, where "
+                "every target keeps its number of weights"
             )
-        )
+        self._own_optimizer = optimizer
         self._schedule = schedule
         self._initial_values = (kept_score, pruned_score)
         self._adapt_norm = adapt_norm
@@ -532,13 +548,17 @@ class LotteryJackpotPruner(Pruner):
         self._freeze()  # another compressor may have wrapped the model anew
         if not self._adapt_norm and not self._norm_hooks:
             self._hold_statistics()
+        growth = Growth(self._pools(), self.recipe.growth, self.recipe.trades)
+        if self.interval_steps is not None:  # sparse ratios are scheduled by NNI
+            growth = Growth(self._pools(), 0.0, trades=False)
         self._search = Search(
             self.bound_model,
             self._groups,
-            self._make_optimizer(self.score_parameters()),
+            self._make_optimizer(),
             self._initial_values,
             self._schedule,
             self._swap_limit,
+            growth,
             self._follow_goals,
             self._checkpoint,
         )
@@ -551,6 +571,20 @@ class LotteryJackpotPruner(Pruner):
         if not self._is_wrapped:  # another compressor of the chain wraps and unwraps
             _remove(self._norm_hooks)
             self._unfreeze()
+
+    def _make_optimizer(self) -> Optimizer:
+        if self._own_optimizer is not None:
+            return self._own_optimizer(self.score_parameters())
+        return self.recipe.optimizer([[group.score for group in pool] for pool in self._pools()])
+
+    def _pools(self) -> list[list[ScoreGroup]]:
+        """Return the groups in pools that share a budget."""
+        pools: dict[Any, list[ScoreGroup]] = defaultdict(list)
+        for group in self._groups:
+            is_ranked = group.space.global_group_id is not None or self._budget == "global_rank"
+            is_pattern = group.space.setting.get("sparse_pattern") is not None
+            pools[group.space.global_group_id if is_ranked and not is_pattern else group].append(group)
+        return list(pools.values())
 
     def _goal(self, group: ScoreGroup) -> tuple[float | None, ...]:
         # Not through NNI's properties, each of which copies all settings: this is asked for at every step.

@@ -13,6 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from nni_jackpot.checkpoint import Checkpoint
 from nni_jackpot.errors import SearchDivergedError
+from nni_jackpot.growth import Growth
 from nni_jackpot.schedule import SearchClock
 from nni_jackpot.targets import ScoreGroup, refresh_scored
 
@@ -38,6 +39,8 @@ class Search:
         Factor of the learning rate, and of the swap limit, at a progress in [0, 1].
     swap_limit
         Largest share of kept weights that one step may replace; None for no limit.
+    growth
+        Sets how many grains are kept in the course of the search.
     follow_goals
         Called after every step; changes budgets where another pruner schedules them.
     checkpoint
@@ -61,6 +64,7 @@ class Search:
         initial_values: tuple[float, float],
         schedule: Callable[[float], float],
         swap_limit: float | None,
+        growth: Growth,
         follow_goals: Callable[[], None],
         checkpoint: Checkpoint | None,
     ) -> None:
@@ -74,6 +78,7 @@ class Search:
         self._initial_values = initial_values
         self._schedule = schedule
         self._swap_limit = swap_limit
+        self.growth = growth
         self._follow_goals = follow_goals
         self._checkpoint = checkpoint
 
@@ -95,11 +100,14 @@ class Search:
             del evaluator.train  # this one call knows the length of the search
             hook = register_optimizer_step_pre_hook(self._before_step)
             try:
+                self.growth.follow(0.0)
+                refresh_scored(self.groups)
                 for group in self.groups:
                     group.tell(True)
                 self._run(train, max_steps, max_epochs)
             finally:
                 hook.remove()
+                self.growth.finish()
                 for group in self.groups:
                     group.tell(False)
 
@@ -179,6 +187,7 @@ class Search:
         if self._swap_limit is not None:
             for group in self.groups:
                 group.limit_swaps(self._swap_limit * factor)
+        self.growth.follow(self.clock.progress())
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         refresh_scored(self.groups)

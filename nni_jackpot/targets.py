@@ -193,6 +193,21 @@ class ScoreGroup(NamedTuple):
             target.relaxed.undo(target.mask)
         self.seed(self.grains.of_mask(self.members[0].mask), kept_score, pruned_score)
 
+    @property
+    def weights(self) -> int:
+        """How many weights the grains stand for, over all members."""
+        return self.grains.count * sum(target.grains.size for target in self.members)
+
+    @property
+    def keep(self) -> int:
+        """How many grains the first member, and every other, keeps."""
+        return self.members[0].relaxed.keep
+
+    def aim_at(self, keep: int) -> None:
+        """Keep another number of grains from the next refresh on."""
+        for target in self.members:
+            target.relaxed.keep = keep
+
     def resize(self, keep: int, importance: Tensor) -> None:
         """Keep another number of grains from now on; among equal scores those of largest importance."""
         favoured = self.grains.select(importance, keep)

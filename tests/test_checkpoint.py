@@ -175,7 +175,10 @@ def test_resumes_where_it_was(batches: Batches, tmp_path: Path, stop_after: int)
         {"agp": True},
         {"init": "snip"},
         {"init": "random"},
-        {"swap_limit": 0.05},
+        {"recipe": "paper", "swap_limit": 0.05},
+        {"growth": 0.5},
+        {"growth": 1.0, "budget": "global_rank"},
+        {"budget": "global_rank", "length": (200, None)},  # with steps between rankings
         {"optimizer": lambda scores: torch.optim.Adam(scores, lr=0.01)},
         {"momentum": 0.0},
     ],

@@ -143,7 +143,7 @@ def test_lightning_search_is_sgd_of_section_4_1(
     model: nn.Module, batches: Batches, length: dict[str, int], tmp_path: Path
 ) -> None:
     module, evaluator = lightning_evaluator(model, batches, default_root_dir=str(tmp_path))
-    pruner = LotteryJackpotPruner(module, NET_ONLY, evaluator, lr=5.0)
+    pruner = LotteryJackpotPruner(module, NET_ONLY, evaluator, recipe="paper", lr=5.0)
     check_equals_plain_search(pruner, batches, 1.0, **length)
 
 
@@ -155,7 +155,7 @@ def test_lightning_with_manual_optimization(
     model: nn.Module, batches: Batches, length: dict[str, int], tmp_path: Path
 ) -> None:
     module, evaluator = lightning_evaluator(model, batches, manual=True, default_root_dir=str(tmp_path))
-    pruner = LotteryJackpotPruner(module, NET_ONLY, evaluator, lr=5.0)
+    pruner = LotteryJackpotPruner(module, NET_ONLY, evaluator, recipe="paper", lr=5.0)
     check_equals_plain_search(pruner, batches, None, **length)
 
 
@@ -173,7 +173,8 @@ def test_a_closure_is_searched_after_its_backward(model: nn.Module, batches: Bat
             assert optimizer.step(closure).item() > 0
 
     optimizer = nni.trace(torch.optim.SGD)(model.parameters(), lr=0.1, weight_decay=0.1)
-    pruner = LotteryJackpotPruner(model, CONFIG_LIST, TorchEvaluator(train, optimizer, training_step), lr=5.0)
+    evaluator = TorchEvaluator(train, optimizer, training_step)
+    pruner = LotteryJackpotPruner(model, CONFIG_LIST, evaluator, recipe="paper", lr=5.0)
     check_equals_plain_search(pruner, batches, None, max_steps=12)
 
 

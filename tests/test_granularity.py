@@ -229,7 +229,7 @@ def test_a_threshold_fixes_the_budget(model: nn.Module, batches: Batches) -> Non
 @pytest.mark.parametrize("budget", ["as_configured", "global_rank", "erdos_renyi_kernel"])
 def test_budgets_share_out_the_same_total(model: nn.Module, batches: Batches, budget: str) -> None:
     config = [{"op_types": ["Conv2d", "Linear"], "sparse_ratio": 0.7}]
-    pruner = searched(model, batches, config, budget=budget, lr=2.0)
+    pruner = searched(model, batches, config, budget=budget, recipe="paper", lr=2.0)
     zeros = [int((~mask).sum()) for mask in weight_masks(pruner).values()]
     configured = [int(0.7 * n) for n in (72, 864, 36)]
     assert (zeros == configured) == (budget == "as_configured")
@@ -535,7 +535,7 @@ def test_masks_that_differ_within_a_group_change_nothing() -> None:
 def test_swaps_cannot_be_limited_where_rows_keep_their_number(model: nn.Module) -> None:
     for wish in ({"sparse_pattern": "2:4"}, {"sparse_ratio": 0.5, "internal_metric_block": 2}):
         with pytest.raises(ConfigListError, match=r"swap_limit.* fc\.weight"):
-            LotteryJackpotPruner(model, [{"op_names": ["fc"], **wish}], swap_limit=0.1)
+            LotteryJackpotPruner(model, [{"op_names": ["fc"], **wish}], recipe="paper", swap_limit=0.1)
         assert not hasattr(model.fc, "_nni_wrapper")
 
 
@@ -552,7 +552,9 @@ def test_swaps_are_limited_and_annealed(batches: Batches) -> None:
 
         config = [{"op_names": ["conv2"], "sparse_ratio": 0.5}]
         evaluator = make_evaluator(model, batches, step)
-        pruner = LotteryJackpotPruner(model, config, evaluator, lr=20.0, swap_limit=swap_limit)
+        pruner = LotteryJackpotPruner(
+            model, config, evaluator, recipe="paper", lr=20.0, swap_limit=swap_limit
+        )
         masks = pruner.compress(18, None)[1]
         assert int((masks["conv2"]["weight"] == 0).sum()) == 432
         return found

@@ -55,7 +55,7 @@ def test_epochs_are_the_loop_s_epochs(batches: Batches) -> None:
 
 
 def test_steps_and_epochs_agree_where_the_rate_does(batches: Batches) -> None:
-    constant = {"schedule": lambda progress: 1.0}
+    constant = {"schedule": lambda progress: 1.0, "growth": 0.0}
     assert same(
         search(batches, steps=12, **constant)[2], search(batches, steps=None, epochs=2, **constant)[2]
     )
@@ -63,7 +63,7 @@ def test_steps_and_epochs_agree_where_the_rate_does(batches: Batches) -> None:
 
 def test_search_is_sgd_of_section_4_1(batches: Batches) -> None:
     """The search's own optimizer equals a plain loop with PyTorch's SGD and cosine schedule."""
-    _, _, masks, _ = search(batches, lr=0.5)
+    _, _, masks, _ = search(batches, recipe="paper", lr=0.5)
     torch.manual_seed(0)
     model = ConvNet()
     pruner = LotteryJackpotPruner(model, CONFIG_LIST)
@@ -142,7 +142,8 @@ def test_nan_loss_keeps_the_last_good_masks(model: nn.Module, batches: Batches, 
         seen.append(live_masks(model))
         return loss * value if len(seen) == 8 else loss
 
-    pruner = LotteryJackpotPruner(model, CONFIG_LIST, make_evaluator(model, batches, step), lr=5.0)
+    evaluator = make_evaluator(model, batches, step)
+    pruner = LotteryJackpotPruner(model, CONFIG_LIST, evaluator, recipe="paper", lr=5.0)
     with pytest.raises(SearchDivergedError, match="at step 8 of the search"):
         pruner.compress(24, None)
     masks = pruner.get_masks()
@@ -167,7 +168,8 @@ def test_nan_gradient_keeps_the_last_good_masks(model: nn.Module, batches: Batch
             loss.register_hook(lambda grad: grad * float("nan"))
         return loss
 
-    pruner = LotteryJackpotPruner(model, CONFIG_LIST, make_evaluator(model, batches, step), lr=5.0)
+    evaluator = make_evaluator(model, batches, step)
+    pruner = LotteryJackpotPruner(model, CONFIG_LIST, evaluator, recipe="paper", lr=5.0)
     with pytest.raises(SearchDivergedError, match="score is NaN at step 5"):
         pruner.compress(steps, None)
     assert all(torch.equal(pruner.get_masks()[name]["weight"], mask) for name, mask in seen[4].items())
@@ -250,7 +252,8 @@ def test_fifty_steps_are_bit_for_bit_those_of_a_plain_reference(batches: Batches
         seen.append([live_masks(model)[name] for name in ("conv1", "conv2")])
         return loss
 
-    pruner = LotteryJackpotPruner(model, CONFIG_LIST, make_evaluator(model, batches, step), lr=2.0)
+    evaluator = make_evaluator(model, batches, step)
+    pruner = LotteryJackpotPruner(model, CONFIG_LIST, evaluator, recipe="paper", lr=2.0)
     pruner.compress(50, None)
     reference = Reference(lr=2.0, total=50)
     for i, masks in enumerate(seen):
@@ -297,7 +300,8 @@ def test_a_compiled_model_is_one_graph_and_finds_the_same(batches: Batches) -> N
         def step(batch: Any, model: nn.Module) -> torch.Tensor:
             return training_step(batch, function)
 
-        pruner = LotteryJackpotPruner(model, CONFIG_LIST, make_evaluator(model, batches, step), lr=2.0)
+        evaluator = make_evaluator(model, batches, step)
+        pruner = LotteryJackpotPruner(model, CONFIG_LIST, evaluator, recipe="paper", lr=2.0)
         return pruner.compress(12, None)[1]
 
     plain, compiled = run(False), run(True)

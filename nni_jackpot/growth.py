@@ -1,0 +1,92 @@
+"""How many weights every target keeps in the course of a search: zeros that grow, and budgets that move."""
+
+from __future__ import annotations
+
+import math
+
+from nni_jackpot.budget import Unit, by_global_rank
+from nni_jackpot.targets import ScoreGroup
+
+# Rankings of all scores of a pool in one search: each takes about as long as a step.
+_RANKINGS = 64
+# What a target keeps at least, relative to the density of its pool: no layer is lost to the others.
+_FLOOR = 0.1
+
+
+class Growth:
+    """Set the number that every target keeps, which is its budget but for what is said here.
+
+    Zeros may grow: the search begins with all weights, and prunes by scores that have been trained on all of
+    them. The share of weights kept falls from 1 at the start to the budget at the progress ``share``, by the
+    cubic law of Zhu and Gupta ("To prune, or not to prune", 2017, Eq. 1).
+
+    Budgets may move: targets of one pool trade weights, ranked together by their scores, and keep the number
+    of zeros in all.
+
+    Parameters
+    ----------
+    pools
+        What is searched, in pools of targets that share a budget, of which the numbers that they keep now are
+        the sum.
+    share
+        Progress at which there are all zeros, in [0, 1]; 0 for the start.
+    trades
+        Whether budgets move.
+
+    Attributes
+    ----------
+    rankings
+        Number of the last ranking, from 0; -1 before the first.
+    """
+
+    def __init__(self, pools: list[list[ScoreGroup]], share: float, trades: bool) -> None:
+        self.share = share
+        self.trades = trades
+        self._budgets = {group: group.keep for pool in pools for group in pool}
+        self._pools = [pool for pool in pools if trades and len(pool) > 1]
+        self._alone = [group for pool in pools if pool not in self._pools for group in pool] if share else []
+        self.rankings = -1
+        self._is_grown = not self._alone and not self._pools
+
+    def follow(self, progress: float) -> None:
+        """Set the numbers that the next refresh keeps, at a progress in [0, 1]."""
+        surplus = max(0.0, 1 - progress / self.share) ** 3 if self.share else 0.0
+        self._is_grown = surplus == 0
+        for group in self._alone:
+            pruned = (group.grains.count - self._budgets[group]) // group.grains.rows  # of a row
+            group.aim_at(self._budgets[group] + group.grains.rows * math.ceil(surplus * pruned))
+        if int(_RANKINGS * progress) > self.rankings:
+            self.rankings = int(_RANKINGS * progress)
+            for pool in self._pools:
+                self._rank(pool, surplus)
+
+    def _rank(self, pool: list[ScoreGroup], surplus: float) -> None:
+        size = sum(group.weights for group in pool)
+        kept = sum(self._budgets[group] * group.weights // group.grains.count for group in pool)
+        # Half a weight more, so that ``int`` finds the number again.
+        ratio = min(1.0, (size - kept + 0.5) / size)
+        units = {group: _unit(group, ratio, 1 - surplus) for group in pool}
+        for group, keep in by_global_rank(units, {group: group.score for group in pool}).items():
+            group.aim_at(keep)
+
+    def finish(self) -> None:
+        """Have all zeros, where a search was cut short: by score, then by magnitude."""
+        if self._is_grown:
+            return
+        self.rankings = -1
+        self.follow(1.0)
+        for group in self._budgets:
+            group.resize(group.keep, group.pool({t: t.weight.detach().abs() for t in group.members}))
+
+
+def _unit(group: ScoreGroup, ratio: float, grown: float) -> Unit:
+    """Describe a group of a pool of this sparse ratio, a part of whose zeros have grown."""
+    highest = group.space.max_sparse_ratio
+    return Unit(
+        grains=group.grains.count,
+        weights_per_grain=group.weights // group.grains.count,
+        sparse_ratio=ratio * grown,
+        min_sparse_ratio=(group.space.min_sparse_ratio or 0.0) * grown,
+        max_sparse_ratio=min(1.0 if highest is None else highest, 1 - _FLOOR * (1 - ratio)),
+        rows=group.grains.rows,
+    )

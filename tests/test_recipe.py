@@ -1,0 +1,198 @@
+"""Recipes of a search: the paper's, ours, and what can be set in their place."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from conftest import Batches, ConvNet, make_evaluator
+from nni.compression.pruning import AGPPruner
+from torch import nn
+
+from nni_jackpot import LotteryJackpotPruner
+from nni_jackpot.errors import SearchDivergedError
+from nni_jackpot.recipe import RECIPES, NormalizedSGD, Recipe
+
+CONFIG_LIST = [{"op_types": ["Conv2d"], "sparse_ratio": 0.8}]
+
+
+def zeros_of(model: nn.Module) -> list[int]:
+    """Zeros in the masks as they are, with no refresh."""
+    return [int((b == 0).sum()) for name, b in model.named_buffers() if name.endswith("weight_mask")]
+
+
+def watched(
+    model: nn.Module, batches: Batches, config: list[dict[str, Any]] = CONFIG_LIST, **options: Any
+) -> tuple[LotteryJackpotPruner, list[list[int]]]:
+    """Return a pruner, and the list that gets the zeros of all masks at every forward of its search."""
+    seen: list[list[int]] = []
+
+    def step(batch: Any, model: nn.Module) -> torch.Tensor:
+        loss = nn.functional.cross_entropy(model(batch[0]), batch[1])
+        seen.append(zeros_of(model))
+        return loss
+
+    return LotteryJackpotPruner(model, config, make_evaluator(model, batches, step), **options), seen
+
+
+def test_gradients_are_scaled_to_rms_one_per_tensor() -> None:
+    scores = [nn.Parameter(torch.zeros(3, 5)), nn.Parameter(torch.zeros(7)), nn.Parameter(torch.zeros(2))]
+    gradients = [torch.randn(3, 5) * 1e-6, torch.randn(7) * 1e4, torch.zeros(2)]
+    groups = [{"params": [score]} for score in scores]
+    optimizer = NormalizedSGD(groups, lr=0.5, momentum=0.9)
+    for step in (1.0, 1.9):  # momentum
+        before = [score.detach().clone() for score in scores]
+        for score, gradient in zip(scores, gradients, strict=True):
+            score.grad = gradient.clone()
+        optimizer.step()
+        for score, gradient, old in zip(scores[:2], gradients, before, strict=False):
+            expected = -0.5 * step * gradient / gradient.pow(2).mean().sqrt()
+            torch.testing.assert_close(score.detach() - old, expected)
+        assert not scores[2].any()
+
+
+def test_gradients_of_a_group_are_scaled_as_one() -> None:
+    scores = [nn.Parameter(torch.zeros(6)), nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))]
+    scores[0].grad, scores[1].grad = torch.full((6,), 4.0), torch.full((2,), 4.0)
+    NormalizedSGD(scores[:3], lr=1.0).step()
+    moved = torch.cat([score.detach() for score in scores])
+    torch.testing.assert_close(moved, torch.tensor([-1.0] * 8 + [0.0]))
+
+
+def test_the_search_does_not_depend_on_the_scale_of_the_loss(batches: Batches) -> None:
+    def masks(scale: float) -> dict[str, Any]:
+        torch.manual_seed(0)
+        model = ConvNet()
+
+        def step(batch: Any, model: nn.Module) -> torch.Tensor:
+            return nn.functional.cross_entropy(model(batch[0]), batch[1]) * scale
+
+        pruner = LotteryJackpotPruner(model, CONFIG_LIST, make_evaluator(model, batches, step))
+        start = pruner.get_masks()
+        found = pruner.compress(24, None)[1]
+        assert not torch.equal(found["conv2"]["weight"], start["conv2"]["weight"])
+        return found
+
+    one, other = masks(1.0), masks(2.0**-20)  # a power of two changes no digit
+    assert all(torch.equal(one[name]["weight"], other[name]["weight"]) for name in one)
+
+
+def test_zeros_grow_from_none_to_the_budget(model: nn.Module, batches: Batches) -> None:
+    pruner, seen = watched(model, batches, growth=0.5)
+    budget = zeros_of(model)
+    assert budget == [57, 691]
+    pruner.compress(20, None)
+    assert seen[0] == seen[1] == [0, 0]  # the step before the second forward was taken at progress 0
+    for before, after in itertools.pairwise(seen):
+        assert all(a <= b for a, b in zip(before, after, strict=True))
+    assert seen[6][1] == 864 - (173 + -(-691 * (1 - 5 / 20 / 0.5) ** 3 // 1))  # the cubic law, rounded up
+    assert seen[10] != budget
+    assert seen[11:] == [budget] * 9
+    assert zeros_of(model) == budget
+
+
+def test_the_paper_has_all_zeros_at_every_step(model: nn.Module, batches: Batches) -> None:
+    pruner, seen = watched(model, batches, recipe="paper")
+    pruner.compress(12, None)
+    assert seen == [[57, 691]] * 12
+
+
+def test_rows_grow_alike(model: nn.Module, batches: Batches) -> None:
+    pruner, seen = watched(model, batches, [{"op_names": ["fc"], "sparse_pattern": "2:4"}])
+    masks = pruner.compress(12, None)[1]["fc"]["weight"]
+    size = masks.numel()
+    assert {zeros[0] for zeros in seen} == {0, size // 4, size // 2}
+    assert (masks.view(-1, 4).sum(1) == 2).all()
+
+
+@pytest.mark.parametrize("growth", [0.0, 0.8])
+def test_targets_of_a_global_group_trade_weights(model: nn.Module, batches: Batches, growth: float) -> None:
+    config = [{"op_types": ["Conv2d", "Linear"], "sparse_ratio": 0.8, "global_group_id": 0}]
+    pruner, seen = watched(model, batches, config, growth=growth, lr=0.1)
+    start = zeros_of(model)
+    pruner.compress(40, None)
+    total = int(0.8 * (72 + 864 + 36))
+    assert sum(start) == sum(zeros_of(model)) == total
+    assert zeros_of(model) != start
+    if growth:
+        assert [sum(zeros) for zeros in seen] == sorted(sum(zeros) for zeros in seen)
+    else:
+        assert {sum(zeros) for zeros in seen} == {total}
+    kept = [n - z for n, z in zip((72, 864, 36), zeros_of(model), strict=True)]
+    assert all(k >= 0.02 * n for k, n in zip(kept, (72, 864, 36), strict=True))  # a tenth of the density
+
+
+def test_bounds_of_a_target_hold_where_weights_are_traded(model: nn.Module, batches: Batches) -> None:
+    config = [
+        {"op_names": ["conv1"], "sparse_ratio": 0.8, "global_group_id": 0, "max_sparse_ratio": 0.5},
+        {"op_names": ["conv2"], "sparse_ratio": 0.8, "global_group_id": 0},
+    ]
+    pruner, seen = watched(model, batches, config, lr=0.1)
+    pruner.compress(40, None)
+    assert max(zeros[0] for zeros in seen) <= 36
+    assert sum(zeros_of(model)) == int(0.8 * 936)
+
+
+def test_the_paper_s_budgets_stay(model: nn.Module, batches: Batches) -> None:
+    config = [{"op_types": ["Conv2d", "Linear"], "sparse_ratio": 0.8, "global_group_id": 0}]
+    pruner, seen = watched(model, batches, config, recipe="paper", lr=20.0)
+    start = zeros_of(model)
+    pruner.compress(24, None)
+    assert seen == [start] * 24
+
+
+def test_a_search_cut_short_ends_with_the_budget(model: nn.Module, batches: Batches) -> None:
+    pruner, seen = watched(model, batches)
+    budget = zeros_of(model)
+
+    def stop(*_: Any) -> None:
+        if len(seen) == 5:
+            raise KeyboardInterrupt
+
+    handle = model.register_forward_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        pruner.compress(24, None)
+    handle.remove()
+    assert seen[-1] < budget
+    assert zeros_of(model) == budget
+
+
+def test_a_search_that_diverges_ends_with_the_budget(model: nn.Module, batches: Batches) -> None:
+    def step(batch: Any, model: nn.Module) -> torch.Tensor:
+        nonlocal steps
+        steps += 1
+        return nn.functional.cross_entropy(model(batch[0]), batch[1]) * (float("nan") if steps == 5 else 1)
+
+    steps = 0
+    pruner = LotteryJackpotPruner(model, CONFIG_LIST, make_evaluator(model, batches, step))
+    with pytest.raises(SearchDivergedError):
+        pruner.compress(24, None)
+    assert zeros_of(model) == [57, 691]
+
+
+def test_nni_schedules_sparsity_itself(model: nn.Module, batches: Batches) -> None:
+    pruner, seen = watched(model, batches)
+    AGPPruner(pruner, interval_steps=3, total_times=4).compress(20, None)
+    assert 0 < seen[5][1] < seen[10][1] < seen[-1][1] == 691
+
+
+def test_what_is_given_takes_the_place_of_the_recipe(model: nn.Module) -> None:
+    pruner = LotteryJackpotPruner(model, CONFIG_LIST, recipe="paper", lr=0.7, growth=0.25)
+    assert pruner.recipe == Recipe(0.7, 0.9, 5e-4, normalize=False, growth=0.25, trades=False)
+    assert LotteryJackpotPruner(ConvNet(), CONFIG_LIST).recipe == RECIPES["jackpot"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"recipe": "soup"}, "recipe must be one of paper, jackpot, got 'soup'"),
+        ({"growth": 1.5}, "growth must lie in .0, 1., got 1.5"),
+        ({"growth": -0.1}, "growth must lie in .0, 1., got -0.1"),
+        ({"swap_limit": 0.1}, "swap_limit goes with recipe='paper'"),
+    ],
+)
+def test_what_does_not_go(model: nn.Module, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LotteryJackpotPruner(model, CONFIG_LIST, **options)
