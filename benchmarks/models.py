@@ -12,13 +12,9 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nni_jackpot.experiment.models.vgg import VGG19
+
 TARGET_TYPES = (nn.Conv2d, nn.Linear)
-
-
-def _vgg19(pixels: int) -> nn.Module:
-    """Return the VGG-19 of small images: no layers between the convolutions and the classifier."""
-    layers = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["E"], batch_norm=True)
-    return nn.Sequential(layers, nn.Flatten(), nn.Linear(512 * (pixels // 32) ** 2, 10))
 
 
 def _tiny(pixels: int) -> nn.Module:
@@ -27,7 +23,7 @@ def _tiny(pixels: int) -> nn.Module:
 
 
 MODELS: dict[str, Callable[[int], nn.Module]] = {
-    "vgg19": _vgg19,
+    "vgg19": lambda pixels: VGG19(num_classes=10, in_channels=3),
     "resnet50": lambda pixels: torchvision.models.resnet50(),
     "vit_b_16": lambda pixels: torchvision.models.vit_b_16(image_size=pixels),
     "tiny": _tiny,

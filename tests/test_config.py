@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from nni_jackpot.errors import ExperimentConfigError, OutputFolderError
+from nni_jackpot.errors import ExperimentConfigError, MissingLibraryError, OutputFolderError
 from nni_jackpot.experiment.config import (
     DataConfig,
     ModelConfig,
@@ -20,8 +21,7 @@ from nni_jackpot.experiment.config import (
     parse_override,
     to_dict,
 )
-from nni_jackpot.experiment.data import DATASETS
-from nni_jackpot.experiment.models import MODELS
+from nni_jackpot.experiment.datasets import DATASETS
 
 MINIMAL = """
 output: runs/x
@@ -62,9 +62,9 @@ def test_defaults_are_filled_in(path: Path) -> None:
     assert config.data == DataConfig(name="digits", root=None, batch_size=64, eval_batch_size=512, workers=0)
     assert config.model == ModelConfig(name="resnet", depth=8, width=16)
     assert (config.pretrain.checkpoint, config.pretrain.cache) == (None, "runs/pretrained")
-    assert (config.search.init, config.search.lr, config.search.momentum) == ("magnitude", 0.1, 0.9)
+    assert (config.search.init, config.search.lr, config.search.momentum) == ("magnitude", None, None)
     assert (config.search.kept_score, config.search.pruned_score) == (1.0, 0.95)
-    assert (config.search.adapt_norm, config.search.reestimate_norm) == (True, False)
+    assert (config.search.adapt_norm, config.search.reestimate_norm) == (True, None)
     assert config.search.swap_limit is None
     assert config.finetune.weight_decay == 5e-4
 
@@ -203,14 +203,19 @@ BAD_VALUES: list[tuple[str, Any, str]] = [
     ("device", "cuda:", "cuda:N"),
     ("data", None, "a mapping with keys out of name, root"),
     ("data", [], "a mapping with keys out of name, root"),
-    ("data.name", "imagenet", "a string out of digits, fashion_mnist"),
+    ("data.name", "svhn", "out of digits, mnist, fashion_mnist, cifar10, cifar100, imagenet, image_folder"),
+    ("data.download", True, "false for digits, true for mnist, fashion_mnist, cifar10, cifar100"),
+    ("data.image_size", 0, "null or an integer >= 1"),
     ("data.root", "", "null or a string that is not empty"),
     ("data.batch_size", 1, "an integer >= 2"),
     ("data.eval_batch_size", 0, "an integer >= 1"),
     ("data.augment", 1, "true or false"),
     ("data.augment", "yes", "true or false"),
     ("data.workers", -1, "an integer >= 0"),
-    ("model.name", "vgg", "a string out of resnet"),
+    ("model.name", "vgg", "resnet, vgg19, torchvision/NAME, timm/NAME; did you mean vgg19?"),
+    ("model.name", "torchvision/resnet5", "did you mean torchvision/resnet50?"),
+    ("model.name", "torchvision/fcn_resnet50", "torchvision/NAME"),
+    ("model.weights", "IMAGENET1K_V1", "for resnet null"),
     ("model.depth", 9, "of the form 6n+2"),
     ("model.depth", 2, "of the form 6n+2"),
     ("model.width", 0, "an integer >= 1"),
@@ -220,17 +225,21 @@ BAD_VALUES: list[tuple[str, Any, str]] = [
     ("pretrain.lr", False, "a number > 0"),
     ("pretrain.checkpoint", 5, "null or a string"),
     ("pretrain.cache", None, "a string"),
-    ("search.epochs", 0, "an integer >= 1"),
+    ("search.epochs", -1, "an integer >= 0"),
     ("search.init", "oracle", "a string out of magnitude, random, snip, grasp"),
-    ("search.lr", float("nan"), "a number > 0"),
-    ("search.lr", float("inf"), "a number > 0"),
-    ("search.lr", 10**400, "a number > 0"),
-    ("search.momentum", 1, "a number >= 0 and < 1"),
-    ("search.weight_decay", -1e-9, "a number >= 0"),
+    ("search.lr", float("nan"), "null or a number > 0"),
+    ("search.lr", float("inf"), "null or a number > 0"),
+    ("search.lr", 10**400, "null or a number > 0"),
+    ("search.momentum", 1, "null or a number >= 0 and < 1"),
+    ("search.weight_decay", -1e-9, "null or a number >= 0"),
     ("search.kept_score", "one", "a number"),
     ("search.swap_limit", 0, "null or a number > 0 and <= 1"),
     ("search.swap_limit", 1.01, "null or a number > 0 and <= 1"),
+    ("search.recipe", "soup", "a string out of paper, jackpot"),
+    ("search.growth", 1.1, "null or a number >= 0 and <= 1"),
+    ("finetune.under", "none", "a string out of initial, jackpot, both"),
     ("search.adapt_norm", None, "true or false"),
+    ("search.reestimate_norm", 1, "null or true or false"),
     ("config_list", [], "a list that is not empty"),
     ("config_list", {"sparse_ratio": 0.5}, "a list that is not empty"),
     ("config_list", None, "a list that is not empty"),
@@ -346,7 +355,7 @@ def test_tuners_boolean(path: Path) -> None:
 
 def test_integral_float_for_an_integer_is_for_overrides_only(tmp_path: Path) -> None:
     said = message(write(tmp_path, MINIMAL.replace("search: {epochs: 3}", "search: {epochs: 3.0}")))
-    assert "search.epochs: found 3.0 (float), allowed: an integer >= 1" in said
+    assert "search.epochs: found 3.0 (float), allowed: an integer >= 0" in said
 
 
 def test_override_with_a_fraction_for_an_integer(path: Path) -> None:
@@ -356,7 +365,7 @@ def test_override_with_a_fraction_for_an_integer(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("search.lrr", "allowed: epochs, init, lr"),
+        ("search.lrr", "allowed: epochs, init, recipe, lr"),
         ("serch.lr", "did you mean search?"),
         ("", "unknown key ''"),
         ("search..lr", "unknown key ''"),
@@ -474,9 +483,36 @@ def test_every_setting_says_what_it_is() -> None:
     walk(RunConfig)
 
 
-@pytest.mark.parametrize(("cls", "registry"), [(DataConfig, DATASETS), (ModelConfig, MODELS)])
-def test_names_are_those_of_the_registry(cls: Any, registry: dict[str, object]) -> None:
-    (option,) = (option for option in dataclasses.fields(cls) if option.name == "name")
+def test_datasets_are_those_of_the_registry() -> None:
+    (option,) = (option for option in dataclasses.fields(DataConfig) if option.name == "name")
     rule = option.metadata["rule"]
-    assert rule.allowed == "out of " + ", ".join(registry)
-    assert all(rule.holds(name) for name in registry)
+    assert rule.allowed == "out of " + ", ".join(DATASETS)
+    assert all(rule.holds(name) for name in DATASETS)
+
+
+@pytest.mark.parametrize("name", ["imagenet", "image_folder"])
+def test_folders_of_images_need_a_root(path: Path, name: str) -> None:
+    said = message(path, {"data.name": name})
+    assert f"data.root: found None (NoneType), allowed: the folder of {name}'s train and val" in said
+    assert load_config(path, {"data.name": name, "data.root": "x"}).data.root == "x"
+
+
+def test_weights_are_those_of_the_library(path: Path) -> None:
+    said = message(path, {"model.name": "torchvision/resnet50", "model.weights": "V1"})
+    assert "model.weights: found 'V1' (str), allowed: for torchvision/resnet50 null, IMAGENET1K_V1" in said
+    chosen = {"model.name": "torchvision/resnet50", "model.weights": "IMAGENET1K_V1"}
+    assert load_config(path, chosen).model.weights == "IMAGENET1K_V1"
+
+
+def test_timm_is_wanted_only_for_its_networks(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    assert load_config(path, {"model.name": "torchvision/resnet50"}).model.weights is None
+    with pytest.raises(MissingLibraryError, match=r"nni-jackpot\[timm\]"):
+        load_config(path, {"model.name": "timm/resnet50"})
+
+
+def test_limited_swaps_and_growth_exclude_each_other(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL)
+    said = message(path, {"search.swap_limit": 0.1})
+    assert "search.swap_limit: found 0.1, allowed with recipe paper and no growth" in said
+    assert load_config(path, {"search.swap_limit": 0.1, "search.recipe": "paper"}).search.growth is None

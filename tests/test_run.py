@@ -6,12 +6,15 @@ import random
 import subprocess
 import sys
 import time
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torchvision
 import yaml
+from PIL import Image
 from torch import nn
 
 from nni_jackpot import LotteryJackpotPruner, apply_masks, load_masks, mask_overlap
@@ -20,6 +23,7 @@ from nni_jackpot.errors import (
     ConfigListError,
     DatasetNotFoundError,
     EmptyMatchError,
+    ExperimentConfigError,
     JackpotError,
     OutputFolderError,
     SearchDivergedError,
@@ -27,6 +31,7 @@ from nni_jackpot.errors import (
 )
 from nni_jackpot.experiment.config import RunConfig, load_config
 from nni_jackpot.experiment.data import load_data
+from nni_jackpot.experiment.images import ImageTensors
 from nni_jackpot.experiment.models import build_model
 from nni_jackpot.experiment.pretrained import cache_path, load_weights
 from nni_jackpot.experiment.report import summary
@@ -47,7 +52,7 @@ def config_file(tmp_path: Path) -> Path:
         "model": {"width": 6},
         "pretrain": {"epochs": 3, "lr": 0.1, "cache": str(tmp_path / "pretrained")},
         "config_list": [{"op_types": ["Conv2d"], "sparse_ratio": 0.8, "global_group_id": 0}],
-        "search": {"epochs": 2, "lr": 1.0},
+        "search": {"epochs": 2},
         "finetune": {"epochs": 1, "lr": 0.05},
     }
     path = tmp_path / "run.yml"
@@ -64,18 +69,15 @@ def model_of(config: RunConfig) -> nn.Module:
     return build_model(config.model, num_classes=10, in_channels=1)
 
 
-def test_search_end_to_end(config: RunConfig, tmp_path: Path) -> None:
+def test_search_end_to_end(config_file: Path, tmp_path: Path) -> None:
+    config = load_config(
+        config_file, {"search.reestimate_norm": False}
+    )  # which would be after the last epoch
     result = search(config)
-    rows = {row.name: row for row in result.rows}
-    assert list(rows) == [
-        "dense",
-        "magnitude mask alone",
-        "magnitude mask alone, norm re-estimated",
-        "jackpot",
-        "magnitude mask, weights tuned",
-    ]
+    rows = {row.kind: row for row in result.rows}
+    assert list(rows) == ["dense", "initial", "initial_norm", "jackpot", "initial_tuned"]
     assert rows["dense"].accuracy > 0.8
-    assert rows["jackpot"].accuracy > rows["magnitude mask alone"].accuracy + 0.2
+    assert rows["jackpot"].accuracy > rows["initial"].accuracy + 0.2
     assert rows["jackpot"].sparsity == pytest.approx(0.8, abs=1e-3)
     assert 0.5 < result.overlap < 1.0
 
@@ -101,6 +103,24 @@ def test_search_end_to_end(config: RunConfig, tmp_path: Path) -> None:
     assert {"loss", "learning_rate", "flips", "overlap", "seconds"} <= lines[0].keys()
     assert list((out / "tensorboard").iterdir())
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_weights_are_tuned_under_either_mask(config_file: Path) -> None:
+    result = search(load_config(config_file, {"finetune.under": "both", "finetune.epochs": 2}))
+    rows = {row.kind: row for row in result.rows}
+    assert list(rows)[-2:] == ["initial_tuned", "jackpot_tuned"]
+    assert (rows["initial_tuned"].epochs, rows["jackpot_tuned"].epochs) == (2, 4)
+    # One starts from the dense network's weights and statistics, the other from the jackpot's.
+    assert rows["jackpot_tuned"].accuracy >= rows["jackpot"].accuracy - 0.05
+    only = search(load_config(config_file, {"finetune.under": "jackpot", "finetune.epochs": 2}))
+    assert [row.kind for row in only.rows][3:] == ["jackpot", "jackpot_tuned"]
+    assert only.rows[-1] == rows["jackpot_tuned"]
+
+
+def test_no_epochs_of_search_leave_the_initial_mask(config_file: Path) -> None:
+    result = search(load_config(config_file, {"search.epochs": 0, "finetune.epochs": 0}))
+    assert result.overlap == 1.0
+    assert result.rows[3].accuracy == result.rows[1].accuracy
 
 
 def test_the_same_seed_gives_the_same_jackpot_cached_or_not(config_file: Path, tmp_path: Path) -> None:
@@ -140,18 +160,25 @@ def test_no_epochs_of_pretraining_are_random_weights(config_file: Path) -> None:
 
 
 def test_norm_statistics_can_be_held_and_estimated_anew(config_file: Path) -> None:
-    held = search(load_config(config_file, {"search.adapt_norm": False, "finetune.epochs": 0}))
-    anew = search(
-        load_config(
-            config_file, {"search.adapt_norm": False, "search.reestimate_norm": True, "finetune.epochs": 0}
-        )
-    )
+    overrides = {"search.recipe": "paper", "search.lr": 1.0, "search.adapt_norm": False, "finetune.epochs": 0}
+    held = search(load_config(config_file, overrides))
+    anew = search(load_config(config_file, {**overrides, "search.reestimate_norm": True}))
     assert held.rows[-1].accuracy != anew.rows[-1].accuracy
 
 
 def test_limited_swaps_stay_nearer_to_the_initial_mask(config_file: Path) -> None:
     free, limited = (
-        search(load_config(config_file, {"search.swap_limit": limit, "finetune.epochs": 0}))
+        search(
+            load_config(
+                config_file,
+                {
+                    "search.recipe": "paper",
+                    "search.lr": 1.0,
+                    "search.swap_limit": limit,
+                    "finetune.epochs": 0,
+                },
+            )
+        )
         for limit in (None, 1e-3)
     )
     assert free.overlap < limited.overlap < 1.0
@@ -196,6 +223,7 @@ def test_bad_checkpoints(config: RunConfig, tmp_path: Path) -> None:
             {
                 "config_list.0.internal_metric_block": 2,
                 "config_list.0.exclude_op_names": ["conv1"],
+                "search.recipe": "paper",
                 "search.swap_limit": 0.1,
             },
             ConfigListError,
@@ -250,7 +278,7 @@ def test_tuned_weights_stay_under_the_mask(config: RunConfig) -> None:
     pruner.unwrap_model()
     data = load_data(config.data, 0)
     before = model.conv1.weight.detach().clone()
-    train_weights(model, config.finetune, data.train, CPU, lambda loss: None, lambda: None, masks)
+    train_weights(model, config.finetune, data.train, lambda loss: None, lambda: None, masks)
     mask = masks["conv1"]["weight"]
     assert (model.conv1.weight[mask == 0] == 0).all()
     assert not torch.equal(model.conv1.weight[mask == 1], before[mask == 1])
@@ -265,7 +293,7 @@ def test_summary_is_one_screen(config_file: Path, tmp_path: Path) -> None:
         )
         for seed in (0, 1)
     ]
-    one, two = summary(results[:1]), summary(results)
+    one, two = summary(results[:1], "magnitude"), summary(results, "magnitude")
     assert "±" not in one
     assert f"{100 * results[0].rows[0].accuracy:.2f}" in one
     mean = 50 * (results[0].rows[3].accuracy + results[1].rows[3].accuracy)
@@ -307,7 +335,7 @@ def test_the_same_command_goes_on_after_kill_9(longer: Path, tmp_path: Path) -> 
     assert checkpoint.exists()
     result = search(load_config(longer))
     assert result.resumed_step >= 7
-    assert f"resumed at step {result.resumed_step}" in summary([result])
+    assert f"resumed at step {result.resumed_step}" in summary([result], "magnitude")
     assert result.rows == whole.rows
     assert result.overlap == whole.overlap
     for name in ("masks.pth", "jackpot.pth"):
@@ -324,17 +352,151 @@ def _equal(a: Any, b: Any) -> bool:
     return a is b is None or torch.equal(a, b)
 
 
-def test_a_checkpoint_of_other_settings_is_refused(longer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = iter(range(1000))
+def interrupt(config: RunConfig, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a search up to a step."""
+    steps, take = count(1), Tracker.step
 
     def stop(self: Tracker, loss: Any, **scalars: Any) -> None:
-        if next(steps) == 20:
+        take(self, loss, **scalars)
+        if next(steps) == step:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
         patched.setattr(Tracker, "step", stop)
         with pytest.raises(KeyboardInterrupt):
-            search(load_config(longer))
+            search(config)
+
+
+def dropping_model(config: Any, num_classes: int, in_channels: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Dropout(0.3),
+        nn.Flatten(),
+        nn.Linear(512, num_classes),
+    )
+
+
+@pytest.mark.parametrize("build", [build_model, dropping_model])
+def test_what_an_interrupted_search_has_seen_is_not_loaded_again(
+    longer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, build: Any
+) -> None:
+    monkeypatch.setattr("nni_jackpot.experiment.run.build_model", build)
+    loaded = 0
+    load_pixels = ImageTensors._pixels
+
+    def load(self: ImageTensors, at: torch.Tensor, seed: int) -> torch.Tensor:
+        nonlocal loaded
+        loaded += len(self) == 1437  # the training images
+        return load_pixels(self, at, seed)
+
+    options = {
+        "data.augment": True,
+        "search.reestimate_norm": False,
+        "pretrain.cache": str(tmp_path / "other"),
+    }
+    config = load_config(longer, options)
+    whole = search(load_config(longer, options | {"output": str(tmp_path / "whole")}))
+    interrupt(config, 60, monkeypatch)  # in the third epoch of 23 steps
+    monkeypatch.setattr(ImageTensors, "_pixels", load)
+    result = search(config)
+    assert result.resumed_step == 56
+    assert loaded == 23 + 8 * 23 - 56  # of the first epoch for the statistics of the initial mask
+    assert result.rows == whole.rows
+    assert _equal(torch.load(whole.folder / "masks.pth"), torch.load(result.folder / "masks.pth"))
+
+
+def test_a_search_goes_on_with_other_workers(longer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt(load_config(longer), 20, monkeypatch)
+    assert search(load_config(longer, {"data.workers": 1})).resumed_step == 14
+
+
+def test_a_checkpoint_of_other_settings_is_refused(longer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt(load_config(longer), 21, monkeypatch)
     with pytest.raises(CheckpointError, match=r"data\.batch_size was 64 and is 32; max_steps"):
         search(load_config(longer, {"data.batch_size": 32}))
     assert search(load_config(longer, {"finetune.epochs": 1, "pretrain.epochs": 3})).resumed_step == 21
+
+
+# -- other networks and data
+
+
+@pytest.fixture
+def folder_file(config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run on a folder of images of two classes, from published weights."""
+    for part, size in (("train", 12), ("val", 6)):
+        for i, name in enumerate(("dark", "light")):
+            (tmp_path / "images" / part / name).mkdir(parents=True)
+            for j in range(size):
+                color = (120 * i + 3 * j, 120 * i + 50, 120 * i + 100)
+                Image.new("RGB", (40, 36), color).save(tmp_path / "images" / part / name / f"{j}.png")
+    torch.manual_seed(3)
+    state = torchvision.models.get_model("shufflenet_v2_x0_5").state_dict()
+    url = torchvision.models.get_model_weights("shufflenet_v2_x0_5")["IMAGENET1K_V1"].url
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    path = tmp_path / "hub" / "checkpoints" / Path(url).name
+    path.parent.mkdir(parents=True)
+    torch.save(state, path)
+    content = yaml.safe_load(config_file.read_text())
+    content["data"] = {
+        "name": "image_folder",
+        "root": str(tmp_path / "images"),
+        "image_size": 32,
+        "batch_size": 8,
+        "augment": True,
+        "workers": 1,
+    }
+    content["model"] = {"name": "torchvision/shufflenet_v2_x0_5", "weights": "IMAGENET1K_V1"}
+    content["pretrain"] |= {"epochs": 1, "lr": 1e-4}
+    content["search"] |= {"epochs": 1}
+    config_file.write_text(yaml.safe_dump(content))
+    return config_file
+
+
+def test_published_weights_of_imagenet_as_they_are(folder_file: Path, tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        for i in range(1000):
+            (tmp_path / "imagenet" / part / f"n{i:08}").mkdir(parents=True)
+            Image.new("RGB", (8, 8), (i % 256, 0, 0)).save(
+                tmp_path / "imagenet" / part / f"n{i:08}" / "0.JPEG"
+            )
+    overrides = {"data.name": "imagenet", "data.root": str(tmp_path / "imagenet"), "pretrain.epochs": 0}
+    path, accuracy = pretrain(load_config(folder_file, overrides))
+    published = torchvision.models.get_model("shufflenet_v2_x0_5", weights="IMAGENET1K_V1").state_dict()
+    assert _equal(torch.load(path), published)
+    assert accuracy < 0.1
+
+
+def test_published_weights_on_a_folder_of_images(folder_file: Path) -> None:
+    config = load_config(folder_file)
+    result = search(config)
+    assert [row.kind for row in result.rows][-1] == "initial_tuned"
+    assert cache_path(config).name.startswith("image_folder-torchvision-shufflenet_v2_x0_5-")
+    published = torchvision.models.get_model("shufflenet_v2_x0_5", weights="IMAGENET1K_V1").state_dict()
+    tuned = torch.load(cache_path(config))
+    # One epoch from the published weights does not lead far, but for the classifier, which is new.
+    assert tuned["fc.weight"].shape == (2, 1024)
+    near = [
+        torch.nn.functional.cosine_similarity(value.flatten(), published[name].flatten(), dim=0)
+        for name, value in tuned.items()
+        if value.ndim == 4
+    ]
+    assert min(near) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"pretrain.epochs": 0}, "for other classes than the dataset's 2, .* give it pretrain.epochs > 0"),
+        ({"pretrain.checkpoint": "mine.pth"}, "pretrain.checkpoint is mine.pth: one of them must be null"),
+        ({"model.name": "vgg19", "model.weights": None, "data.image_size": 8}, "Set data.image_size"),
+        ({"data.name": "digits"}, "for images of 3 channels"),
+    ],
+)
+def test_a_start_that_will_not_do(
+    folder_file: Path, monkeypatch: pytest.MonkeyPatch, overrides: dict, words: str
+) -> None:
+    monkeypatch.setattr("nni_jackpot.experiment.run.train_weights", None)
+    with pytest.raises(ExperimentConfigError, match=words):
+        search(load_config(folder_file, overrides))

@@ -24,7 +24,9 @@ import yaml
 
 from nni_jackpot.criteria import CRITERIA
 from nni_jackpot.errors import ExperimentConfigError
+from nni_jackpot.experiment.models import model_names, weights_names
 from nni_jackpot.files import replace_file
+from nni_jackpot.recipe import RECIPES
 
 # -- the schema
 
@@ -49,11 +51,13 @@ _ANY = Rule("", lambda value: True)
 _POSITIVE = Rule("> 0", lambda value: value > 0)
 _NOT_EMPTY = Rule("that is not empty", lambda value: len(value) > 0)
 _BELOW_ONE = Rule(">= 0 and < 1", lambda value: 0 <= value < 1)
+_PROGRESS = Rule(">= 0 and <= 1", lambda value: 0 <= value <= 1)
 _SHARE = Rule("> 0 and <= 1", lambda value: 0 < value <= 1)
 _SEED = Rule(">= 0 and < 2**32", lambda value: 0 <= value < 2**32)
 _DEVICE = Rule(
     "out of auto, cpu, cuda, cuda:N", lambda value: bool(re.fullmatch(r"auto|cpu|cuda(:\d+)?", value))
 )
+DOWNLOADABLE = "mnist", "fashion_mnist", "cifar10", "cifar100"  # by torchvision
 _RESNET_DEPTH = Rule("of the form 6n+2: 8, 14, 20, ...", lambda value: value >= 8 and value % 6 == 2)
 
 
@@ -65,21 +69,49 @@ def _option(doc: str, rule: Rule = _ANY, default: Any = MISSING) -> Any:
 class DataConfig:
     """The dataset and how it is cut into batches."""
 
-    name: str = _option("dataset", _one_of("digits", "fashion_mnist"))
+    name: str = _option("dataset", _one_of("digits", *DOWNLOADABLE, "imagenet", "image_folder"))
     root: str | None = _option("folder of the dataset's files, null for its usual place", _NOT_EMPTY, None)
+    download: bool = _option("whether files that are not there are fetched by torchvision", default=False)
     batch_size: int = _option("images per training batch", _at_least(2), 64)
     eval_batch_size: int = _option("images per test batch", _at_least(1), 512)
-    augment: bool = _option("whether training images are shifted at random by a few pixels", default=False)
+    image_size: int | None = _option(
+        "height and width of the images in pixels, null for the dataset's own", _at_least(1), None
+    )
+    augment: bool = _option(
+        "whether training images are shifted, cropped and mirrored at random, as is usual for the dataset",
+        default=False,
+    )
     workers: int = _option("processes that load data, 0 for the run's own", _at_least(0), 0)
+
+    def __post_init__(self) -> None:
+        if self.name in ("imagenet", "image_folder") and self.root is None:
+            wanted = f"the folder of {self.name}'s train and val"
+            raise _Invalid("root", f"found {_shown(None)}, allowed: {wanted}")
+        if self.download and self.name not in DOWNLOADABLE:
+            wanted = f"false for {self.name}, true for {', '.join(DOWNLOADABLE)}"
+            raise _Invalid("download", f"found {_shown(True)}, allowed: {wanted}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The network."""
+    """The network, and the weights that it has before any training."""
 
-    name: str = _option("architecture", _one_of("resnet"), "resnet")
-    depth: int = _option("layers with weights", _RESNET_DEPTH, 8)
-    width: int = _option("filters of the first stage", _at_least(1), 16)
+    name: str = _option("architecture", _NOT_EMPTY, "resnet")
+    depth: int = _option("layers with weights of the resnet", _RESNET_DEPTH, 8)
+    width: int = _option("filters of the resnet's first stage", _at_least(1), 16)
+    weights: str | None = _option(
+        "published weights of a torchvision or timm network, null for random ones", _NOT_EMPTY, None
+    )
+
+    def __post_init__(self) -> None:
+        names = model_names(self.name)
+        if self.name not in names:
+            wanted = f"resnet, vgg19, torchvision/NAME, timm/NAME{_close(self.name, names)}"
+            raise _Invalid("name", f"found {_shown(self.name)}, allowed: {wanted}")
+        weights = weights_names(self.name)
+        if self.weights is not None and self.weights not in weights:
+            wanted = f"for {self.name} {', '.join(['null', *weights])}"
+            raise _Invalid("weights", f"found {_shown(self.weights)}, allowed: {wanted}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +122,17 @@ class TrainConfig:
     lr: float = _option("learning rate at the start", _POSITIVE)
     momentum: float = _option("momentum of SGD", _BELOW_ONE, 0.9)
     weight_decay: float = _option("weight decay of SGD", _at_least(0), 5e-4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(TrainConfig):
+    """Tuning of weights under masks that stay as they are, for comparison (Eq. 9)."""
+
+    under: str = _option(
+        "whose masks: those that the search starts from, or the jackpot's, after the search",
+        _one_of("initial", "jackpot", "both"),
+        "initial",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,19 +147,28 @@ class PretrainConfig(TrainConfig):
 class SearchConfig:
     """The search for the jackpot."""
 
-    epochs: int = _option("passes over the training data", _at_least(1))
+    epochs: int = _option("passes over the training data", _at_least(0))
     init: str = _option("criterion of the initial masks", _one_of(*CRITERIA), "magnitude")
-    lr: float = _option("learning rate of the scores at the start", _POSITIVE, 0.1)
-    momentum: float = _option("momentum of SGD", _BELOW_ONE, 0.9)
-    weight_decay: float = _option("weight decay of SGD", _at_least(0), 5e-4)
+    recipe: str = _option("how scores are trained, but for what is given below", _one_of(*RECIPES), "jackpot")
+    lr: float | None = _option("learning rate of the scores at the start", _POSITIVE, None)
+    momentum: float | None = _option("momentum of SGD", _BELOW_ONE, None)
+    weight_decay: float | None = _option("weight decay of SGD", _at_least(0), None)
+    growth: float | None = _option("progress at which masks have all their zeros", _PROGRESS, None)
     kept_score: float = _option("initial score of kept weights", default=1.0)
     pruned_score: float = _option("initial score of pruned weights", default=0.95)
     swap_limit: float | None = _option(
         "largest share of kept weights replaced in one step, annealed; null for no limit", _SHARE, None
     )
     adapt_norm: bool = _option("whether normalisation statistics follow the masks", default=True)
-    reestimate_norm: bool = _option("whether they are estimated anew after the search", default=False)
+    reestimate_norm: bool | None = _option(
+        "whether they are estimated anew after the search, null for all recipes but the paper's", default=None
+    )
     checkpoint_every: int = _option("steps after which an interrupted search goes on", _at_least(1), 500)
+
+    @property
+    def reestimates_norm(self) -> bool:
+        """Whether normalisation statistics are estimated anew after the search."""
+        return self.recipe != "paper" if self.reestimate_norm is None else self.reestimate_norm
 
     def __post_init__(self) -> None:
         if not self.pruned_score < self.kept_score:
@@ -124,6 +176,8 @@ class SearchConfig:
                 "pruned_score",
                 f"found {self.pruned_score}, allowed: a number < kept_score, which is {self.kept_score}",
             )
+        if self.swap_limit is not None and (self.recipe != "paper" or self.growth):
+            raise _Invalid("swap_limit", f"found {self.swap_limit}, allowed with recipe paper and no growth")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +195,7 @@ class RunConfig:
     pretrain: PretrainConfig
     config_list: tuple[dict[str, Any], ...] = _option("what to prune, and how much", _NOT_EMPTY)
     search: SearchConfig
-    finetune: TrainConfig  # of the weights under the same masks, for comparison
+    finetune: FinetuneConfig
 
 
 # -- reading
@@ -313,9 +367,12 @@ def _allowed(kind: Any, rule: Rule) -> str:
 
 
 def _unknown(name: object, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(str(name), names, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    return f"unknown key {name!r}, allowed: {', '.join(names)}{hint}"
+    return f"unknown key {name!r}, allowed: {', '.join(names)}{_close(str(name), names)}"
+
+
+def _close(name: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 # -- writing

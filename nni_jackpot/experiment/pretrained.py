@@ -1,4 +1,8 @@
-"""Pre-trained weights: taken from a file, or trained once and kept under the hash of what they depend on."""
+"""Pre-trained weights: taken from a file, or trained once and kept under the hash of what they depend on.
+
+Training starts from the weights that the config's network has, random or published ones; no epochs of
+training leave them as they are.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,9 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
-from nni_jackpot.errors import CheckpointError, OutputFolderError
+from nni_jackpot.errors import CheckpointError, ExperimentConfigError, OutputFolderError
 from nni_jackpot.experiment.config import RunConfig, config_hash, to_dict
+from nni_jackpot.experiment.models import has_new_classifier
 from nni_jackpot.files import load_tensors, replace_file
 
 
@@ -20,10 +25,34 @@ def cache_path(config: RunConfig) -> Path:
     pretrain.pop("cache")
     pretrain.pop("checkpoint")
     data = to_dict(config.data)
-    data.pop("workers")
-    data.pop("eval_batch_size")
+    for name in ("workers", "eval_batch_size", "download"):
+        data.pop(name)
     key = config_hash({"seed": config.seed, "data": data, "model": config.model, "pretrain": pretrain})
-    return Path(config.pretrain.cache) / f"{config.data.name}-{config.model.name}-{key}.pth"
+    model = config.model.name.replace("/", "-")
+    return Path(config.pretrain.cache) / f"{config.data.name}-{model}-{key}.pth"
+
+
+def check_start(config: RunConfig, num_classes: int) -> None:
+    """See that the config says where the weights come from, once, and for all of them.
+
+    Raises
+    ------
+    ExperimentConfigError
+        If it does not.
+    """
+    weights, pretrain = config.model.weights, config.pretrain
+    if weights is None:
+        return
+    if pretrain.checkpoint is not None:
+        raise ExperimentConfigError(
+            f"model.weights is {weights} and pretrain.checkpoint is {pretrain.checkpoint}: one of them must "
+            "be null"
+        )
+    if not pretrain.epochs and has_new_classifier(config.model, num_classes):
+        raise ExperimentConfigError(
+            f"model.weights: {weights} of {config.model.name} are for other classes than the dataset's "
+            f"{num_classes}, so that the classifier is a new one: give it pretrain.epochs > 0"
+        )
 
 
 def ensure_pretrained(model: nn.Module, config: RunConfig, train: Callable[[], None]) -> Path:

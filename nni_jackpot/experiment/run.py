@@ -7,7 +7,6 @@ import copy
 import json
 import time
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,8 @@ from torch.optim.swa_utils import update_bn
 from nni_jackpot.errors import JackpotError, NothingKeptError
 from nni_jackpot.experiment.config import RunConfig, TrainConfig, dump_config, to_dict
 from nni_jackpot.experiment.data import Data, load_data
-from nni_jackpot.experiment.models import build_model
-from nni_jackpot.experiment.pretrained import ensure_pretrained
+from nni_jackpot.experiment.models import build_model, try_model
+from nni_jackpot.experiment.pretrained import check_start, ensure_pretrained
 from nni_jackpot.experiment.train import accuracy, cross_entropy_step, fit, train_weights
 from nni_jackpot.files import replace_file
 from nni_jackpot.masks import Masks, apply_masks, densities, mask_overlap, save_masks, sparsity_of
@@ -36,8 +35,10 @@ class Row:
 
     Attributes
     ----------
-    name
-        What was measured.
+    kind
+        What was measured: the ``dense`` network; the ``initial`` mask alone, and with normalisation
+        statistics re-estimated (``initial_norm``); the ``jackpot``; weights tuned under the initial mask
+        instead (``initial_tuned``), and under the jackpot's (``jackpot_tuned``, Eq. 9).
     accuracy
         On the test images, in [0, 1].
     sparsity
@@ -46,7 +47,7 @@ class Row:
         Epochs spent after pre-training.
     """
 
-    name: str
+    kind: str
     accuracy: float
     sparsity: float
     epochs: int
@@ -94,7 +95,9 @@ class Setting:
         dump_config(config, self.folder / "config.yml")
         self.data: Data = load_data(config.data, config.seed)
         torch.manual_seed(config.seed)
-        self.model: nn.Module = build_model(config.model, self.data.num_classes, self.data.in_channels)
+        check_start(config, self.data.num_classes)
+        self.model: nn.Module = build_model(config.model, self.data.num_classes, self.data.shape[0])
+        try_model(config.model, self.model, self.data.num_classes, self.data.shape)
         self._try_config_list()
         self.model.to(self.device)
 
@@ -102,7 +105,8 @@ class Setting:
         """Find what is wrong with the config list on a copy of the network, before weights are trained."""
         with contextlib.suppress(NothingKeptError):  # which a global ranking of other weights may still avoid
             entries = list(self.config.config_list)
-            LotteryJackpotPruner(copy.deepcopy(self.model), entries, swap_limit=self.config.search.swap_limit)
+            options = {name: getattr(self.config.search, name) for name in ("recipe", "growth", "swap_limit")}
+            LotteryJackpotPruner(copy.deepcopy(self.model), entries, **options)
 
     def evaluate(self, model: nn.Module) -> float:
         """Return the accuracy of a model on the test images."""
@@ -129,7 +133,6 @@ class Setting:
                 model,
                 config,
                 loader,
-                self.device,
                 on_step=tracker.step,
                 on_epoch=lambda: tracker.epoch(self.evaluate(model)),
                 masks=masks,
@@ -164,13 +167,14 @@ def search(config: RunConfig) -> Result:
     with Tracker(folder, steps, description="search") as tracker:
         pruner, start = _make_pruner(setting, tracker)
         sparsity = sparsity_of(start)
-        alone = f"{config.search.init} mask alone"
-        rows.append(Row(alone, setting.evaluate(model), sparsity, 0))
-        rows.append(Row(f"{alone}, norm re-estimated", _with_norm_reestimated(setting), sparsity, 0))
+        rows.append(Row("initial", setting.evaluate(model), sparsity, 0))
+        rows.append(Row("initial_norm", _with_norm_reestimated(setting), sparsity, 0))
         began = time.perf_counter()
-        _, masks = pruner.compress(max_steps=steps, max_epochs=config.search.epochs)
+        masks = start
+        if steps:
+            _, masks = pruner.compress(max_steps=steps, max_epochs=config.search.epochs)
         seconds = time.perf_counter() - began
-        if config.search.reestimate_norm:
+        if config.search.reestimates_norm and steps:
             setting.data.restart()
             pruner.reestimate_norm(setting.data.train)
         rows.append(Row("jackpot", setting.evaluate(model), sparsity, config.search.epochs))
@@ -178,8 +182,13 @@ def search(config: RunConfig) -> Result:
     pruner.unwrap_model()
     _check_frozen(model, dense)
 
-    if config.finetune.epochs:
-        rows.append(_tuned_instead(setting, dense, start))
+    tuned = config.finetune.epochs and config.finetune.under
+    if tuned in ("initial", "both"):
+        rows.append(_tuned(setting, "initial_tuned", dense, start, config.finetune.epochs))
+    if tuned in ("jackpot", "both"):
+        found = copy.deepcopy(model.state_dict())  # with its normalisation statistics
+        total = config.search.epochs + config.finetune.epochs
+        rows.append(_tuned(setting, "jackpot_tuned", found, masks, total))
     save_masks(start, folder / "start.pth")
     save_masks(masks, folder / "masks.pth")
     apply_masks(model, masks)
@@ -218,11 +227,12 @@ def _make_pruner(setting: Setting, tracker: Tracker) -> tuple[LotteryJackpotPrun
         overlap = mask_overlap(start, masks).total
         tracker.epoch(setting.evaluate(model), overlap=overlap, layers=densities(masks))
 
-    training_func = partial(
-        fit, loader=setting.data.train, device=setting.device, on_step=on_step, on_epoch=on_epoch
-    )
+    def training_func(*args: Any, **kwargs: Any) -> None:
+        setting.data.train.pass_over(pruner.resumed_step if searching else 0)
+        fit(*args, **kwargs, loader=setting.data.train, on_step=on_step, on_epoch=on_epoch)
+
     # NNI drives every search by the user's optimizer; this one finds no gradient, for all weights are frozen.
-    optimizer = nni.trace(SGD)(model.parameters(), lr=options.lr)
+    optimizer = nni.trace(SGD)(model.parameters(), lr=0.1)
     pruner = LotteryJackpotPruner(
         model,
         list(setting.config.config_list),
@@ -230,9 +240,11 @@ def _make_pruner(setting: Setting, tracker: Tracker) -> tuple[LotteryJackpotPrun
         init=options.init,
         kept_score=options.kept_score,
         pruned_score=options.pruned_score,
+        recipe=options.recipe,
         lr=options.lr,
         momentum=options.momentum,
         weight_decay=options.weight_decay,
+        growth=options.growth,
         swap_limit=options.swap_limit,
         adapt_norm=options.adapt_norm,
     )
@@ -249,6 +261,7 @@ def _what_a_search_depends_on(setting: Setting) -> dict[str, Any]:
     """Return the settings of a run by dotted name, but for those that leave its masks as they are."""
     config = to_dict(setting.config)
     del config["output"], config["pretrain"], config["finetune"], config["search"]["checkpoint_every"]
+    del config["data"]["workers"], config["data"]["download"]
     flat: dict[str, Any] = {}
     for name, value in {**config, "device": setting.device.type}.items():
         flat |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
@@ -263,15 +276,13 @@ def _with_norm_reestimated(setting: Setting) -> float:
     return setting.evaluate(model)
 
 
-def _tuned_instead(setting: Setting, dense: dict[str, Tensor], masks: Masks) -> Row:
-    """Tune the weights under the initial masks, which is what a search saves."""
-    config = setting.config
+def _tuned(setting: Setting, kind: str, state: dict[str, Tensor], masks: Masks, epochs: int) -> Row:
+    """Tune the weights of a state dict under masks that stay as they are (Eq. 9)."""
     setting.data.restart()
     model = copy.deepcopy(setting.model)
-    model.load_state_dict(dense)
-    setting.train(model, config.finetune, "finetune", masks)
-    name = f"{config.search.init} mask, weights tuned"
-    return Row(name, setting.evaluate(model), sparsity_of(masks), config.finetune.epochs)
+    model.load_state_dict(state)
+    setting.train(model, setting.config.finetune, kind, masks)
+    return Row(kind, setting.evaluate(model), sparsity_of(masks), epochs)
 
 
 def _check_frozen(model: nn.Module, dense: dict[str, Tensor]) -> None:

@@ -15,15 +15,18 @@ from torch.utils.data import DataLoader
 
 from nni_jackpot.errors import TrainingDivergedError
 from nni_jackpot.experiment.config import TrainConfig
+from nni_jackpot.experiment.images import Batch
 from nni_jackpot.masks import Masks
 from nni_jackpot.schedule import cosine
 
-Batch = tuple[Tensor, Tensor]
-
 
 def cross_entropy_step(batch: Batch, model: nn.Module) -> Tensor:
-    """Return the loss of a batch ``(images, labels)``; NNI's ``training_step``."""
-    images, labels = batch
+    """Return the loss of a batch ``(images, labels)``; NNI's ``training_step``.
+
+    The batch is moved to the model here and not by the loop, so that a resumed search, which passes over
+    steps, does not move theirs.
+    """
+    images, labels = to_device(batch, next(model.parameters()).device)
     return F.cross_entropy(model(images), labels)
 
 
@@ -42,7 +45,6 @@ def fit(
     max_epochs: int | None = None,
     *,
     loader: DataLoader[Any],
-    device: torch.device,
     on_step: Callable[[Tensor], None],
     on_epoch: Callable[[], None],
 ) -> None:
@@ -58,7 +60,7 @@ def fit(
         for batch in loader:
             if steps == max_steps:  # asked only here, so that an epoch that ends with them is reported
                 return
-            loss = training_step(to_device(batch, device), model)
+            loss = training_step(batch, model)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -73,7 +75,6 @@ def train_weights(
     model: nn.Module,
     config: TrainConfig,
     loader: DataLoader[Any],
-    device: torch.device,
     on_step: Callable[[Tensor], None],
     on_epoch: Callable[[], None],
     masks: Masks | None = None,
@@ -118,7 +119,6 @@ def train_weights(
         scheduler,
         max_epochs=config.epochs,
         loader=loader,
-        device=device,
         on_step=remember,
         on_epoch=check,
     )

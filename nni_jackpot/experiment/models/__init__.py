@@ -1,29 +1,67 @@
-"""Networks by name."""
+"""Networks by name: ``resnet`` and ``vgg19`` for small images, ``torchvision/NAME`` and ``timm/NAME``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from nni_jackpot.experiment.config import ModelConfig
+from nni_jackpot.errors import ExperimentConfigError
+from nni_jackpot.experiment.models.libraries import LIBRARIES, first_line
 from nni_jackpot.experiment.models.resnet import ResNet
+from nni_jackpot.experiment.models.vgg import VGG19
+
+if TYPE_CHECKING:  # the config asks here for names
+    from nni_jackpot.experiment.config import ModelConfig
 
 
 def _resnet(config: ModelConfig, num_classes: int, in_channels: int) -> nn.Module:
     return ResNet(config.depth, config.width, num_classes, in_channels)
 
 
-MODELS: dict[str, Callable[[ModelConfig, int, int], nn.Module]] = {"resnet": _resnet}
+def _vgg19(config: ModelConfig, num_classes: int, in_channels: int) -> nn.Module:
+    return VGG19(num_classes, in_channels)
+
+
+MODELS: dict[str, Callable[[ModelConfig, int, int], nn.Module]] = {"resnet": _resnet, "vgg19": _vgg19}
+
+
+def model_names(like: str) -> list[str]:
+    """Return all names that are possible, of the libraries only that which ``like`` names.
+
+    Raises
+    ------
+    MissingLibraryError
+        If that library is not installed.
+    """
+    library, slash, _ = like.partition("/")
+    known = LIBRARIES[library].names() if slash and library in LIBRARIES else []
+    return [*MODELS, *(f"{library}/{name}" for name in known)]
+
+
+def weights_names(model: str) -> list[str]:
+    """Return the names of the weights that are published for a network."""
+    library, slash, name = model.partition("/")
+    return LIBRARIES[library].weights(name) if slash else []
+
+
+def has_new_classifier(config: ModelConfig, num_classes: int) -> bool:
+    """Tell whether the network's weights are published ones, but for a classifier of other classes."""
+    if config.weights is None:
+        return False
+    library, _, name = config.name.partition("/")
+    return LIBRARIES[library].classes(name, config.weights) != num_classes
 
 
 def build_model(config: ModelConfig, num_classes: int, in_channels: int) -> nn.Module:
-    """Build the network of a config, its weights drawn from PyTorch's global generator.
+    """Build the network of a config, its random weights drawn from PyTorch's global generator.
 
     Parameters
     ----------
     config
-        Name and size of the network.
+        Name, size and weights of the network.
     num_classes
         Outputs, one logit a class.
     in_channels
@@ -33,5 +71,38 @@ def build_model(config: ModelConfig, num_classes: int, in_channels: int) -> nn.M
     -------
     nn.Module
         In train mode, on the CPU; (N, in_channels, H, W) -> logits (N, num_classes).
+
+    Raises
+    ------
+    CheckpointError
+        If published weights can neither be found nor fetched.
+    ExperimentConfigError
+        If they are for images of another number of channels.
     """
-    return MODELS[config.name](config, num_classes, in_channels)
+    if config.name in MODELS:
+        return MODELS[config.name](config, num_classes, in_channels)
+    library, _, name = config.name.partition("/")
+    return LIBRARIES[library].build(name, config.weights, num_classes, in_channels).train()
+
+
+@torch.no_grad()
+def try_model(config: ModelConfig, model: nn.Module, num_classes: int, shape: tuple[int, int, int]) -> None:
+    """See that a network takes images (C, H, W) and gives logits; it stays as it is.
+
+    Raises
+    ------
+    ExperimentConfigError
+        If it does not.
+    """
+    model.eval()
+    try:
+        logits = model(torch.zeros(1, *shape))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ExperimentConfigError(
+            f"model.name: {config.name} cannot take images of {' x '.join(map(str, shape))}: "
+            f"{first_line(error)}. Set data.image_size to what it takes"
+        ) from error
+    finally:
+        model.train()
+    if not isinstance(logits, Tensor) or logits.shape != (1, num_classes):
+        raise ExperimentConfigError(f"model.name: {config.name} gives no logits of {num_classes} classes")

@@ -1,0 +1,165 @@
+"""Labelled images as normalised batches, varied at random: those in memory, and those in files."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+from torchvision.datasets.folder import pil_loader
+from torchvision.transforms import v2
+
+from nni_jackpot.errors import DatasetNotFoundError
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Images(Dataset[Any]):
+    """Images that are handed over a whole batch at a time.
+
+    What is random in a batch is a function of the batch itself, whose order follows (seed, epoch): it is the
+    same in every worker process, however many there are, and after a resume.
+
+    Parameters
+    ----------
+    labels
+        int64 (N,).
+    shape
+        (C, H, W) of an image of a batch.
+    mean, std
+        float32 (C,), in units of the images' values, 0 to 255.
+    """
+
+    def __init__(self, labels: Tensor, shape: tuple[int, int, int], mean: Tensor, std: Tensor) -> None:
+        self.labels = labels
+        self.shape = shape
+        self._mean = mean.view(1, -1, 1, 1)
+        self._std = std.view(1, -1, 1, 1)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch | DatasetNotFoundError:
+        """Return a batch ``(images, labels)``: float32 (N, C, H, W) and int64 (N,).
+
+        An error is returned and not raised, for out of a worker process a raised one comes as a traceback.
+        """
+        at = torch.tensor(indices)
+        try:
+            pixels = self._pixels(at, zlib.crc32(at.numpy().tobytes()))
+        except DatasetNotFoundError as error:
+            return error
+        return (pixels.float() - self._mean) / self._std, self.labels[at]
+
+    def blank(self, size: int) -> Batch:
+        """Return a batch of the right shapes and types that holds nothing, and takes no memory."""
+        return torch.zeros(()).expand(size, *self.shape), torch.zeros((), dtype=torch.int64).expand(size)
+
+    def _pixels(self, at: Tensor, seed: int) -> Tensor:
+        """Return the images at int64 (N,) as uint8 (N, C, H, W), varied by random numbers of the seed."""
+        raise NotImplementedError
+
+
+class ImageTensors(Images):
+    """Images in memory.
+
+    Parameters
+    ----------
+    images
+        uint8 (N, C, S, S).
+    labels, mean, std
+        As for `Images`.
+    size
+        Height and width that images are resized to in the end.
+    max_shift
+        Images are shifted by up to so many pixels each way, 0 (black) coming in: a crop out of an image that
+        is padded by so many.
+    flip
+        Whether every other image, on average, is mirrored left to right.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        mean: Tensor,
+        std: Tensor,
+        size: int,
+        max_shift: int = 0,
+        flip: bool = False,
+    ) -> None:
+        super().__init__(labels, (images.shape[1], size, size), mean, std)
+        self._images = images
+        self._size = size
+        self._max_shift = max_shift
+        self._flip = flip
+
+    def _pixels(self, at: Tensor, seed: int) -> Tensor:
+        images = self._images[at]
+        generator = torch.Generator().manual_seed(seed)
+        if self._max_shift:
+            images = _shifted(images, self._max_shift, generator)
+        if self._flip:
+            mirrored = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
+            images = torch.where(mirrored, images.flip(3), images)
+        if images.shape[3] != self._size:
+            images = v2.functional.resize(images, [self._size, self._size], antialias=True)
+        return images
+
+
+def _shifted(images: Tensor, max_shift: int, generator: torch.Generator) -> Tensor:
+    """Shift each image of (N, C, H, W) by its own whole number of pixels, 0 coming in."""
+    n, _, height, width = images.shape
+    top, left = torch.randint(2 * max_shift + 1, (2, n), generator=generator)
+    # A view of all crops (N, C, 2 * max_shift + 1, 2 * max_shift + 1, H, W), of which one an image is copied.
+    crops = F.pad(images, [max_shift] * 4).unfold(2, height, 1).unfold(3, width, 1)
+    return crops[torch.arange(n), :, top, left]
+
+
+class ImageFiles(Images):
+    """Images in files, read when they are wanted, in three channels.
+
+    Parameters
+    ----------
+    paths
+        N files.
+    labels, mean, std
+        As for `Images`.
+    transform
+        From a PIL image in RGB to uint8 (3, size, size). Its random numbers come from PyTorch's global
+        generator, which is lent to it.
+    size
+        Height and width of an image of a batch.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        labels: Tensor,
+        mean: Tensor,
+        std: Tensor,
+        transform: Callable[[Any], Tensor],
+        size: int,
+    ) -> None:
+        super().__init__(labels, (3, size, size), mean, std)
+        # One array, since worker processes would copy a list of a million strings by counting references.
+        self._paths = np.array([os.fsencode(path) for path in paths])
+        self._transform = transform
+
+    def _pixels(self, at: Tensor, seed: int) -> Tensor:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return torch.stack([self._transform(self._read(i)) for i in at.tolist()])
+
+    def _read(self, index: int) -> Any:
+        path = os.fsdecode(self._paths[index])
+        try:
+            return pil_loader(path)
+        except (OSError, SyntaxError, ValueError) as error:  # what PIL raises for damaged files
+            raise DatasetNotFoundError(f"{path} cannot be read as an image: {error}") from error

@@ -1,0 +1,163 @@
+"""Classifiers out of torchvision and timm, with random or published weights, for any number of classes."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torchvision.models
+from torch import nn
+
+from nni_jackpot.errors import CheckpointError, ExperimentConfigError, MissingLibraryError
+
+
+class Library(Protocol):
+    """Where networks come from."""
+
+    def names(self) -> list[str]:
+        """Return the names of all classifiers."""
+
+    def weights(self, name: str) -> list[str]:
+        """Return the names of the weights published for a classifier."""
+
+    def classes(self, name: str, weights: str) -> int:
+        """Return how many classes such weights tell apart."""
+
+    def build(self, name: str, weights: str | None, num_classes: int, in_channels: int) -> nn.Module:
+        """Build a classifier; published weights keep all but a classifier of another number of classes.
+
+        Raises
+        ------
+        CheckpointError
+            If the weights cannot be had.
+        ExperimentConfigError
+            If they are for images of another number of channels.
+        """
+
+
+class Torchvision:
+    """Weights are named as in torchvision, ``IMAGENET1K_V1``, and kept in the folder of ``torch.hub``."""
+
+    def names(self) -> list[str]:
+        """Return the names that torchvision has for classifying images."""
+        return torchvision.models.list_models(module=torchvision.models)
+
+    def weights(self, name: str) -> list[str]:
+        """Return the names of torchvision's enum of them."""
+        return list(torchvision.models.get_model_weights(name).__members__)
+
+    def classes(self, name: str, weights: str) -> int:
+        """Return the number of their categories."""
+        return len(torchvision.models.get_model_weights(name)[weights].meta["categories"])
+
+    def build(self, name: str, weights: str | None, num_classes: int, in_channels: int) -> nn.Module:
+        """Build a classifier, without auxiliary ones, which would make the output a tuple in training."""
+        options = {"aux_logits": False} if name in ("googlenet", "inception_v3") else {}
+        if weights is None:
+            if options:  # the initialization that is meant for them; without a word torchvision warns
+                options["init_weights"] = True
+            model = torchvision.models.get_model(name, num_classes=num_classes, **options)
+            if in_channels != 3:
+                _replace_stem(model, in_channels)
+            return model
+        if in_channels != 3:
+            raise ExperimentConfigError(
+                f"model.weights: {weights} of torchvision/{name} are for images of 3 channels, the dataset's "
+                f"have {in_channels}; allowed: null"
+            )
+        published = torchvision.models.get_model_weights(name)[weights]
+        try:
+            model = torchvision.models.get_model(name, weights=published, **options)
+        except Exception as error:  # of the network, of a damaged file, of a file that is something else
+            place = Path(torch.hub.get_dir(), "checkpoints", Path(published.url).name)
+            raise CheckpointError(
+                f"weights {weights} of torchvision/{name} cannot be loaded: {first_line(error)}. Without a "
+                f"network, put {published.url} at {place}"
+            ) from error
+        if num_classes != (known := self.classes(name, weights)):
+            _replace_classifier(model, known, num_classes)
+        return model
+
+
+class Timm:
+    """Weights are named by timm's tags, ``a1_in1k``, or ``default``.
+
+    Images are normalised by PyTorch's constants, also for those tags that were trained with others.
+    """
+
+    def names(self) -> list[str]:
+        """Return timm's names, without tags."""
+        return _timm().list_models()
+
+    def weights(self, name: str) -> list[str]:
+        """Return the tags, after ``default``, which is one of them."""
+        tagged = _timm().list_models(f"{name}.*", pretrained=True)
+        return ["default", *(full.partition(".")[2] for full in tagged)] if tagged else []
+
+    def classes(self, name: str, weights: str) -> int:
+        """Return what timm has on record."""
+        return _timm().get_pretrained_cfg(_full(name, weights)).num_classes
+
+    def build(self, name: str, weights: str | None, num_classes: int, in_channels: int) -> nn.Module:
+        """Build a classifier; timm sums up the first filters for images of one channel."""
+        sizes = {"num_classes": num_classes, "in_chans": in_channels}
+        if weights is None:
+            return _timm().create_model(name, **sizes)
+        try:
+            return _timm().create_model(_full(name, weights), pretrained=True, **sizes)
+        except Exception as error:  # timm's hub raises whatever its client of HTTP does
+            raise CheckpointError(
+                f"weights {weights} of timm/{name} cannot be loaded: {first_line(error)}"
+            ) from error
+
+
+LIBRARIES: dict[str, Library] = {"torchvision": Torchvision(), "timm": Timm()}
+
+
+def _timm() -> Any:
+    try:
+        return import_module("timm")
+    except ImportError:
+        raise MissingLibraryError(
+            'timm is not installed, which networks timm/NAME need: pip install "nni-jackpot[timm]"'
+        ) from None
+
+
+def _full(name: str, weights: str) -> str:
+    return name if weights == "default" else f"{name}.{weights}"
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or what kind it is if it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _replace_stem(model: nn.Module, in_channels: int) -> None:
+    """Put a new convolution in place of the first, which takes RGB in all of torchvision's classifiers."""
+    name, stem = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d))
+    model.set_submodule(
+        name,
+        nn.Conv2d(
+            in_channels,
+            stem.out_channels,
+            stem.kernel_size,  # type: ignore[arg-type]
+            stem.stride,  # type: ignore[arg-type]
+            stem.padding,  # type: ignore[arg-type]
+            bias=stem.bias is not None,
+        ),
+    )
+
+
+def _replace_classifier(model: nn.Module, known: int, num_classes: int) -> None:
+    """Put a new layer in place of the last, linear or (in SqueezeNet) a convolution over single pixels."""
+    name, last = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
+    new: nn.Module
+    if isinstance(last, nn.Linear):
+        assert last.out_features == known
+        new = nn.Linear(last.in_features, num_classes, bias=last.bias is not None)
+    else:
+        assert last.out_channels == known
+        new = nn.Conv2d(last.in_channels, num_classes, 1)
+    model.set_submodule(name, new)
