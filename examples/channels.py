@@ -79,7 +79,7 @@ for name, _ in model.named_modules():
 
 optimizer = nni.trace(torch.optim.SGD)(model.parameters(), lr=0.1)  # drives the loop; it finds no gradient
 evaluator = TorchEvaluator(training_func, optimizer, training_step)
-pruner = LotteryJackpotPruner(model, config_list, evaluator, lr=0.1, adapt_norm=False)
+pruner = LotteryJackpotPruner(model, config_list, evaluator, recipe="paper", adapt_norm=False)
 pruner.reestimate_norm(images[train].split(200))
 report("magnitude channels", model)
 pruner.compress(max_steps=None, max_epochs=8)

@@ -67,7 +67,7 @@ pruner.reestimate_norm(images[train].split(200))
 report("magnitude mask, norm re-estimated", model)
 
 model = copy.deepcopy(dense)
-pruner = LotteryJackpotPruner(model, config_list, evaluator(model, with_labels), lr=1.0)
+pruner = LotteryJackpotPruner(model, config_list, evaluator(model, with_labels))
 pruner.compress(max_steps=None, max_epochs=epochs)
 report("jackpot found by labels", model)
 
@@ -80,6 +80,6 @@ distiller = DynamicLayerwiseDistiller(
     teacher_predict=lambda batch, teacher: teacher(batch[0]),
     origin_loss_lambda=0.0,  # the training step's own loss does not count
 )
-pruner = LotteryJackpotPruner.from_compressor(distiller, config_list, lr=1.0)
+pruner = LotteryJackpotPruner.from_compressor(distiller, config_list)
 pruner.compress(max_steps=None, max_epochs=epochs)
 report("jackpot found without labels", model)

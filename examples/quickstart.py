@@ -55,7 +55,7 @@ print(f"dense:          {accuracy(model):.1%}")
 # The pruner, where any NNI pruner would stand.
 config_list = [{"op_types": ["Conv2d"], "sparse_ratio": 0.9, "global_group_id": 0}]
 evaluator = TorchEvaluator(training_func, optimizer, training_step)
-pruner = LotteryJackpotPruner(model, config_list, evaluator, lr=1.0)
+pruner = LotteryJackpotPruner(model, config_list, evaluator)
 magnitude_masks = pruner.get_masks()
 print(f"magnitude mask: {accuracy(model):.1%}")
 

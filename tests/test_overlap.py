@@ -25,7 +25,7 @@ def config_file(tmp_path: Path) -> Path:
         "model": {"width": 4},
         "pretrain": {"epochs": 1, "lr": 0.1, "cache": str(tmp_path / "pretrained")},
         "config_list": [{"op_types": ["Conv2d"], "sparse_ratio": 0.8, "global_group_id": 0}],
-        "search": {"epochs": 1, "lr": 1.0},
+        "search": {"epochs": 1, "recipe": "paper", "lr": 1.0},
         "finetune": {"epochs": 1, "lr": 0.05},
     }
     path = tmp_path / "run.yml"
@@ -49,7 +49,7 @@ def test_one_command(config_file: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert float(printed.split("by chance: ")[1].split()[0]) == pytest.approx(68, abs=0.1)
     out = tmp_path / "out"
     assert len(list((tmp_path / "pretrained").glob("*.pth"))) == 1  # one network for all of them
-    assert not list(out.glob("*/finetune"))
+    assert not list(out.glob("*/initial_tuned"))
     starts, jackpots = (
         {name: load_masks(out / f"init={name}" / file) for name in CRITERIA}
         for file in ("start.pth", "masks.pth")

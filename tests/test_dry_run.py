@@ -1,0 +1,69 @@
+"""Every file under configs/ is checked, and said to train what it is there for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nni_jackpot import cli
+from nni_jackpot.errors import ConfigListError, ExperimentConfigError
+from nni_jackpot.experiment.data import load_data
+from nni_jackpot.experiment.dry_run import _KNOWN, plan
+from nni_jackpot.experiment.grid import runs_of
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+# NNI's tuners go over spaces that are no grids; everything else has a dry run.
+FILES = sorted(path for path in CONFIGS.rglob("*.yml") if path.name != "experiment.yml")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_every_config_would_run(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(CONFIGS.parent)
+    runs = runs_of(file)
+    content = yaml.safe_load(file.read_text())
+    assert len(runs) == content.get("maxTrialNumber", 1)
+    text = plan(runs)
+    assert f"{len(runs)} runs, " in text
+    assert f" {runs[0][1].data.name} " in text
+
+
+def test_what_is_said_of_digits_is_so() -> None:
+    _, config = runs_of(CONFIGS / "digits" / "resnet.yml")[0]
+    data = load_data(config.data, 0)
+    assert _KNOWN["digits"] == (sum(data.train.order.sizes), data.shape, data.num_classes)
+
+
+def test_the_command_prints_and_trains_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "search", None)
+    monkeypatch.chdir(tmp_path)
+    file = str(CONFIGS / "digits" / "table1.yml")
+    assert cli.main(["search", file, "--dry-run", "--set", "seed=0"]) == 0
+    shown = capsys.readouterr().out
+    assert "sparse_ratio=0.95, recipe=jackpot, epochs=20" in shown
+    assert "24 runs" in shown
+    assert "nothing was trained" in shown
+    assert not list(tmp_path.iterdir())
+
+
+def test_steps_are_counted(tmp_path: Path) -> None:
+    fixed = {"search.epochs": 3, "finetune.epochs": 2, "finetune.under": "both", "data.batch_size": 100}
+    fixed |= {"pretrain.epochs": 5, "pretrain.cache": str(tmp_path)}
+    text = plan(runs_of(CONFIGS / "digits" / "resnet.yml", fixed))
+    assert f"1 runs, {(5 + 3 + 4) * 15} steps" in text
+
+
+@pytest.mark.parametrize(
+    ("fixed", "error", "words"),
+    [
+        ({"config_list": [{"op_names": ["nowhere"], "sparse_ratio": 0.5}]}, Exception, "nowhere"),
+        ({"config_list.0.sparse_ratio": 1.5}, ConfigListError, "sparse_ratio"),
+        ({"data.image_size": 224, "model.name": "timm/none"}, ExperimentConfigError, r"timm"),
+    ],
+)
+def test_mistakes_are_found(fixed: dict[str, object], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        plan(runs_of(CONFIGS / "digits" / "resnet.yml", fixed))
