@@ -21,7 +21,7 @@ class Growth:
     cubic law of Zhu and Gupta ("To prune, or not to prune", 2017, Eq. 1).
 
     Budgets may move: targets of one pool trade weights, ranked together by their scores, and keep the number
-    of zeros in all.
+    of zeros in all. Once all zeros are there, budgets stay.
 
     Parameters
     ----------
@@ -55,8 +55,10 @@ class Growth:
         for group in self._alone:
             pruned = (group.grains.count - self._budgets[group]) // group.grains.rows  # of a row
             group.aim_at(self._budgets[group] + group.grains.rows * math.ceil(surplus * pruned))
-        if int(_RANKINGS * progress) > self.rankings:
-            self.rankings = int(_RANKINGS * progress)
+        # The last ranking is that of all zeros, so that normalisation statistics have time to follow.
+        last = math.ceil(_RANKINGS * (self.share or 1))
+        if self.rankings < min(last, int(_RANKINGS * progress)):
+            self.rankings = min(last, int(_RANKINGS * progress))
             for pool in self._pools:
                 self._rank(pool, surplus)
 
