@@ -18,6 +18,7 @@ from prettytable import PrettyTable, TableStyle
 from nni_jackpot.criteria import CRITERIA
 from nni_jackpot.errors import JackpotError
 from nni_jackpot.experiment.config import RunConfig
+from nni_jackpot.experiment.report.plot import COLORS, blank
 from nni_jackpot.experiment.run import Result, search
 from nni_jackpot.files import replace_file
 from nni_jackpot.masks import load_masks, mask_overlap
@@ -123,16 +124,15 @@ def save(comparison: Comparison) -> list[Path]:
 
 def _figure(comparison: Comparison) -> Any:
     """Return a group of bars for each jackpot, a bar for each criterion's mask; None without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
+    if (made := blank()) is None:
         return None
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = made
     names = list(comparison.overlaps)
     for i, (criterion, overlaps) in enumerate(comparison.overlaps.items()):
         places = [group + 0.2 * (i - (len(names) - 1) / 2) for group in range(len(names))]
-        axes.bar(places, [100 * value for value in overlaps.values()], 0.2, label=f"{criterion} mask")
+        axes.bar(
+            places, [100 * v for v in overlaps.values()], 0.2, color=COLORS[i], label=f"{criterion} mask"
+        )
     axes.axhline(100 * comparison.chance, color="black", linestyle="--", label="by chance")
     axes.set_xticks(range(len(names)), [f"{name}'s" for name in names])
     axes.set_xlabel("jackpot")

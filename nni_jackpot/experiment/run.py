@@ -158,6 +158,8 @@ def search(config: RunConfig) -> Result:
         if the search diverges.
     """
     setting = Setting(config)
+    # Results of an earlier run there are not those of the config that stands beside them now.
+    (setting.folder / "results.json").unlink(missing_ok=True)
     setting.pretrain()
     model, folder = setting.model, setting.folder
     dense = copy.deepcopy(model.state_dict())

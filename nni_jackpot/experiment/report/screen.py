@@ -1,4 +1,4 @@
-"""Results as a person reads them: one screen a command."""
+"""Results of a search as a person reads them: one screen a command."""
 
 from __future__ import annotations
 
@@ -7,22 +7,31 @@ from collections.abc import Sequence
 
 from prettytable import PrettyTable, TableStyle
 
+from nni_jackpot.experiment.report.wording import name_of, spread
 from nni_jackpot.experiment.run import Result
 
 
-def summary(results: Sequence[Result]) -> str:
+def summary(results: Sequence[Result], init: str) -> str:
     """Return the table of one run, or of several that differ in their seed: mean ± standard deviation.
 
     Accuracies are percentages of the test images; the deviation is that of a sample (n - 1).
+
+    Parameters
+    ----------
+    results
+        Of the runs.
+    init
+        Criterion whose mask they started from.
     """
     table = PrettyTable(["", "test accuracy %", "sparsity %", "epochs"])
     table.set_style(TableStyle.SINGLE_BORDER)
     table.align = "r"
     table.align[""] = "l"
     for rows in zip(*(result.rows for result in results), strict=True):
-        spread = _spread([100 * row.accuracy for row in rows])
-        table.add_row([rows[0].name, spread, f"{100 * rows[0].sparsity:.1f}", rows[0].epochs])
-    overlap = _spread([100 * result.overlap for result in results])
+        accuracy = spread([row.accuracy for row in rows])
+        name, sparsity = name_of(rows[0].kind, init), f"{100 * rows[0].sparsity:.1f}"
+        table.add_row([name, accuracy, sparsity, rows[0].epochs])
+    overlap = spread([result.overlap for result in results])
     seconds = statistics.mean(result.seconds for result in results)
     runs = "" if len(results) == 1 else f" a run, {len(results)} runs"
     if any(result.resumed_step for result in results):
@@ -35,8 +44,3 @@ def summary(results: Sequence[Result]) -> str:
             *(f"written to {result.folder}" for result in results),
         ]
     )
-
-
-def _spread(values: Sequence[float]) -> str:
-    mean = f"{statistics.mean(values):.2f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"

@@ -1,0 +1,182 @@
+"""What runs measured: the same kind of row in the same setting, over the seeds it was repeated with."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nni_jackpot.criteria import CRITERIA
+from nni_jackpot.experiment.report.runs import Run
+from nni_jackpot.experiment.report.wording import NAMES, name_of, percent
+
+SPARSITY, EPOCHS, INIT, RECIPE = "sparsity", "search.epochs", "search.init", "search.recipe"
+TUNING = "finetune.epochs"
+_RATIO = "config_list.0.sparse_ratio"
+
+# Settings that a kind of row depends on, by how their names begin. The dense network of ten searches is one
+# measurement, not ten.
+_NETWORK = ("weights", "data.", "model.", "pretrain.")
+_MASK = (*_NETWORK, "config_list.", INIT)
+_DEPENDS_ON = {
+    "dense": _NETWORK,
+    "initial": _MASK,
+    "initial_norm": _MASK,
+    "initial_tuned": (*_MASK, "finetune."),
+    "jackpot": (*_MASK, "search."),
+    "jackpot_tuned": (*_MASK, "search.", "finetune."),
+}
+
+# Settings in words, for names of rows and lines that differ in them; {} is the value.
+_WORDS = {
+    "weights": "{} weights",
+    SPARSITY: "{} sparsity",
+    INIT: "from {}",
+    "search.method": "by {}",
+    RECIPE: "{} recipe",
+    EPOCHS: "{} epochs",
+    TUNING: "{} epochs of tuning",
+}
+# What goes without saying: the usual weights, and settings that were left alone.
+_NOT_SAID = ("pre-trained", None)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A kind of row in one setting.
+
+    Attributes
+    ----------
+    kind
+        As in `nni_jackpot.experiment.run.Row`.
+    settings
+        What the kind depends on, by dotted name; ``sparsity`` is that of the masks, in [0, 1].
+    epochs
+        Epochs spent after pre-training.
+    runs
+        By seed.
+    """
+
+    kind: str
+    settings: dict[str, Any]
+    epochs: int
+    runs: dict[int, Run]
+
+    @property
+    def accuracies(self) -> dict[int, float]:
+        """On the test images, in [0, 1], by seed."""
+        return {seed: run.rows[self.kind].accuracy for seed, run in self.runs.items()}
+
+    @property
+    def overlaps(self) -> dict[int, float]:
+        """Of the masks with those that the search starts from, in [0, 1], by seed; none without masks."""
+        if self.kind == "dense":
+            return {}
+        found = self.kind.startswith("jackpot")
+        return {seed: run.overlap if found else 1.0 for seed, run in self.runs.items()}
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros among the weights of the pruned targets, in [0, 1]."""
+        return float(self.settings.get(SPARSITY, 0.0))
+
+    @property
+    def network(self) -> str:
+        """The network's name, with its size where that has a choice."""
+        name = str(self.settings["model.name"])
+        size = f"-{self.settings['model.depth']} of width {self.settings['model.width']}"
+        return name + size if name == "resnet" else name
+
+    @property
+    def init(self) -> str:
+        """Criterion of the mask that the search starts from; empty for the dense network."""
+        return str(self.settings.get(INIT, ""))
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether the weights are not random."""
+        return bool(self.settings["weights"] == "pre-trained")
+
+    @property
+    def method(self) -> str:
+        """How the search chooses masks; empty where there is none."""
+        return str(self.settings.get("search.method", "edge_popup" if EPOCHS in self.settings else ""))
+
+    def is_part_of(self, other: Measure) -> bool:
+        """Tell whether another depends on all that this one does, in the same setting, as on its start."""
+        return all(other.settings.get(name) == value for name, value in self.settings.items())
+
+    def without(self, *names: str) -> str:
+        """Return what is the same for all measures that differ in some settings alone."""
+        rest = {name: value for name, value in self.settings.items() if name not in names}
+        return json.dumps([self.kind, rest], sort_keys=True)
+
+
+def measure(runs: Iterable[Run]) -> list[Measure]:
+    """Return what runs measured, in the order of tables.
+
+    Where several runs measured the same with the same seed, the last run's is taken. A search of no epochs
+    is left out, for it is the initial mask.
+    """
+    groups: dict[str, tuple[str, dict[str, Any], dict[int, Run]]] = {}
+    for run in runs:
+        for kind in run.rows:
+            settings = {k: v for k, v in run.settings.items() if k.startswith(_DEPENDS_ON[kind])}
+            settings.pop("finetune.under", None)  # the kind tells
+            if kind.startswith("jackpot") and not settings[EPOCHS]:
+                continue
+            key = json.dumps([kind, settings], sort_keys=True)
+            groups.setdefault(key, (kind, settings, {}))[2][run.seed] = run
+    return sorted((_measure(*group) for group in groups.values()), key=_order)
+
+
+def _measure(kind: str, settings: dict[str, Any], runs: dict[int, Run]) -> Measure:
+    rows = [run.rows[kind] for run in runs.values()]
+    if kind != "dense":
+        # Masks undercut the ratio that was asked for by less than a weight a target. What was asked for reads
+        # better, as long as it is what became of it.
+        asked, found = settings.get(_RATIO), statistics.mean(row.sparsity for row in rows)
+        if isinstance(asked, int | float) and abs(asked - found) < 0.002:
+            settings[SPARSITY] = settings.pop(_RATIO)
+        else:
+            settings[SPARSITY] = round(found, 4)
+    return Measure(kind, settings, rows[0].epochs, dict(sorted(runs.items())))
+
+
+def _order(one: Measure) -> tuple[Any, ...]:
+    init = list(CRITERIA).index(one.init) if one.init in CRITERIA else len(CRITERIA)
+    kind = list(NAMES).index(one.kind)
+    recipe = str(one.settings.get(RECIPE, ""))
+    return (kind, not one.is_pretrained, init, one.method, recipe, one.epochs, one.sparsity, one.without())
+
+
+def labels(measures: Sequence[Measure], *shown: str) -> list[str]:
+    """Return names that tell measures apart, by what is not the same in all of them.
+
+    Parameters
+    ----------
+    measures
+        To be named.
+    *shown
+        Settings that are shown beside the name.
+    """
+    values: dict[str, set[str]] = defaultdict(set)
+    for one in measures:
+        for name, value in one.settings.items():
+            values[name].add(json.dumps(value))
+    said = {"weights", *(name for name, found in values.items() if len(found) > 1)} - set(shown)
+    return [", ".join([name_of(one.kind, one.init), *_differences(one, said)]) for one in measures]
+
+
+def _differences(one: Measure, said: set[str]) -> Iterator[str]:
+    if one.kind.startswith("initial"):  # whose name has it
+        said = said - {INIT}
+    for name, value in one.settings.items():
+        if name in said and value not in _NOT_SAID:
+            text = (
+                percent(value) if name == SPARSITY else value if isinstance(value, str) else json.dumps(value)
+            )
+            yield _WORDS.get(name, f"{name}={{}}").format(text)

@@ -1,0 +1,69 @@
+"""What CSV files hold: every number of a table or a figure, with the settings and commands behind it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Collection, Iterable, Sequence
+
+from nni_jackpot.experiment.report import paper
+from nni_jackpot.experiment.report.figures import Figure
+from nni_jackpot.experiment.report.measures import RECIPE, Measure
+from nni_jackpot.experiment.report.wording import name_of
+
+
+def of_measures(measures: Iterable[Measure]) -> str:
+    """Return a CSV file of a line for each measure; accuracies, overlaps and sparsities are in percent."""
+    return _csv([_measure(one) for one in measures])
+
+
+def of_figure(figure: Figure) -> str:
+    """Return a CSV file of a line for each point of a figure."""
+    return _csv(
+        [
+            {"panel": panel.title, "line": line.label, figure.x: _rounded(x), **_statistics(figure.y, values)}
+            for panel in figure.panels
+            for line in panel.lines
+            for x, values in line.points.items()
+        ]
+    )
+
+
+def _measure(one: Measure) -> dict[str, object]:
+    published = paper.accuracy_of(one)
+    return {
+        "kind": one.kind,
+        "name": name_of(one.kind, one.init),
+        "weights": one.settings["weights"],
+        "init": one.init,
+        "method": one.method,
+        "recipe": one.settings.get(RECIPE, ""),
+        "sparsity %": _rounded(100 * one.sparsity),
+        "epochs": one.epochs,
+        **_statistics("accuracy %", [100 * value for value in one.accuracies.values()]),
+        "overlap %": _rounded(100 * statistics.mean(one.overlaps.values())) if one.overlaps else None,
+        "paper, accuracy %": published.accuracy if published else None,
+        "paper, standard deviation": published.deviation if published else None,
+        "seeds": " ".join(map(str, one.runs)),
+        "commands": "; ".join(run.command for run in one.runs.values()),
+        "settings": json.dumps(one.settings, sort_keys=True),
+    }
+
+
+def _statistics(name: str, values: Collection[float]) -> dict[str, object]:
+    deviation = _rounded(statistics.stdev(values)) if len(values) > 1 else None
+    return {name: _rounded(statistics.mean(values)), "standard deviation": deviation, "n": len(values)}
+
+
+def _rounded(value: float) -> float:
+    return round(value, 4)
+
+
+def _csv(lines: Sequence[dict[str, object]]) -> str:
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return file.getvalue()

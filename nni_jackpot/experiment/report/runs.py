@@ -1,0 +1,203 @@
+"""Finished runs, found below the folders that a person names and read from what they left behind."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nni_jackpot.errors import RunFolderError
+from nni_jackpot.experiment.config import RunConfig, load_config, to_dict
+from nni_jackpot.experiment.report.wording import NAMES
+from nni_jackpot.experiment.run import Row
+
+# What two runs may differ in and still be the same run, of another seed.
+_OF_NO_CONSEQUENCE = {
+    "seed",
+    "output",
+    "device",
+    "data.workers",
+    "data.download",
+    "pretrain.cache",
+    "search.checkpoint_every",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes
+    ----------
+    number
+        Its place in the report's list of runs, from 1.
+    folder
+        Where its files are.
+    seed
+        Of all that was random in it.
+    settings
+        All else that its results depend on, by dotted name: ``{"search.epochs": 20, ...}``.
+    rows
+        Its results by their kind.
+    overlap
+        Of the jackpot with the initial mask, in [0, 1].
+    curve
+        Accuracy, in [0, 1], after each epoch of the search.
+    """
+
+    number: int
+    folder: Path
+    seed: int
+    settings: dict[str, Any]
+    rows: dict[str, Row]
+    overlap: float
+    curve: dict[int, float]
+
+    @property
+    def command(self) -> str:
+        """The command that makes the run again."""
+        return shlex.join(["nni-jackpot", "search", str(self.folder / "config.yml")])
+
+    @property
+    def origin(self) -> str:
+        """The NNI experiment that the run is a trial of; else empty."""
+        trial = next((f for f in (self.folder, *self.folder.parents) if f.parent.name == "trials"), None)
+        if trial is None:
+            return ""
+        # NNI keeps trials in trials/ or environments/NAME/trials/ of the experiment's folder.
+        experiment = trial.parents[3] if trial.parents[2].name == "environments" else trial.parents[1]
+        return f"trial {trial.name} of the NNI experiment {experiment}"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies below some folders: finished runs, and what was passed over and why."""
+
+    runs: list[Run]
+    skipped: dict[Path, str]
+
+
+def find_runs(paths: Sequence[Path]) -> Found:
+    """Read all finished runs in and below some folders, be it a run's, a sweep's or an NNI experiment's.
+
+    Of runs with the same config and seed the one whose results are newer is taken.
+
+    Raises
+    ------
+    RunFolderError
+        If a folder does not exist or no finished run is in or below it; if a file of a run is damaged.
+    ExperimentConfigError
+        If a run's ``config.yml`` is.
+    """
+    found: dict[Path, Run] = {}  # a folder that was named twice is read once
+    skipped: dict[Path, str] = {}
+    for path in paths:
+        if not path.is_dir():
+            raise RunFolderError(f"{path} is no folder; allowed: one of runs or of an NNI experiment")
+        finished, unfinished = _folders(path)
+        if not finished:
+            raise RunFolderError(f"{path} holds no finished run, which has config.yml and results.json")
+        found |= {folder.resolve(): _read_run(folder) for folder in finished}
+        skipped |= unfinished
+    runs, replaced = _newest(list(found.values()))
+    numbered = [replace(run, number=i) for i, run in enumerate(runs, start=1)]
+    return Found(numbered, skipped | replaced)
+
+
+def _folders(path: Path) -> tuple[list[Path], dict[Path, str]]:
+    """Return the folders of finished runs, and those of others with the reason why they are none."""
+    finished, unfinished, trials = [], {}, []
+    for name, folders, files in os.walk(path):
+        folders.sort()
+        folder = Path(name)
+        if {"config.yml", "results.json"} <= set(files):
+            finished.append(folder)
+        elif "config.yml" in files:
+            unfinished[folder] = "no results.json: unfinished, failed, or only pre-trained"
+        elif "results.json" in files:
+            unfinished[folder] = "no config.yml"
+        if folder.name == "trials":
+            trials += [folder / trial for trial in folders]
+    for trial in trials:
+        if not any(folder.is_relative_to(trial) for folder in (*finished, *unfinished)):
+            unfinished[trial] = "no config.yml: the trial failed before its run began"
+    return finished, unfinished
+
+
+def _newest(runs: list[Run]) -> tuple[list[Run], dict[Path, str]]:
+    """Return the runs without those that were made again, and which these are."""
+    newest: dict[str, Run] = {}
+    replaced = {}
+    for run in runs:
+        key = json.dumps([run.settings, run.seed], sort_keys=True)
+        other = newest.get(key)
+        old, new = sorted([other or run, run], key=_time)
+        newest[key] = new
+        if other is not None:
+            replaced[old.folder] = f"made again, with the same config and seed, in {new.folder}"
+    return list(newest.values()), replaced
+
+
+def _time(run: Run) -> int:
+    return (run.folder / "results.json").stat().st_mtime_ns
+
+
+def _read_run(folder: Path) -> Run:
+    config = load_config(folder / "config.yml")
+    path = folder / "results.json"
+    try:
+        raw = json.loads(path.read_bytes())
+        rows = {row["kind"]: _checked(Row(**row)) for row in raw["rows"]}
+        if lacking := {"dense", "initial", "initial_norm", "jackpot"} - rows.keys():
+            raise ValueError(f"found no row of kind {', '.join(sorted(lacking))}")
+        overlap = float(raw["overlap"])
+        if not 0 <= overlap <= 1:
+            raise ValueError(f"found an overlap of {overlap}, allowed: a number in [0, 1]")
+        curve = dict(_curve(path := folder / "metrics.csv"))
+    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise RunFolderError(f"{path} is not that of a run ({reason}): run it again") from error
+    return Run(0, folder, config.seed, _settings(config), rows, overlap, curve)
+
+
+def _checked(row: Row) -> Row:
+    if row.kind not in NAMES:
+        raise ValueError(f"found a row of kind {row.kind!r}, allowed: {', '.join(NAMES)}")
+    if not (0 <= row.accuracy <= 1 and 0 <= row.sparsity < 1 and row.epochs >= 0):
+        raise ValueError(f"found {row}, allowed: accuracy and sparsity in [0, 1], epochs >= 0")
+    return row
+
+
+def _curve(path: Path) -> Iterator[tuple[int, float]]:
+    if path.exists():  # which it need not for the tables
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                yield int(row["epoch"]), float(row["accuracy"])
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """Return what the results depend on but for the seed, by dotted name.
+
+    Of random weights it does not matter how they would have been trained; ``weights`` tells them.
+    """
+    settings = {k: v for k, v in _flat(to_dict(config)) if k not in _OF_NO_CONSEQUENCE}
+    start = [settings["pretrain.epochs"], settings["pretrain.checkpoint"], settings.get("model.weights")]
+    if any(start):
+        return {"weights": "pre-trained", **settings}
+    return {"weights": "random", **{k: v for k, v in settings.items() if not k.startswith("pretrain.")}}
+
+
+def _flat(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Iterate over the leaves of nested dicts, and of lists of dicts, by their dotted name."""
+    if isinstance(node, list) and any(isinstance(child, dict) for child in node):
+        node = dict(enumerate(node))
+    if not isinstance(node, dict):
+        yield name, node
+        return
+    for key, child in node.items():
+        yield from _flat(child, f"{name}.{key}" if name else str(key))

@@ -1,0 +1,32 @@
+"""How numbers, and the kinds of a run's rows, are put into words."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Collection
+
+# In the order of tables; {} is the criterion that the search starts from.
+NAMES = {
+    "dense": "dense",
+    "initial": "{} mask alone",
+    "initial_norm": "{} mask alone, norm re-estimated",
+    "initial_tuned": "{} mask, weights tuned",
+    "jackpot": "jackpot",
+    "jackpot_tuned": "jackpot's mask, weights tuned",
+}
+
+
+def name_of(kind: str, init: str) -> str:
+    """Return the name of a kind of row, of a search that starts from the mask of a criterion."""
+    return NAMES[kind].format(init)
+
+
+def spread(values: Collection[float]) -> str:
+    """Return the mean of fractions in percent, with the standard deviation of a sample (n - 1) if n > 1."""
+    mean = f"{100 * statistics.mean(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ± {100 * statistics.stdev(values):.2f}"
+
+
+def percent(share: float) -> str:
+    """Return a fraction in percent, with as many digits as it has."""
+    return f"{100 * share:.10g} %"
