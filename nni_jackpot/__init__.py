@@ -11,13 +11,22 @@ nni_jackpot.nni_compat.apply()
 from nni_jackpot.errors import JackpotError  # noqa: E402
 from nni_jackpot.masks import MaskOverlap, apply_masks, load_masks, mask_overlap, save_masks  # noqa: E402
 from nni_jackpot.pruner import LotteryJackpotPruner  # noqa: E402
+from nni_jackpot.sparse_checkpoint import load_sparse, save_sparse  # noqa: E402
+from nni_jackpot.ticket import Ticket, load_ticket, save_ticket  # noqa: E402
+from nni_jackpot.ticket_box import TicketBox  # noqa: E402
 
 __all__ = [
     "JackpotError",
     "LotteryJackpotPruner",
     "MaskOverlap",
+    "Ticket",
+    "TicketBox",
     "apply_masks",
     "load_masks",
+    "load_sparse",
+    "load_ticket",
     "mask_overlap",
     "save_masks",
+    "save_sparse",
+    "save_ticket",
 ]

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import itertools
-import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from nni_jackpot.cli_tickets import add_commands
 from nni_jackpot.errors import JackpotError
-from nni_jackpot.experiment.config import RunConfig, load_config, parse_override
+from nni_jackpot.experiment.config import RunConfig, parse_override
+from nni_jackpot.experiment.dry_run import plan
+from nni_jackpot.experiment.grid import runs_of, shown
 from nni_jackpot.experiment.overlap import overlap, save
-from nni_jackpot.experiment.report import summary
+from nni_jackpot.experiment.report import summary, write_report
 from nni_jackpot.experiment.run import pretrain, search
 from nni_jackpot.tracking import tuner_parameters
 
@@ -41,7 +42,9 @@ def _parser() -> argparse.ArgumentParser:
     ):
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(command=command)
-        sub.add_argument("file", metavar="FILE", type=Path, help="YAML file of the run")
+        sub.add_argument(
+            "file", metavar="FILE", type=Path, help="YAML file of a run, or of an NNI experiment"
+        )
         sub.add_argument(
             "--set",
             metavar="KEY=VALUE",
@@ -56,6 +59,16 @@ def _parser() -> argparse.ArgumentParser:
             default=[],
             help="one run a value; searches that differ in the seed alone share a table: --sweep seed=0,1,2",
         )
+        if command is _search:
+            sub.add_argument(
+                "--dry-run", action="store_true", help="check all runs, and print what each would train"
+            )
+    add_commands(commands)
+    text = "write the paper's tables and figures, of finished runs and NNI experiments"
+    sub = commands.add_parser("report", help=text, description=text)
+    sub.set_defaults(command=_report)
+    sub.add_argument("runs", metavar="RUNS", type=Path, nargs="+", help="folders of runs or NNI experiments")
+    sub.add_argument("-o", "--output", metavar="DIR", type=Path, default="report", help="default: report")
     return parser
 
 
@@ -66,19 +79,22 @@ def _pretrain(options: argparse.Namespace) -> None:
 
 
 def _search(options: argparse.Namespace) -> None:
+    if options.dry_run:
+        print(plan(_configs(options)))
+        return
     # All configs are read before the first run: a mistake in the last is known at once.
     by_title: dict[str, list[RunConfig]] = {}
     for swept, config in _configs(options):
-        title = ", ".join(f"{key}={_yaml(value)}" for key, value in swept.items() if key != "seed")
+        title = ", ".join(f"{key}={shown(value)}" for key, value in swept.items() if key != "seed")
         by_title.setdefault(title, []).append(config)
     for title, configs in by_title.items():
-        text = summary([search(config) for config in configs])
+        text = summary([search(config) for config in configs], configs[0].search.init)
         print(f"\n{title}\n{text}" if title else f"\n{text}", flush=True)
 
 
 def _overlap(options: argparse.Namespace) -> None:
     for swept, config in _configs(options):
-        title = ", ".join(f"{key}={_yaml(value)}" for key, value in swept.items())
+        title = ", ".join(f"{key}={shown(value)}" for key, value in swept.items())
         comparison = overlap(config)
         paths = save(comparison)
         print(f"\n{title}".rstrip(), comparison.table(), comparison.legend(), sep="\n")
@@ -87,34 +103,22 @@ def _overlap(options: argparse.Namespace) -> None:
         print("written to", *paths, flush=True)
 
 
+def _report(options: argparse.Namespace) -> None:
+    print(write_report(options.runs, options.output))
+
+
 def _configs(options: argparse.Namespace) -> list[tuple[dict[str, object], RunConfig]]:
     """Return the swept values and the config of every run that the command line asks for."""
     fixed = dict(parse_override(text) for text in options.set) | tuner_parameters()
-    configs = []
-    for swept in _sweeps(options.sweep):
-        config = load_config(options.file, fixed | swept)
-        if swept:  # runs side by side need a folder each
-            name = "-".join(f"{key.split('.')[-1]}={_yaml(value)}" for key, value in swept.items())
-            config = load_config(options.file, fixed | swept | {"output": str(Path(config.output) / name)})
-        configs.append((swept, config))
-    return configs
+    return runs_of(options.file, fixed, dict(_axis(text) for text in options.sweep))
 
 
-def _sweeps(texts: Sequence[str]) -> Iterator[dict[str, object]]:
-    """Iterate over every combination of the swept values; over one empty one if nothing is swept."""
-    axes: list[list[tuple[str, object]]] = []
-    for text in texts:
-        key, value = parse_override(text)
-        if isinstance(value, str):
-            _, value = parse_override(f"{key}=[{value}]")
-        axes.append([(key, v) for v in (value if isinstance(value, list) else [value])])
-    for combination in itertools.product(*axes):
-        yield dict(combination)
-
-
-def _yaml(value: object) -> str:
-    """Return a value as one writes it: null and true, not None and True."""
-    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+def _axis(text: str) -> tuple[str, list[object]]:
+    """Split ``seed=0,1,2`` into the dotted name and its values."""
+    key, value = parse_override(text)
+    if isinstance(value, str):
+        _, value = parse_override(f"{key}=[{value}]")
+    return key, value if isinstance(value, list) else [value]
 
 
 if __name__ == "__main__":

@@ -45,8 +45,28 @@ class TrainingDivergedError(JackpotError, FloatingPointError):
     """The loss became NaN or infinite while weights were trained, before or beside the search."""
 
 
+class SpeedupError(JackpotError):
+    """A model cannot be had in a faster form, or that form does not compute what the model computes."""
+
+
+class MissingLibraryError(JackpotError, ImportError):
+    """An optional library is not installed."""
+
+
 class CheckpointError(JackpotError):
     """A checkpoint or mask file is missing, unreadable, or belongs to another model."""
+
+
+class TicketError(CheckpointError, ValueError):
+    """A ticket or a sparse checkpoint is damaged, no such file, or of a newer version."""
+
+
+class OtherBaseError(TicketError):
+    """A ticket was found on other weights than those it is to be applied to."""
+
+
+class RunFolderError(JackpotError, ValueError):
+    """A folder holds no finished run, or one of a run's files is damaged."""
 
 
 class OutputFolderError(JackpotError, OSError):

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 PAGE = ROOT / "docs" / "performance.md"
-SCRIPTS = ["step", "selection", "ranking", "memory"]
+SCRIPTS = ["step", "selection", "ranking", "memory", "deployment", "ticket", "fuzz_tickets"]
 
 
 @pytest.fixture
@@ -56,6 +56,28 @@ def test_memory(run) -> None:
     assert contestants == ["forward and backward", "dense training", "search"]
 
 
+def test_deployment(run) -> None:
+    for library in ("onnxscript", "onnxruntime", "openvino"):
+        pytest.importorskip(library)
+    rows = run("deployment")
+    assert [row[1] for row in rows] == ["dense"] * 5 + ["95%"] * 5
+    assert all(float(cell.split()[0]) > 0 for row in rows for cell in row[3:8])
+    exact = ("PyTorch", "onnxruntime", "OpenVINO")
+    for kind in ("dense", "95%"):
+        assert len({row[8] for row in rows if row[1] == kind and row[2] in exact}) == 1
+
+
+def test_ticket(run) -> None:
+    (row,) = run("ticket")
+    assert row[0] == "tiny, 90%"
+
+
+def test_fuzz_tickets(run) -> None:
+    *_, total = run("fuzz_tickets")
+    assert sum(map(int, total[1:4])) == 200
+    assert total[4:] == ["0", "0"]
+
+
 def test_saved_into_the_page(run, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     page = tmp_path / PAGE.name
@@ -80,7 +102,8 @@ def test_what_cannot_be_saved_is_said_before_anything_is_measured(run, tmp_path:
 
 def test_every_benchmark_is_run_here_and_has_its_place() -> None:
     assert sorted(SCRIPTS) == sorted(p.stem for p in BENCHMARKS.glob("*.py") if "__main__" in p.read_text())
-    text = PAGE.read_text(encoding="utf-8")
+    pages = (PAGE, PAGE.with_name("deployment.md"), PAGE.with_name("tickets.md"))
+    text = "".join(page.read_text(encoding="utf-8") for page in pages)
     for name in [name + device for name in SCRIPTS for device in ("", "-cuda")]:
-        if name != "ranking-cuda":
+        if name not in ("ranking-cuda", "deployment-cuda", "ticket-cuda", "fuzz_tickets-cuda"):
             assert text.index(f"<!-- {name}:begin -->") < text.index(f"<!-- {name}:end -->")

@@ -49,6 +49,36 @@ def test_distill(tmp_path: Path) -> None:
     assert found > percent("jackpot found by labels", output) - 2
 
 
+def test_deploy(tmp_path: Path) -> None:
+    for library in ("onnxscript", "onnxruntime"):
+        pytest.importorskip(library)
+    output = run("deploy.py", tmp_path)
+    found = percent("jackpot", output)
+    assert found > percent("dense", output) - 3
+    assert percent("jackpot, onnxruntime", output) == found
+    for name in ("jackpot, int8 simulated", "jackpot, onnxruntime int8"):
+        assert percent(name, output) > found - 2
+    assert percent("zeros among the int8 weights", output) >= 90
+    sizes = dict(re.findall(r"(\w+)\.onnx: .* zipped +(\d+) KiB", output))
+    assert 10 * int(sizes["int8"]) < int(sizes["dense"])
+
+
+def test_ticket(tmp_path: Path) -> None:
+    output = run("ticket.py", tmp_path)
+    assert "the same predictions, bit for bit" in output
+    assert "the base is back" in output
+    for sparsity in ("90%", "95%"):
+        assert percent(f"{sparsity} sparse", output) == percent(f"in the box, {sparsity}", output) > 90
+
+
 def test_every_example_is_run_here() -> None:
-    names = {"quickstart.py", "own_loop.py", "speedup.py", "channels.py", "distill.py"}
+    names = {
+        "quickstart.py",
+        "own_loop.py",
+        "speedup.py",
+        "channels.py",
+        "distill.py",
+        "ticket.py",
+        "deploy.py",
+    }
     assert {path.name for path in EXAMPLES.glob("*.py")} == names

@@ -1,0 +1,15 @@
+"""A jackpot as something smaller or faster; docs/deployment.md says which form pays on which hardware."""
+
+from nni_jackpot.speedup.channels import shrink
+from nni_jackpot.speedup.csr import sparse_csr
+from nni_jackpot.speedup.onnx import export_onnx, quantize_onnx
+from nni_jackpot.speedup.semi_structured import check_semi_structured, semi_structured
+
+__all__ = [
+    "check_semi_structured",
+    "export_onnx",
+    "quantize_onnx",
+    "semi_structured",
+    "shrink",
+    "sparse_csr",
+]

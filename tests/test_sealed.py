@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from nni_jackpot.errors import OutputFolderError, TicketError
+from nni_jackpot.sealed import digest_of, read_sealed, write_sealed
+
+TENSORS = {
+    "half": torch.randn(3, 5).bfloat16(),
+    "empty": torch.zeros(0, 2),
+    "scalar": torch.tensor(7),
+    "turned": torch.randn(4, 6).t(),
+}
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    content = {"numbers": [1, 2.5, None], "text": "ü"}
+    write_sealed(tmp_path / "new" / "file", "thing", 3, content, TENSORS)
+    found, tensors = read_sealed(tmp_path / "new" / "file", "thing", 3)
+    assert found == content
+    assert tensors.keys() == TENSORS.keys()
+    for name, tensor in TENSORS.items():
+        assert tensors[name].dtype == tensor.dtype
+        assert torch.equal(tensors[name], tensor)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["file"]
+
+
+def test_equal_content_makes_equal_bytes(tmp_path: Path) -> None:
+    for name, content in (
+        ("a", {2: (1, 2), 10: None, "ü": True}),
+        ("b", {"2": [1, 2], "10": None, "ü": True}),
+    ):
+        write_sealed(tmp_path / name, "thing", 1, content, TENSORS)
+        assert read_sealed(tmp_path / name, "thing", 1)[0] == {"2": [1, 2], "10": None, "ü": True}
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_tensors_outlive_their_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_sealed(path, "thing", 1, None, TENSORS)
+    _, tensors = read_sealed(path, "thing", 1)
+    path.write_bytes(b"")
+    assert torch.equal(tensors["half"], TENSORS["half"])
+
+
+def test_older_versions_are_read_and_newer_ones_refused(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_sealed(path, "thing", 2, None, {})
+    read_sealed(path, "thing", 3)
+    with pytest.raises(TicketError, match="version 2, and this nni_jackpot reads up to 1: take a newer"):
+        read_sealed(path, "thing", 1)
+
+
+def test_foreign_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with pytest.raises(TicketError, match="there is no thing"):
+        read_sealed(path, "thing", 1)
+    with pytest.raises(TicketError, match="is no thing"):
+        read_sealed(tmp_path, "thing", 1)
+    for raw in (b"", b"text", torch.arange(100).numpy().tobytes()):
+        path.write_bytes(raw)
+        with pytest.raises(TicketError, match="is no thing, or a damaged one"):
+            read_sealed(path, "thing", 1)
+    save_file(TENSORS | {"turned": TENSORS["turned"].contiguous()}, path)
+    with pytest.raises(TicketError, match="but another safetensors file"):
+        read_sealed(path, "thing", 1)
+    write_sealed(path, "other", 1, None, {})
+    with pytest.raises(TicketError, match="is no thing, but other"):
+        read_sealed(path, "thing", 1)
+
+
+def test_any_bit_counts(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_sealed(path, "thing", 1, {"a": 1}, {"t": torch.arange(4)})
+    raw = path.read_bytes()
+    for bit in range(0, 8 * len(raw), 7):
+        damaged = bytearray(raw)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            content, tensors = read_sealed(path, "thing", 1)
+        except TicketError:
+            continue
+        assert content == {"a": 1}
+        assert torch.equal(tensors["t"], torch.arange(4))
+
+
+def test_digests_tell_type_shape_and_values_apart() -> None:
+    zeros = torch.zeros(2, 3)
+    others = [
+        zeros,
+        zeros.view(3, 2),
+        zeros.int(),
+        zeros.half(),
+        torch.zeros(2, 4),
+        -zeros,
+        torch.zeros(0),
+        torch.zeros(0, 3),
+    ]
+    assert len({digest_of(tensor) for tensor in others}) == len(others)
+    turned = torch.arange(6).view(2, 3).t()
+    assert digest_of(turned) == digest_of(turned.contiguous())
+    assert digest_of(zeros).hex() == "029b562d8f68dcae1fd612e6c19a2ad4e09af1c74903f48605825304d2e4a413"
+
+
+def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(OutputFolderError):
+        write_sealed(tmp_path / "file" / "below", "thing", 1, None, {})
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OutputFolderError):
+        write_sealed(tmp_path / "folder", "thing", 1, None, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
