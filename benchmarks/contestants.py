@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import nni
@@ -115,8 +116,8 @@ def movement(job: Job, use: Use) -> None:
 
 
 def search(job: Job, use: Use) -> None:
-    """A search, through NNI's evaluator."""
-    _through_evaluator(LotteryJackpotPruner, job, use)
+    """A search by the paper's recipe, which the plain one has as well, through NNI's evaluator."""
+    _through_evaluator(partial(LotteryJackpotPruner, recipe="paper"), job, use)
 
 
 CONTESTANTS: dict[str, Callable[[Job, Use], None]] = {
