@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from prettytable import PrettyTable, TableStyle
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from nni_jackpot.errors import CheckpointError
@@ -154,5 +154,8 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
 
 def _write_state(state: dict[str, Tensor], path: Path) -> None:
-    is_safetensors = path.suffix == _SAFETENSORS
-    replace_file(path, lambda aside: save_file(state, aside) if is_safetensors else torch.save(state, aside))
+    if path.suffix == _SAFETENSORS:
+        own = {name: tensor.clone() for name, tensor in state.items()}  # tied weights have one memory
+        replace_file(path, lambda aside: aside.write_bytes(save(own)))
+    else:
+        replace_file(path, lambda aside: torch.save(state, aside))

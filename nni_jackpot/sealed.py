@@ -10,13 +10,12 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from nni_jackpot.errors import TicketError
@@ -82,14 +81,8 @@ def write_sealed(
     # One entry: the library writes several in an order that changes from one process to the next.
     metadata = {kind: json.dumps(envelope, separators=(",", ":"))}
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-    def write(aside: Path) -> None:
-        try:
-            save_file(whole, aside, metadata)
-        except SafetensorError as error:  # which the library makes of what the system refuses
-            raise OSError(error) from error
-
-    replace_file(path, write)
+    # Not the library's save_file, whose files are their owner's to read alone, whatever the umask.
+    replace_file(path, lambda aside: aside.write_bytes(save(whole, metadata)))
 
 
 def read_sealed(path: str | os.PathLike[str], kind: str, version: int) -> tuple[Any, dict[str, Tensor]]:

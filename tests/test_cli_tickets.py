@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
-from nni_jackpot import cli, load_sparse
+from nni_jackpot import cli, load_sparse, save_ticket
 
 DIGITS = Path(__file__).parents[1] / "configs" / "digits" / "resnet.yml"
 
@@ -56,6 +57,18 @@ def test_safetensors_in_and_out(folder: Path, tmp_path: Path) -> None:
     found, made = torch.load(folder / "run" / "jackpot.pth"), load_file(tmp_path / "out.safetensors")
     assert made.keys() == found.keys()
     assert all(torch.equal(made[name], found[name]) for name in found)
+
+
+def test_tied_weights_go_into_safetensors(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    torch.save(model.state_dict(), tmp_path / "base.pth")
+    save_ticket(tmp_path / "a.ticket", {"1": {"weight": torch.eye(4)}}, model)
+    line = ["apply", *(str(tmp_path / name) for name in ("a.ticket", "base.pth"))]
+    assert cli.main([*line, "-o", str(tmp_path / "out.safetensors")]) == 0
+    made = load_file(tmp_path / "out.safetensors")
+    assert torch.equal(made["0.weight"] != 0, torch.eye(4).bool())
+    assert torch.equal(made["1.weight"], made["0.weight"])
 
 
 def test_sparse(folder: Path, tmp_path: Path) -> None:

@@ -39,6 +39,12 @@ def test_equal_content_makes_equal_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+def test_files_are_as_readable_as_others(tmp_path: Path) -> None:
+    write_sealed(tmp_path / "file", "thing", 1, None, TENSORS)
+    (tmp_path / "other").touch()
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def test_tensors_outlive_their_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_sealed(path, "thing", 1, None, TENSORS)
