@@ -46,19 +46,18 @@ class Growth:
         self._pools = [pool for pool in pools if trades and len(pool) > 1]
         self._alone = [group for pool in pools if pool not in self._pools for group in pool] if share else []
         self.rankings = -1
-        self._is_grown = not self._alone and not self._pools
+        # The last ranking is that of all zeros, so that normalisation statistics have time to follow.
+        self._last_ranking = math.ceil(_RANKINGS * (share or 1))
 
     def follow(self, progress: float) -> None:
         """Set the numbers that the next refresh keeps, at a progress in [0, 1]."""
         surplus = max(0.0, 1 - progress / self.share) ** 3 if self.share else 0.0
-        self._is_grown = surplus == 0
         for group in self._alone:
             pruned = (group.grains.count - self._budgets[group]) // group.grains.rows  # of a row
             group.aim_at(self._budgets[group] + group.grains.rows * math.ceil(surplus * pruned))
-        # The last ranking is that of all zeros, so that normalisation statistics have time to follow.
-        last = math.ceil(_RANKINGS * (self.share or 1))
-        if self.rankings < min(last, int(_RANKINGS * progress)):
-            self.rankings = min(last, int(_RANKINGS * progress))
+        ranking = min(self._last_ranking, int(_RANKINGS * progress))
+        if ranking > self.rankings:
+            self.rankings = ranking
             for pool in self._pools:
                 self._rank(pool, surplus)
 
@@ -73,7 +72,8 @@ class Growth:
 
     def finish(self) -> None:
         """Have all zeros, where a search was cut short: by score, then by magnitude."""
-        if self._is_grown:
+        is_ranked = not self._pools or self.rankings == self._last_ranking
+        if not self.share or (is_ranked and all(g.keep == self._budgets[g] for g in self._alone)):
             return
         self.rankings = -1
         self.follow(1.0)

@@ -188,6 +188,12 @@ def test_resumes_whatever_the_search_is(batches: Batches, tmp_path: Path, option
     check_resumed(batches, tmp_path / "search.pth", 10, **options)
 
 
+@pytest.mark.parametrize("growth", [0.5, 1.0])
+def test_resumes_after_the_last_step(batches: Batches, tmp_path: Path, growth: float) -> None:
+    options = {"budget": "global_rank", "growth": growth, "every": 20}
+    check_resumed(batches, tmp_path / "search.pth", 20, **options)
+
+
 def test_is_interrupted_twice(batches: Batches, tmp_path: Path) -> None:
     path = tmp_path / "search.pth"
     with pytest.raises(Interrupted):

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from prettytable import PrettyTable, TableStyle
 
-from nni_jackpot.errors import ExperimentConfigError, NothingKeptError
-from nni_jackpot.experiment.config import RunConfig, config_hash, to_dict
+from nni_jackpot.errors import ExperimentConfigError
+from nni_jackpot.experiment.config import RunConfig, config_hash
 from nni_jackpot.experiment.data import load_data
 from nni_jackpot.experiment.grid import shown
 from nni_jackpot.experiment.models import build_model, try_model
 from nni_jackpot.experiment.pretrained import cache_path, check_start
-from nni_jackpot.pruner import LotteryJackpotPruner
+from nni_jackpot.experiment.run import try_config_list
 
 Shape = tuple[int, int, int]
 
@@ -87,9 +85,9 @@ def _size(config: RunConfig) -> tuple[int, Shape, int]:
 
 def _try(config: RunConfig, shape: Shape, classes: int, tried: set[str], name: str) -> None:
     """Build the network and wrap it, once for all runs that agree in that."""
-    options: dict[str, Any] = {key: getattr(config.search, key) for key in ("recipe", "growth", "swap_limit")}
-    entries = list(config.config_list)
-    key = config_hash({"model": to_dict(config.model), "entries": entries, "shape": shape, **options})
+    search = config.search
+    options = [search.recipe, search.growth, search.swap_limit]
+    key = config_hash({"model": config.model, "entries": config.config_list, "shape": shape, "how": options})
     if key in tried:
         return
     tried.add(key)
@@ -97,8 +95,7 @@ def _try(config: RunConfig, shape: Shape, classes: int, tried: set[str], name: s
         check_start(config, classes)
         model = build_model(replace(config.model, weights=None), classes, shape[0])
         try_model(config.model, model, classes, shape)
-        with contextlib.suppress(NothingKeptError):  # which a global ranking of other weights may still avoid
-            LotteryJackpotPruner(model, entries, **options)
+        try_config_list(config, model)
     except ExperimentConfigError as error:
         raise ExperimentConfigError(f"{name}: {error}" if name else str(error)) from error
 

@@ -98,15 +98,8 @@ class Setting:
         check_start(config, self.data.num_classes)
         self.model: nn.Module = build_model(config.model, self.data.num_classes, self.data.shape[0])
         try_model(config.model, self.model, self.data.num_classes, self.data.shape)
-        self._try_config_list()
+        try_config_list(config, copy.deepcopy(self.model))
         self.model.to(self.device)
-
-    def _try_config_list(self) -> None:
-        """Find what is wrong with the config list on a copy of the network, before weights are trained."""
-        with contextlib.suppress(NothingKeptError):  # which a global ranking of other weights may still avoid
-            entries = list(self.config.config_list)
-            options = {name: getattr(self.config.search, name) for name in ("recipe", "growth", "swap_limit")}
-            LotteryJackpotPruner(copy.deepcopy(self.model), entries, **options)
 
     def evaluate(self, model: nn.Module) -> float:
         """Return the accuracy of a model on the test images."""
@@ -137,6 +130,19 @@ class Setting:
                 on_epoch=lambda: tracker.epoch(self.evaluate(model)),
                 masks=masks,
             )
+
+
+def try_config_list(config: RunConfig, model: nn.Module) -> None:
+    """Find what is wrong with a config list before weights are trained, on a network to throw away."""
+    search = config.search
+    with contextlib.suppress(NothingKeptError):  # which a global ranking of other weights may still avoid
+        LotteryJackpotPruner(
+            model,
+            list(config.config_list),
+            recipe=search.recipe,
+            growth=search.growth,
+            swap_limit=search.swap_limit,
+        )
 
 
 def pretrain(config: RunConfig) -> tuple[Path, float]:
