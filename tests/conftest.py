@@ -1,14 +1,18 @@
-"""Models and training loops that the tests share."""
+"""Models, training loops and folders of runs that the tests share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import nni
 import pytest
+import report_runs
 import torch
 from nni.compression.utils import LightningEvaluator, TorchEvaluator
+from report_runs import Measures, Write
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -219,3 +223,15 @@ def search(
     assert wrapped is model
     assert frozen(model, dense)
     return pruner, start, masks, log
+
+
+@pytest.fixture
+def write_run(tmp_path: Path) -> Write:
+    """Write the folder of a finished run under ``runs``."""
+    return partial(report_runs.write_run, tmp_path / "runs")
+
+
+@pytest.fixture
+def measures(tmp_path: Path) -> Measures:
+    """Read what has been measured there."""
+    return partial(report_runs.measures_of, tmp_path / "runs")

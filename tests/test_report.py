@@ -5,11 +5,9 @@ import json
 import re
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
-import report_runs
 from report_runs import Write
 
 from nni_jackpot import cli
@@ -25,11 +23,6 @@ from nni_jackpot.experiment.report import summary, write_report
 from nni_jackpot.experiment.report.measures import measure
 from nni_jackpot.experiment.report.runs import find_runs
 from nni_jackpot.experiment.run import Result, Row, search
-
-
-@pytest.fixture
-def write_run(tmp_path: Path) -> Write:
-    return partial(report_runs.write_run, tmp_path / "runs")
 
 
 @pytest.fixture

@@ -1,27 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 
 import pytest
-import report_runs
 import torch
 from report_runs import Measures, Write
 
 from nni_jackpot import mask_overlap, save_masks
 from nni_jackpot.experiment.report.figures import Figure, figures
 from nni_jackpot.experiment.report.measures import Measure
-
-
-@pytest.fixture
-def write_run(tmp_path: Path) -> Write:
-    return partial(report_runs.write_run, tmp_path / "runs")
-
-
-@pytest.fixture
-def measures(tmp_path: Path) -> Measures:
-    return partial(report_runs.measures_of, tmp_path / "runs")
 
 
 def figure_of(measures: list[Measure], name: str) -> Figure:

@@ -1,27 +1,14 @@
 from __future__ import annotations
 
 import os
-from functools import partial
 from pathlib import Path
 
 import pytest
-import report_runs
 import yaml
 from report_runs import Measures, Write
 
 from nni_jackpot.experiment.report.measures import labels
 from nni_jackpot.experiment.report.runs import find_runs
-
-
-@pytest.fixture
-def write_run(tmp_path: Path) -> Write:
-    return partial(report_runs.write_run, tmp_path / "runs")
-
-
-@pytest.fixture
-def measures(tmp_path: Path) -> Measures:
-    return partial(report_runs.measures_of, tmp_path / "runs")
-
 
 # -- runs
 

@@ -1,25 +1,12 @@
 from __future__ import annotations
 
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
-import report_runs
 from report_runs import Measures, Write
 
 from nni_jackpot.experiment.report.measures import Measure
 from nni_jackpot.experiment.report.tables import Table, tables
-
-
-@pytest.fixture
-def write_run(tmp_path: Path) -> Write:
-    return partial(report_runs.write_run, tmp_path / "runs")
-
-
-@pytest.fixture
-def measures(tmp_path: Path) -> Measures:
-    return partial(report_runs.measures_of, tmp_path / "runs")
 
 
 def table_of(measures: list[Measure], name: str) -> Table:
