@@ -15,6 +15,7 @@ from nni_jackpot.experiment.dry_run import plan
 from nni_jackpot.experiment.grid import runs_of, shown
 from nni_jackpot.experiment.overlap import overlap, save
 from nni_jackpot.experiment.report import summary, write_report
+from nni_jackpot.experiment.result import finished
 from nni_jackpot.experiment.run import pretrain, search
 from nni_jackpot.tracking import tuner_parameters
 
@@ -61,6 +62,11 @@ def _parser() -> argparse.ArgumentParser:
         )
         if command is _search:
             sub.add_argument(
+                "--resume",
+                action="store_true",
+                help="go on with a sweep: take the results of runs that are finished, with the same settings",
+            )
+            sub.add_argument(
                 "--dry-run", action="store_true", help="check all runs, and print what each would train"
             )
     add_commands(commands)
@@ -88,7 +94,8 @@ def _search(options: argparse.Namespace) -> None:
         title = ", ".join(f"{key}={shown(value)}" for key, value in swept.items() if key != "seed")
         by_title.setdefault(title, []).append(config)
     for title, configs in by_title.items():
-        text = summary([search(config) for config in configs], configs[0].search.init)
+        found = [(options.resume and finished(config)) or search(config) for config in configs]
+        text = summary(found, configs[0].search.init)
         print(f"\n{title}\n{text}" if title else f"\n{text}", flush=True)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from nni_jackpot.errors import CheckpointError
 from nni_jackpot.experiment.config import RunConfig, load_config, to_dict
 from nni_jackpot.experiment.pretrained import cache_path
+from nni_jackpot.experiment.result import load_result
 from nni_jackpot.files import load_tensors, replace_file
 from nni_jackpot.mask_codec import CodedMask
 from nni_jackpot.masks import Masks, load_masks
@@ -81,18 +82,12 @@ def _dense(config: RunConfig, masks: Masks, found: dict[str, Tensor], run: Path)
 
 def _told(config: RunConfig, run: Path) -> dict[str, Any]:
     """Return what is worth knowing of a run, and nothing of the machine that it ran on."""
-    path, settings = run / "results.json", to_dict(config)
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-        metrics = {row["kind"]: row["accuracy"] for row in results["rows"]}
-        overlap = results["overlap"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} does not hold the results of a search: {error}") from None
+    settings, result = to_dict(config), load_result(run)
     return {
         "data": config.data.name,
         **{name: settings[name] for name in ("model", "config_list", "seed", "search")},
-        "metrics": metrics,
-        "overlap": overlap,
+        "metrics": {row.kind: row.accuracy for row in result.rows},
+        "overlap": result.overlap,
     }
 
 

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from nni_jackpot import cli
-from nni_jackpot.experiment.config import RunConfig
-from nni_jackpot.experiment.run import Result, Row
+from nni_jackpot.experiment.config import RunConfig, dump_config
+from nni_jackpot.experiment.result import Result, Row, save_result
 
 FILE = Path(__file__).parents[1] / "configs" / "digits" / "resnet.yml"
 
@@ -46,6 +46,36 @@ def test_set_and_sweep(ran: list[RunConfig], capsys: pytest.CaptureFixture[str])
     printed = capsys.readouterr().out
     assert "config_list.0.sparse_ratio=0.9\n" in printed
     assert printed.count("91.00 ± 1.00") == 2
+
+
+def test_a_sweep_goes_on_after_the_runs_that_are_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    searched: list[RunConfig] = []
+
+    def search(config: RunConfig) -> Result:
+        searched.append(config)
+        dump_config(config, Path(config.output) / "config.yml")
+        kinds = ("dense", "initial", "initial_norm", "jackpot")
+        result = Result(
+            [Row(kind, 0.9 + config.seed / 100, 0.0, 0) for kind in kinds], 0.95, 1.0, Path(config.output)
+        )
+        save_result(result)
+        return result
+
+    def seeds(*more: str) -> list[int]:
+        searched.clear()
+        capsys.readouterr()
+        assert cli.main(["search", str(FILE), "--set", f"output={tmp_path}", *more]) == 0
+        return [config.seed for config in searched]
+
+    monkeypatch.setattr(cli, "search", search)
+    assert seeds("--sweep", "seed=0,1") == [0, 1]
+    assert seeds("--sweep", "seed=0,1,2", "--resume") == [2]
+    assert "91.00 ± 1.00" in capsys.readouterr().out  # of all three
+    assert seeds("--sweep", "seed=0,1", "--resume", "--set", "device=cpu") == []  # of no consequence
+    assert seeds("--sweep", "seed=0,1", "--resume", "--set", "search.lr=0.5") == [0, 1]
+    assert seeds("--sweep", "seed=0,1") == [0, 1]  # as it was asked for
 
 
 def test_a_sweep_of_one_value(ran: list[RunConfig]) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nni_jackpot.errors import DatasetNotFoundError
+from nni_jackpot.errors import DatasetNotFoundError, ExperimentConfigError
 from nni_jackpot.experiment.config import DataConfig
 from nni_jackpot.experiment.data import EpochShuffle, Loader, TrainLoader, load_data
 from nni_jackpot.experiment.images import Images, ImageTensors
@@ -51,6 +51,23 @@ def test_same_seed_same_sequence_of_epochs(augment: bool) -> None:
         assert torch.equal(a[1], b[1])
 
 
+def test_some_of_the_images_are_the_same_ones_at_every_seed() -> None:
+    config = DataConfig(name="digits", train_images=100)
+    loaders = [load_data(config, seed).train for seed in (0, 1)]
+    epochs = [epoch(loader) for loader in loaders]
+    assert [len(labels) for _, labels in epochs] == [100, 100]
+    assert not torch.equal(epochs[0][1], epochs[1][1])  # in another order
+    sums = [images.sum((1, 2, 3)).sort().values for images, _ in epochs]
+    torch.testing.assert_close(*sums)
+    assert len(epochs[0][1].unique()) == 10  # not the first ones, which files have sorted by class
+    assert len(load_data(config, 0).test) == len(load_data(DIGITS, 0).test)
+
+
+def test_more_images_than_there_are() -> None:
+    with pytest.raises(ExperimentConfigError, match=r"data.train_images: found 1438, allowed.* 2 to 1437"):
+        load_data(DataConfig(name="digits", train_images=1438), seed=0)
+
+
 def test_each_epoch_has_an_order_of_its_own_and_all_images() -> None:
     loader = load_data(DIGITS, seed=0).train
     (_, first), (_, second) = epoch(loader), epoch(loader)
@@ -63,7 +80,7 @@ def test_each_seed_has_an_order_of_its_own() -> None:
 
 
 def test_epoch_can_be_chosen() -> None:
-    first, second = EpochShuffle(20, 4, seed=0), EpochShuffle(20, 4, seed=0)
+    first, second = EpochShuffle(range(20), 4, seed=0), EpochShuffle(range(20), 4, seed=0)
     list(first)
     second.epoch = 1
     assert list(first) == list(second)
@@ -72,7 +89,7 @@ def test_epoch_can_be_chosen() -> None:
 
 @pytest.mark.parametrize(("size", "sizes"), [(12, [4, 4, 4]), (14, [4, 4, 4, 2]), (13, [4, 4, 4]), (3, [3])])
 def test_last_batch_is_kept_unless_it_is_a_single_image(size: int, sizes: list[int]) -> None:
-    order = EpochShuffle(size, 4, seed=0)
+    order = EpochShuffle(range(size), 4, seed=0)
     batches = list(order)
     assert [len(batch) for batch in batches] == order.sizes == sizes
     assert len(order) == len(sizes)
@@ -80,13 +97,13 @@ def test_last_batch_is_kept_unless_it_is_a_single_image(size: int, sizes: list[i
 
 
 def test_dropped_image_is_another_in_each_epoch() -> None:
-    order = EpochShuffle(13, 4, seed=0)
+    order = EpochShuffle(range(13), 4, seed=0)
     dropped = {(set(range(13)) - {*chain(*order)}).pop() for _ in range(10)}
     assert len(dropped) > 1
 
 
 def test_first_batch_can_be_chosen_for_one_epoch() -> None:
-    whole, rest = EpochShuffle(14, 4, seed=0), EpochShuffle(14, 4, seed=0)
+    whole, rest = EpochShuffle(range(14), 4, seed=0), EpochShuffle(range(14), 4, seed=0)
     rest.first = 2
     assert list(rest) == list(whole)[2:]
     assert list(rest) == list(whole)
@@ -173,9 +190,9 @@ def batches(loader: TrainLoader, epochs: int) -> Iterator[tuple[Tensor, Tensor]]
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("over", [0, 2, 3, 5, 9, 20])
 def test_batches_are_passed_over(over: int, workers: int) -> None:
-    whole = list(batches(TrainLoader(Counting(), EpochShuffle(10, 4, seed=0), 0, seed=0), 3))
+    whole = list(batches(TrainLoader(Counting(), EpochShuffle(range(10), 4, seed=0), 0, seed=0), 3))
     images = Counting()
-    loader = TrainLoader(images, EpochShuffle(10, 4, seed=0), workers, seed=0)
+    loader = TrainLoader(images, EpochShuffle(range(10), 4, seed=0), workers, seed=0)
     loader.pass_over(over)
     rest = list(batches(loader, 3))
     assert len(rest) == len(whole) == 9

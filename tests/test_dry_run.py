@@ -54,6 +54,8 @@ def test_steps_are_counted(tmp_path: Path) -> None:
     fixed |= {"pretrain.epochs": 5, "pretrain.cache": str(tmp_path)}
     text = plan(runs_of(CONFIGS / "digits" / "resnet.yml", fixed))
     assert f"1 runs, {(5 + 3 + 4) * 15} steps" in text
+    text = plan(runs_of(CONFIGS / "digits" / "resnet.yml", {**fixed, "data.train_images": 210}))
+    assert f"1 runs, {(5 + 3 + 4) * 3} steps" in text
 
 
 @pytest.mark.parametrize(
@@ -61,6 +63,7 @@ def test_steps_are_counted(tmp_path: Path) -> None:
     [
         ({"config_list": [{"op_names": ["nowhere"], "sparse_ratio": 0.5}]}, Exception, "nowhere"),
         ({"config_list.0.sparse_ratio": 1.5}, ConfigListError, "sparse_ratio"),
+        ({"data.train_images": 2000}, ExperimentConfigError, r"data.train_images.* 1437"),
         ({"data.image_size": 224, "model.name": "timm/none"}, ExperimentConfigError, r"timm"),
     ],
 )

@@ -13,7 +13,8 @@ from nni_jackpot.criteria import CRITERIA
 from nni_jackpot.errors import JackpotError
 from nni_jackpot.experiment.config import RunConfig, load_config
 from nni_jackpot.experiment.overlap import Comparison, overlap, save
-from nni_jackpot.experiment.run import Result, Row, search
+from nni_jackpot.experiment.result import Result, Row
+from nni_jackpot.experiment.run import search
 
 
 @pytest.fixture

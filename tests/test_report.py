@@ -22,7 +22,8 @@ from nni_jackpot.experiment.config import load_config
 from nni_jackpot.experiment.report import summary, write_report
 from nni_jackpot.experiment.report.measures import measure
 from nni_jackpot.experiment.report.runs import find_runs
-from nni_jackpot.experiment.run import Result, Row, search
+from nni_jackpot.experiment.result import Result, Row
+from nni_jackpot.experiment.run import search
 
 
 @pytest.fixture

@@ -105,6 +105,27 @@ def test_search_end_to_end(config_file: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.part"))
 
 
+def test_channels_last(config_file: Path, tmp_path: Path) -> None:
+    plain = load_config(config_file, {"finetune.epochs": 0})
+    config = load_config(config_file, {"model.channels_last": True, "finetune.epochs": 0})
+    assert model_of(config).conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    assert cache_path(config) != cache_path(plain)
+    result = search(config)
+    # The same computation, summed in another order.
+    assert result.rows[-1].accuracy == pytest.approx(search(plain).rows[-1].accuracy, abs=0.1)
+    masks = load_masks(tmp_path / "out" / "masks.pth")
+    assert masks["conv1"]["weight"].is_contiguous()
+
+
+def test_results_go_when_another_config_comes(config_file: Path, tmp_path: Path) -> None:
+    search(load_config(config_file, {"search.epochs": 0, "finetune.epochs": 0}))
+    results = tmp_path / "out" / "results.json"
+    pretrain(load_config(config_file, {"search.epochs": 0, "finetune.epochs": 0, "data.workers": 0}))
+    assert results.exists()
+    pretrain(load_config(config_file, {"search.epochs": 1, "finetune.epochs": 0}))
+    assert not results.exists()
+
+
 def test_weights_are_tuned_under_either_mask(config_file: Path) -> None:
     result = search(load_config(config_file, {"finetune.under": "both", "finetune.epochs": 2}))
     rows = {row.kind: row for row in result.rows}

@@ -72,6 +72,9 @@ class DataConfig:
     name: str = _option("dataset", _one_of("digits", *DOWNLOADABLE, "imagenet", "image_folder"))
     root: str | None = _option("folder of the dataset's files, null for its usual place", _NOT_EMPTY, None)
     download: bool = _option("whether files that are not there are fetched by torchvision", default=False)
+    train_images: int | None = _option(
+        "number of training images used, the same ones at every seed; null for all", _at_least(2), None
+    )
     batch_size: int = _option("images per training batch", _at_least(2), 64)
     eval_batch_size: int = _option("images per test batch", _at_least(1), 512)
     image_size: int | None = _option(
@@ -101,6 +104,9 @@ class ModelConfig:
     width: int = _option("filters of the resnet's first stage", _at_least(1), 16)
     weights: str | None = _option(
         "published weights of a torchvision or timm network, null for random ones", _NOT_EMPTY, None
+    )
+    channels_last: bool = _option(
+        "whether channels lie next to each other in memory, which is faster for some networks", default=False
     )
 
     def __post_init__(self) -> None:

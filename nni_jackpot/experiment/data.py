@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from nni_jackpot.errors import DatasetNotFoundError
+from nni_jackpot.errors import DatasetNotFoundError, ExperimentConfigError
 from nni_jackpot.experiment.config import DataConfig
 from nni_jackpot.experiment.datasets import DATASETS
 from nni_jackpot.experiment.images import Batch, Images
@@ -56,11 +56,13 @@ def load_data(config: DataConfig, seed: int) -> Data:
     ------
     DatasetNotFoundError
         If files of the dataset are missing or damaged; the loaders raise it as well, for image files.
+    ExperimentConfigError
+        If fewer training images are there than the config wants.
     """
     train, test, num_classes = DATASETS[config.name](config)
     in_order = range(len(test))
     blocks = [in_order[i : i + config.eval_batch_size] for i in in_order[:: config.eval_batch_size]]
-    order = EpochShuffle(len(train), config.batch_size, seed)
+    order = EpochShuffle(used_images(config, len(train)), config.batch_size, seed)
     return Data(
         train=TrainLoader(train, order, config.workers, seed),
         test=Loader(test, blocks, config.workers, seed),
@@ -69,13 +71,32 @@ def load_data(config: DataConfig, seed: int) -> Data:
     )
 
 
+def used_images(config: DataConfig, there: int) -> Sequence[int]:
+    """Return the indices of the training images that are used, out of all that are there.
+
+    Raises
+    ------
+    ExperimentConfigError
+        If fewer are there than the config wants.
+    """
+    if config.train_images is None:
+        return range(there)
+    if config.train_images > there:
+        raise ExperimentConfigError(
+            f"data.train_images: found {config.train_images}, allowed: null or 2 to {there}"
+        )
+    # In random order, for files often come sorted by class; of a seed that is nobody's, for runs of several
+    # seeds are to differ in their training, not in their data.
+    return np.random.default_rng(0).permutation(there)[: config.train_images].tolist()
+
+
 class EpochShuffle(Sampler[list[int]]):
     """Batches of indices in an order that is a function of (seed, epoch).
 
     Parameters
     ----------
-    size
-        Number of images.
+    indices
+        Those of the images to go through.
     batch_size
         Images per batch. The last batch may be smaller, but a single image left over is dropped: batch norm
         cannot normalise over it once the feature maps are down to one pixel.
@@ -92,12 +113,13 @@ class EpochShuffle(Sampler[list[int]]):
         Images in each batch of an epoch.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int) -> None:
+    def __init__(self, indices: Sequence[int], batch_size: int, seed: int) -> None:
         self.epoch = 0
         self.first = 0
+        size = len(indices)
         used = size - 1 if size % batch_size == 1 else size
         self.sizes = [min(batch_size, used - start) for start in range(0, used, batch_size)]
-        self._size = size
+        self._indices = np.asarray(indices)
         self._batch_size = batch_size
         self._seed = seed
 
@@ -105,7 +127,7 @@ class EpochShuffle(Sampler[list[int]]):
         return len(self.sizes)
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = np.random.default_rng((self._seed, self.epoch)).permutation(self._size)
+        order = np.random.default_rng((self._seed, self.epoch)).permutation(self._indices)
         first, self.first = self.first, 0
         self.epoch += 1
         for number, size in enumerate(self.sizes[first:], first):

@@ -10,7 +10,7 @@ from prettytable import PrettyTable, TableStyle
 
 from nni_jackpot.errors import ExperimentConfigError
 from nni_jackpot.experiment.config import RunConfig, config_hash
-from nni_jackpot.experiment.data import load_data
+from nni_jackpot.experiment.data import load_data, used_images
 from nni_jackpot.experiment.grid import shown
 from nni_jackpot.experiment.models import build_model, try_model
 from nni_jackpot.experiment.pretrained import cache_path, check_start
@@ -79,6 +79,7 @@ def _size(config: RunConfig) -> tuple[int, Shape, int]:
         data = load_data(config.data, config.seed)
         return sum(data.train.order.sizes), data.shape, data.num_classes
     images, (channels, height, width), classes = _KNOWN[config.data.name]
+    images = len(used_images(config.data, images))
     size = config.data.image_size
     return images, (channels, size or height, size or width), classes
 

@@ -19,7 +19,8 @@ from nni_jackpot.criteria import CRITERIA
 from nni_jackpot.errors import JackpotError
 from nni_jackpot.experiment.config import RunConfig
 from nni_jackpot.experiment.report.plot import COLORS, blank
-from nni_jackpot.experiment.run import Result, search
+from nni_jackpot.experiment.result import Result
+from nni_jackpot.experiment.run import search
 from nni_jackpot.files import replace_file
 from nni_jackpot.masks import load_masks, mask_overlap
 from nni_jackpot.tracking import running_as_nni_trial

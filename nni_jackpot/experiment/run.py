@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,61 +20,12 @@ from nni_jackpot.experiment.config import RunConfig, TrainConfig, dump_config, t
 from nni_jackpot.experiment.data import Data, load_data
 from nni_jackpot.experiment.models import build_model, try_model
 from nni_jackpot.experiment.pretrained import check_start, ensure_pretrained
+from nni_jackpot.experiment.result import RESULTS, Result, Row, forget_other, save_result
 from nni_jackpot.experiment.train import accuracy, cross_entropy_step, fit, train_weights
 from nni_jackpot.files import replace_file
 from nni_jackpot.masks import Masks, apply_masks, densities, mask_overlap, save_masks, sparsity_of
 from nni_jackpot.pruner import LotteryJackpotPruner
 from nni_jackpot.tracking import Tracker, output_folder
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of a comparison.
-
-    Attributes
-    ----------
-    kind
-        What was measured: the ``dense`` network; the ``initial`` mask alone, and with normalisation
-        statistics re-estimated (``initial_norm``); the ``jackpot``; weights tuned under the initial mask
-        instead (``initial_tuned``), and under the jackpot's (``jackpot_tuned``, Eq. 9).
-    accuracy
-        On the test images, in [0, 1].
-    sparsity
-        Share of zeros among the weights of the pruned targets.
-    epochs
-        Epochs spent after pre-training.
-    """
-
-    kind: str
-    accuracy: float
-    sparsity: float
-    epochs: int
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a search found, compared with where it started.
-
-    Attributes
-    ----------
-    rows
-        Dense network, initial mask alone, the jackpot, and weights tuned instead where that was asked for.
-    overlap
-        Of the jackpot with the initial mask (Eq. 7).
-    seconds
-        Time of the search itself, from where it was resumed if it was.
-    folder
-        Where ``start.pth`` (the initial masks), ``masks.pth``, ``jackpot.pth`` (the sparse network as a plain
-        state dict) and the metrics are.
-    resumed_step
-        Step of the search at which it was resumed; 0 if it was not interrupted.
-    """
-
-    rows: list[Row]
-    overlap: float
-    seconds: float
-    folder: Path
-    resumed_step: int = 0
 
 
 class Setting:
@@ -92,6 +41,7 @@ class Setting:
         self.config = config
         self.device = _device(config.device)
         self.folder = output_folder(Path(config.output))
+        forget_other(config)
         dump_config(config, self.folder / "config.yml")
         self.data: Data = load_data(config.data, config.seed)
         torch.manual_seed(config.seed)
@@ -164,8 +114,7 @@ def search(config: RunConfig) -> Result:
         if the search diverges.
     """
     setting = Setting(config)
-    # Results of an earlier run there are not those of the config that stands beside them now.
-    (setting.folder / "results.json").unlink(missing_ok=True)
+    (setting.folder / RESULTS).unlink(missing_ok=True)  # of an earlier run there
     setting.pretrain()
     model, folder = setting.model, setting.folder
     dense = copy.deepcopy(model.state_dict())
@@ -202,8 +151,7 @@ def search(config: RunConfig) -> Result:
     apply_masks(model, masks)
     replace_file(folder / "jackpot.pth", lambda aside: torch.save(model.state_dict(), aside))
     result = Result(rows, mask_overlap(start, masks).total, seconds, folder, pruner.resumed_step)
-    text = json.dumps({**asdict(result), "folder": str(folder)}, indent=2)
-    replace_file(folder / "results.json", lambda aside: aside.write_text(text + "\n", encoding="utf-8"))
+    save_result(result)
     return result
 
 

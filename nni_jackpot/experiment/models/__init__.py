@@ -80,9 +80,12 @@ def build_model(config: ModelConfig, num_classes: int, in_channels: int) -> nn.M
         If they are for images of another number of channels.
     """
     if config.name in MODELS:
-        return MODELS[config.name](config, num_classes, in_channels)
-    library, _, name = config.name.partition("/")
-    return LIBRARIES[library].build(name, config.weights, num_classes, in_channels).train()
+        model = MODELS[config.name](config, num_classes, in_channels)
+    else:
+        library, _, name = config.name.partition("/")
+        model = LIBRARIES[library].build(name, config.weights, num_classes, in_channels)
+    layout = torch.channels_last if config.channels_last else torch.preserve_format
+    return model.train().to(memory_format=layout)
 
 
 @torch.no_grad()

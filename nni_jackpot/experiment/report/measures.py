@@ -91,6 +91,12 @@ class Measure:
         return name + size if name == "resnet" else name
 
     @property
+    def data(self) -> str:
+        """The dataset's name, with the number of training images where not all are used."""
+        images = self.settings["data.train_images"]
+        return str(self.settings["data.name"]) + ("" if images is None else f" ({images:,} images)")
+
+    @property
     def init(self) -> str:
         """Criterion of the mask that the search starts from; empty for the dense network."""
         return str(self.settings.get(INIT, ""))

@@ -79,13 +79,13 @@ _BY_EPOCHS_SPARSITY = 0.9
 
 def accuracy_of(one: Measure) -> Published | None:
     """Return the paper's accuracy at the same dataset, network, method, sparsity and epochs (Tables 1-3)."""
-    rows = _ACCURACY.get((str(one.settings["data.name"]), _network(one)), {})
+    rows = _ACCURACY.get((one.data, _network(one)), {})
     return rows.get((_method(one), one.epochs), {}).get(one.sparsity)
 
 
 def by_epochs(one: Measure) -> tuple[Published, float] | None:
     """Return the paper's accuracy and overlap, in percent, after as many epochs of search (Table 4)."""
-    same = (str(one.settings["data.name"]), _network(one)) == ("cifar10", "resnet32")
+    same = (one.data, _network(one)) == ("cifar10", "resnet32")
     same = same and one.sparsity == _BY_EPOCHS_SPARSITY and one.init == "magnitude" and one.is_pretrained
     return _BY_EPOCHS.get(one.epochs) if same and _method(one) in ("jackpot", "initial") else None
 

@@ -12,20 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from nni_jackpot.errors import RunFolderError
-from nni_jackpot.experiment.config import RunConfig, load_config, to_dict
-from nni_jackpot.experiment.report.wording import NAMES
-from nni_jackpot.experiment.run import Row
-
-# What two runs may differ in and still be the same run, of another seed.
-_OF_NO_CONSEQUENCE = {
-    "seed",
-    "output",
-    "device",
-    "data.workers",
-    "data.download",
-    "pretrain.cache",
-    "search.checkpoint_every",
-}
+from nni_jackpot.experiment.config import RunConfig, load_config
+from nni_jackpot.experiment.result import Row, load_result, settings_of
 
 
 @dataclass(frozen=True)
@@ -149,28 +137,15 @@ def _time(run: Run) -> int:
 
 def _read_run(folder: Path) -> Run:
     config = load_config(folder / "config.yml")
-    path = folder / "results.json"
+    result = load_result(folder)
+    path = folder / "metrics.csv"
     try:
-        raw = json.loads(path.read_bytes())
-        rows = {row["kind"]: _checked(Row(**row)) for row in raw["rows"]}
-        if lacking := {"dense", "initial", "initial_norm", "jackpot"} - rows.keys():
-            raise ValueError(f"found no row of kind {', '.join(sorted(lacking))}")
-        overlap = float(raw["overlap"])
-        if not 0 <= overlap <= 1:
-            raise ValueError(f"found an overlap of {overlap}, allowed: a number in [0, 1]")
-        curve = dict(_curve(path := folder / "metrics.csv"))
-    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+        curve = dict(_curve(path))
+    except (OSError, ValueError, LookupError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise RunFolderError(f"{path} is not that of a run ({reason}): run it again") from error
-    return Run(0, folder, config.seed, _settings(config), rows, overlap, curve)
-
-
-def _checked(row: Row) -> Row:
-    if row.kind not in NAMES:
-        raise ValueError(f"found a row of kind {row.kind!r}, allowed: {', '.join(NAMES)}")
-    if not (0 <= row.accuracy <= 1 and 0 <= row.sparsity < 1 and row.epochs >= 0):
-        raise ValueError(f"found {row}, allowed: accuracy and sparsity in [0, 1], epochs >= 0")
-    return row
+    rows = {row.kind: row for row in result.rows}
+    return Run(0, folder, config.seed, _settings(config), rows, result.overlap, curve)
 
 
 def _curve(path: Path) -> Iterator[tuple[int, float]]:
@@ -185,19 +160,9 @@ def _settings(config: RunConfig) -> dict[str, Any]:
 
     Of random weights it does not matter how they would have been trained; ``weights`` tells them.
     """
-    settings = {k: v for k, v in _flat(to_dict(config)) if k not in _OF_NO_CONSEQUENCE}
+    settings = settings_of(config)
+    del settings["seed"]
     start = [settings["pretrain.epochs"], settings["pretrain.checkpoint"], settings.get("model.weights")]
     if any(start):
         return {"weights": "pre-trained", **settings}
     return {"weights": "random", **{k: v for k, v in settings.items() if not k.startswith("pretrain.")}}
-
-
-def _flat(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Iterate over the leaves of nested dicts, and of lists of dicts, by their dotted name."""
-    if isinstance(node, list) and any(isinstance(child, dict) for child in node):
-        node = dict(enumerate(node))
-    if not isinstance(node, dict):
-        yield name, node
-        return
-    for key, child in node.items():
-        yield from _flat(child, f"{name}.{key}" if name else str(key))

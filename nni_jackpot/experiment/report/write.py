@@ -58,7 +58,7 @@ def _by_network(found: Found) -> dict[str, list[Measure]]:
     """Return what was measured, by the network and the dataset."""
     sections: dict[str, list[Measure]] = defaultdict(list)
     for one in measure(found.runs):
-        sections[f"{one.network} on {one.settings['data.name']}"].append(one)
+        sections[f"{one.network} on {one.data}"].append(one)
     return dict(sorted(sections.items()))
 
 
