@@ -72,6 +72,7 @@ class Checkpoint:
             "number of the search": self._searches,
             "targets": {str(t): list(t.weight.shape) for group in search.groups for t in group.members},
             "weights": _digest(p for p in model.parameters() if not p.requires_grad),
+            "method": search.groups[0].members[0].relaxed.method,
             "growth": search.growth.share,
             "trades": search.growth.trades,
             **_settings_of(search.optimizer),

@@ -23,13 +23,14 @@ def initial_scores(kept: Tensor, kept_score: float, pruned_score: float, dtype: 
     return scores.masked_fill_(kept, kept_score)
 
 
-class _StraightThrough(torch.autograd.Function):
+class StraightThrough(torch.autograd.Function):
     """Masked weights ``h(m) * w`` forward (Eq. 4); backward as if h were the identity (Eq. 6)."""
 
     @staticmethod
     def forward(
         ctx: Any, weight: Tensor, score: Tensor, masked: Tensor, mask: Tensor, grains: Grains, may_write: bool
     ) -> Tensor:
+        """Return the masked weights, made already; ``mask`` is what they are masked by."""
         ctx.score_dtype = score.dtype
         ctx.grains = grains
         ctx.may_write = may_write
@@ -40,6 +41,7 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of weights and scores."""
         (grad,) = grad_outputs
         weight, mask = ctx.saved_tensors
         grad_weight = grad * mask if ctx.needs_input_grad[0] else None
@@ -85,6 +87,8 @@ class RelaxedMask:
 
     Attributes
     ----------
+    method
+        Name of the way to search, one of `nni_jackpot.supermask.METHODS`.
     keep
         How many grains it keeps from the next refresh on.
     swap_limit
@@ -92,6 +96,8 @@ class RelaxedMask:
     is_told
         Whether somebody refreshes after every change of the scores, so that none has to be suspected.
     """
+
+    method = "edge_popup"
 
     def __init__(self, grains: Grains, keep: int) -> None:
         self.grains = grains
@@ -178,7 +184,7 @@ class RelaxedMask:
         else:
             masked = self._up_to_date(weight, score, mask, torch.is_grad_enabled() and score.requires_grad)
         score = score.view(self.grains.score_shape)
-        return _StraightThrough.apply(weight, score, masked, mask, self.grains, may_write)
+        return StraightThrough.apply(weight, score, masked, mask, self.grains, may_write)
 
     @torch.compiler.disable
     @torch.no_grad()

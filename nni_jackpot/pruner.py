@@ -8,6 +8,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ from nni_jackpot.masks import Masks
 from nni_jackpot.recipe import RECIPES
 from nni_jackpot.schedule import cosine
 from nni_jackpot.search import Search
+from nni_jackpot.supermask import LOGITS, METHODS, SampledMask, recipe_of_logits
 from nni_jackpot.targets import (
     ScoredTarget,
     ScoreGroup,
@@ -54,6 +56,8 @@ _logger = logging.getLogger(__name__)
 
 # Where DistributedDataParallel looks up what not to send.
 _DDP_IGNORES = "_ddp_params_and_buffers_to_ignore"
+# Initial scores of kept and of pruned weights under edge-popup (Sec. 4.1).
+_SCORES = (1.0, 0.95)
 # What NNI's scheduled pruners change during a search.
 _GOALS = ("sparse_ratio", "sparse_threshold", "min_sparse_ratio", "max_sparse_ratio")
 
@@ -89,8 +93,12 @@ class LotteryJackpotPruner(Pruner):
         How zeros are shared out among targets: ``"as_configured"``, every target at its own sparse ratio;
         ``"global_rank"``, all of them in one ranking; or ``"erdos_renyi_kernel"``, densities by the shapes of
         the weights. The total of zeros is the same.
+    method
+        ``"edge_popup"``, or ``"supermask"``: training sees masks drawn by probabilities, of which the scores
+        are the logits (`nni_jackpot.supermask`), and of the recipe there is only the optimizer, at a rate for
+        logits. The mask is that of the largest scores in either case.
     kept_score, pruned_score
-        Initial scores of kept and of pruned weights (Sec. 4.1).
+        Initial scores of kept and of pruned weights (Sec. 4.1), under edge-popup.
     recipe
         How scores are trained: ``"jackpot"``, found to need fewer epochs (docs/recipes.md), or ``"paper"``,
         the settings of Sec. 4.1. See `nni_jackpot.recipe.Recipe`.
@@ -138,8 +146,9 @@ class LotteryJackpotPruner(Pruner):
         init: str | Masks = "magnitude",
         init_batches: int = 1,
         budget: str = "as_configured",
-        kept_score: float = 1.0,
-        pruned_score: float = 0.95,
+        method: str = "edge_popup",
+        kept_score: float = _SCORES[0],
+        pruned_score: float = _SCORES[1],
         recipe: str = "jackpot",
         lr: float | None = None,
         momentum: float | None = None,
@@ -160,6 +169,8 @@ class LotteryJackpotPruner(Pruner):
             raise ValueError(f"init_batches must be positive, got {init_batches}")
         if budget not in BUDGETS:
             raise ValueError(f"budget must be one of {', '.join(BUDGETS)}, got {budget!r}")
+        if method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
         if swap_limit is not None and not 0 < swap_limit <= 1:
             raise ValueError(f"swap_limit must lie in (0, 1], got {swap_limit}")
         if not math.isfinite(kept_score) or not pruned_score < kept_score:
@@ -172,7 +183,8 @@ class LotteryJackpotPruner(Pruner):
             "weight_decay": weight_decay,
             "growth": growth,
         }
-        self.recipe = replace(RECIPES[recipe], **{k: v for k, v in given.items() if v is not None})
+        base = recipe_of_logits(recipe) if method == "supermask" else RECIPES[recipe]
+        self.recipe = replace(base, **{k: v for k, v in given.items() if v is not None})
         if not 0 <= self.recipe.growth <= 1:
             raise ValueError(f"growth must lie in [0, 1], got {growth}")
         if swap_limit is not None and (self.recipe.growth or self.recipe.trades):
@@ -180,6 +192,13 @@ class LotteryJackpotPruner(Pruner):
                 "swap_limit goes with recipe='paper': it bounds how many weights take others' places, where "
                 "every target keeps its number of weights"
             )
+        if method == "supermask":
+            if (growth, swap_limit, kept_score, pruned_score) != (None, None, *_SCORES):
+                raise ValueError(
+                    "growth, swap_limit, kept_score and pruned_score go with method='edge_popup': the scores "
+                    "of a supermask are logits, and its samples have the density of the budget throughout"
+                )
+            kept_score, pruned_score = LOGITS
         self._own_optimizer = optimizer
         self._schedule = schedule
         self._initial_values = (kept_score, pruned_score)
@@ -203,6 +222,14 @@ class LotteryJackpotPruner(Pruner):
             for space in spaces.values():
                 share_weights(space)
         self._groups = group_targets(self._target_spaces, self._module_wrappers)
+        if method == "supermask":
+            # Drawn aside: random masks and the order of the data are those of any method.
+            with torch.random.fork_rng(devices=()):
+                seeds = torch.randint(1 << 62, (len(self._groups),)).tolist()
+            self._groups = [
+                group._replace(relax=partial(SampledMask, seed=seed))
+                for group, seed in zip(self._groups, seeds, strict=True)
+            ]
         for group in self._groups:
             if swap_limit is not None and group.grains.rows > 1:
                 raise ConfigListError(

@@ -57,6 +57,10 @@ RECIPES = {
 }
 
 
+# A norm that is taken for zero; all numbers of float32 divided by it are still finite.
+_NO_GRADIENT = 1e-30
+
+
 class NormalizedSGD(SGD):
     """SGD on gradients that are scaled, in place, to a root mean square of 1 over every parameter group."""
 
@@ -67,5 +71,5 @@ class NormalizedSGD(SGD):
             if grads := [p.grad for p in group["params"] if p.grad is not None]:
                 size = sum(grad.numel() for grad in grads)
                 norm = torch.stack(torch._foreach_norm(grads)).norm()
-                torch._foreach_mul_(grads, size**0.5 / norm.clamp_min(torch.finfo(norm.dtype).tiny))
+                torch._foreach_mul_(grads, size**0.5 / norm.clamp_min(_NO_GRADIENT))
         super().step(closure)

@@ -7,7 +7,7 @@ can be copied, pickled and moved to another device.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from nni_jackpot.edge_popup import RelaxedMask, initial_scores, refresh_together
 from nni_jackpot.granularity import Grains
+from nni_jackpot.supermask import SampledMask
 
 _SCORE = "{}_score"
 _RELAXED = "{}_relaxed_mask"
@@ -115,10 +116,12 @@ class ScoredTarget(NamedTuple):
 class ScoreGroup(NamedTuple):
     """Targets with one set of scores: a single target, or those of one ``dependency_group_id``.
 
-    All members have the same number of grains, in the same rows, and keep the same ones.
+    All members have the same number of grains, in the same rows, and keep the same ones. ``relax`` makes what
+    keeps a member's mask in step with the scores.
     """
 
     members: tuple[ScoredTarget, ...]
+    relax: Callable[[Grains, int], RelaxedMask] = RelaxedMask
 
     def __str__(self) -> str:
         return " + ".join(map(str, self.members))
@@ -163,7 +166,7 @@ class ScoreGroup(NamedTuple):
                 target.space.mask = None
                 target.space.__class__ = SearchedSpace
             target.space.mask = mask.to(target.weight.device).expand(target.grains.shape).clone()
-            relaxed = RelaxedMask(target.grains, keep=int(kept.sum()))
+            relaxed = self.relax(target.grains, int(kept.sum()))
             relaxed.settle(target.score)  # the mask is what these scores ask for
             setattr(target.space._wrapper, _RELAXED.format(target.name), relaxed)
             if target.space.apply_method != "bypass":
@@ -236,7 +239,10 @@ def _jackpot_mul(weight: Tensor, target_space: PruningTargetSpace) -> Tensor:
         return mul_mask(weight, target_space)
     # The gradients of these modules' weights are made for nobody else.
     may_write = isinstance(wrapper.module, _PLAIN_MODULES) and not wrapper.quantization_target_spaces
-    return getattr(wrapper, _RELAXED.format(name)).apply(weight, score, raw_mask(target_space), may_write)
+    relaxed = getattr(wrapper, _RELAXED.format(name))
+    # Not without gradients, as where normalisation statistics are estimated for the masks as they stand.
+    samples = isinstance(relaxed, SampledMask) and wrapper.module.training and torch.is_grad_enabled()
+    return (relaxed.sample if samples else relaxed.apply)(weight, score, raw_mask(target_space), may_write)
 
 
 pruning_apply_methods["jackpot_mul"] = _jackpot_mul

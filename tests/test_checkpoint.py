@@ -181,6 +181,9 @@ def test_resumes_where_it_was(batches: Batches, tmp_path: Path, stop_after: int)
         {"budget": "global_rank", "length": (200, None)},  # with steps between rankings
         {"optimizer": lambda scores: torch.optim.Adam(scores, lr=0.01)},
         {"momentum": 0.0},
+        {"method": "supermask", "lr": 0.3},
+        {"method": "supermask", "lr": 0.3, "dropout": 0.3},
+        {"method": "supermask", "lr": 300.0, "recipe": "paper", "length": (None, 3)},
     ],
     ids=str,
 )
@@ -257,6 +260,8 @@ def test_another_search_is_refused_and_told_why(batches: Batches, tmp_path: Path
     with pytest.raises(CheckpointError, match=r"lr was '5.0' and is '1.0'\. Remove it") as raised:
         Script(batches, path, lr=1.0)
     assert "momentum" not in str(raised.value)
+    with pytest.raises(CheckpointError, match=r"method was 'edge_popup' and is 'supermask'"):
+        Script(batches, path, method="supermask")
     with pytest.raises(CheckpointError, match=r"max_epochs was None and is 3; max_steps was 20 and is None"):
         Script(batches, path, length=(None, 3))
     assert path.read_bytes() == held

@@ -233,6 +233,8 @@ BAD_VALUES: list[tuple[str, Any, str]] = [
     ("search.momentum", 1, "null or a number >= 0 and < 1"),
     ("search.weight_decay", -1e-9, "null or a number >= 0"),
     ("search.kept_score", "one", "a number"),
+    ("model.init", "xavier", "null or a string out of kaiming, signed_constant"),
+    ("search.method", "lottery", "a string out of edge_popup, supermask"),
     ("search.swap_limit", 0, "null or a number > 0 and <= 1"),
     ("search.swap_limit", 1.01, "null or a number > 0 and <= 1"),
     ("search.recipe", "soup", "a string out of paper, jackpot"),
@@ -365,7 +367,7 @@ def test_override_with_a_fraction_for_an_integer(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("search.lrr", "allowed: epochs, init, recipe, lr"),
+        ("search.lrr", "allowed: epochs, init, method, recipe, lr"),
         ("serch.lr", "did you mean search?"),
         ("", "unknown key ''"),
         ("search..lr", "unknown key ''"),
@@ -516,3 +518,22 @@ def test_limited_swaps_and_growth_exclude_each_other(tmp_path: Path) -> None:
     said = message(path, {"search.swap_limit": 0.1})
     assert "search.swap_limit: found 0.1, allowed with recipe paper and no growth" in said
     assert load_config(path, {"search.swap_limit": 0.1, "search.recipe": "paper"}).search.growth is None
+
+
+def test_random_weights_and_published_ones_exclude_each_other(path: Path) -> None:
+    chosen = {"model.name": "torchvision/resnet18", "model.init": "kaiming"}
+    assert load_config(path, chosen).model.init == "kaiming"
+    said = message(path, {**chosen, "model.weights": "IMAGENET1K_V1"})
+    assert "model.init: found 'kaiming' (str), allowed: null beside weights, which are IMAGENET1K_V1" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("growth", 0.5), ("swap_limit", 0.1), ("kept_score", 3.0), ("pruned_score", -3.0)],
+)
+def test_a_supermask_has_settings_of_its_own(path: Path, name: str, value: float) -> None:
+    chosen = {"search.method": "supermask", "search.recipe": "paper"}
+    assert load_config(path, chosen).search.reestimates_norm
+    assert not load_config(path, {"search.recipe": "paper"}).search.reestimates_norm
+    said = message(path, {**chosen, f"search.{name}": value})
+    assert f"search.{name}: found {value} (float), allowed with method edge_popup" in said

@@ -312,3 +312,29 @@ def test_images_of_the_wrong_size(name: str, size: int) -> None:
 def test_outputs_that_are_no_logits() -> None:
     with pytest.raises(ExperimentConfigError, match="resnet gives no logits of 6 classes"):
         try_model(ModelConfig(name="resnet"), build("resnet"), 6, (3, 8, 8))
+
+
+@pytest.mark.parametrize("name", ["resnet", "vgg19", "torchvision/mobilenet_v3_small"])
+def test_random_weights_of_one_distribution(name: str) -> None:
+    def built(init: str | None) -> nn.Module:
+        torch.manual_seed(0)
+        return build_model(ModelConfig(name=name, init=init), 10, 3)
+
+    own, kaiming, again, signed = (built(init) for init in (None, "kaiming", "kaiming", "signed_constant"))
+    layers = 0
+    for key, module in own.named_modules():
+        for leaf, parameter in module.named_parameters(recurse=False):
+            drawn, same, sign = (model.get_parameter(f"{key}.{leaf}") for model in (kaiming, again, signed))
+            assert torch.equal(drawn, same)
+            if leaf != "weight" or not isinstance(module, nn.Conv2d | nn.Linear):
+                assert torch.equal(drawn, parameter)
+                assert torch.equal(sign, parameter)
+                continue
+            layers += 1
+            deviation = (2 / (parameter.numel() / len(parameter))) ** 0.5  # 2 / fan_in
+            torch.testing.assert_close(sign, torch.copysign(torch.tensor(deviation), drawn))
+            normal = drawn.flatten() / deviation
+            assert normal.mean().abs() < 5 / len(normal) ** 0.5
+            assert (normal.square().mean() - 1).abs() < 5 * (2 / len(normal)) ** 0.5
+            assert ((normal.abs() < 1).float().mean() - 0.6827).abs() < 5 * 0.47 / len(normal) ** 0.5
+    assert layers > 7

@@ -79,6 +79,14 @@ def test_the_search_does_not_depend_on_the_scale_of_the_loss(batches: Batches) -
     assert all(torch.equal(one[name]["weight"], other[name]["weight"]) for name in one)
 
 
+def test_no_gradient_anywhere_moves_nothing() -> None:
+    score = nn.Parameter(torch.ones(1000))
+    optimizer = RECIPES["jackpot"].optimizer([[score]])
+    score.grad = torch.zeros(1000)
+    optimizer.step()
+    assert torch.equal(score.detach(), torch.ones(1000))
+
+
 def test_zeros_grow_from_none_to_the_budget(model: nn.Module, batches: Batches) -> None:
     pruner, seen = watched(model, batches, growth=0.5)
     budget = zeros_of(model)

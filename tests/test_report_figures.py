@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from report_runs import Measures, Write
@@ -86,19 +84,26 @@ def test_figure_5(write_run: Write, measures: Measures) -> None:
 
 def test_figure_6(write_run: Write, measures: Measures) -> None:
     for ratio in (0.5, 0.95):
-        write_run(f"ours-{ratio}", 0.9, ratio=ratio)
-        write_run(f"random-{ratio}", 0.5, ratio=ratio, pretrain__epochs=0)
-    both = [
-        replace(one, settings={**one.settings, "search.method": method})
-        for one in measures()
-        for method in ("edge_popup", "supermask")
-        if one.kind != "jackpot" or method == "edge_popup" or not one.is_pretrained
-    ]
-    (panel,) = figure_of(both, "fig6").panels
+        for method, accuracy in (("edge_popup", 0.9), ("supermask", 0.8)):
+            write_run(f"pretrained-{method}-{ratio}", accuracy, ratio=ratio, search__method=method)
+            for init in (None, "kaiming", "signed_constant"):
+                settings = {"pretrain__epochs": 0, "model__init": init, "search__method": method}
+                write_run(f"{init}-{method}-{ratio}", accuracy - 0.4, ratio=ratio, **settings)
+        write_run(f"paper-{ratio}", ratio=ratio, search__recipe="paper")  # has nothing to stand beside
+    (panel,) = figure_of(measures(), "fig6").panels
     assert [line.label for line in panel.lines] == [
         "jackpot, by edge_popup",
+        "jackpot, by supermask",
         "jackpot, random weights, by edge_popup",
         "jackpot, random weights, by supermask",
+        "jackpot, random kaiming weights, by edge_popup",
+        "jackpot, random kaiming weights, by supermask",
+        "jackpot, random signed constant weights, by edge_popup",
+        "jackpot, random signed constant weights, by supermask",
         "dense",
     ]
-    assert len(figure_of(both, "fig2").panels[0].lines) == 3  # the paper's search alone
+    assert panel.lines[1].points == {50.0: [80.0], 95.0: [80.0]}
+    assert panel.lines[-2].points == {50.0: [pytest.approx(40.0)], 95.0: [pytest.approx(40.0)]}
+    # Others show the paper's search alone.
+    assert len(figure_of(measures(), "fig2").panels[0].lines) == 6
+    assert len(figure_of(measures(), "fig3").panels[0].lines) == 4

@@ -42,6 +42,7 @@ def test_the_paper_beside_the_same_rows(write_run: Write, measures: Measures) ->
     write_run("c", **CIFAR, ratio=0.98)
     random = {"pretrain__epochs": 0, "finetune__epochs": 160, "search__init": "snip"}
     write_run("d", 0.5, {"initial_tuned": 0.92}, **CIFAR, **random)
+    write_run("e", 0.5, {"initial_tuned": 0.91}, **CIFAR, **random, model__init="kaiming")
     table = table_of(measures(), "table1")
     assert table.columns[:6] == ["accuracy %", "90 %", "paper, 90 %", "95 %", "paper, 95 %", "98 %"]
     printed = {row[0]: (row[2], row[4]) for row in table.rows if row[2] != "-"}
@@ -62,6 +63,8 @@ def test_the_paper_beside_the_same_rows(write_run: Write, measures: Measures) ->
         {"search__epochs": 31},
         {"search__init": "snip"},
         {"pretrain__epochs": 0},
+        {"search__method": "supermask"},
+        {"model__init": "kaiming"},
     ],
     ids=lambda other: next(iter(other)),
 )

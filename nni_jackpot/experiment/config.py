@@ -25,8 +25,10 @@ import yaml
 from nni_jackpot.criteria import CRITERIA
 from nni_jackpot.errors import ExperimentConfigError
 from nni_jackpot.experiment.models import model_names, weights_names
+from nni_jackpot.experiment.models.initial import INITS
 from nni_jackpot.files import replace_file
 from nni_jackpot.recipe import RECIPES
+from nni_jackpot.supermask import METHODS
 
 # -- the schema
 
@@ -105,6 +107,9 @@ class ModelConfig:
     weights: str | None = _option(
         "published weights of a torchvision or timm network, null for random ones", _NOT_EMPTY, None
     )
+    init: str | None = _option(
+        "distribution of random weights, null for the network's own", _one_of(*INITS), None
+    )
     channels_last: bool = _option(
         "whether channels lie next to each other in memory, which is faster for some networks", default=False
     )
@@ -118,6 +123,9 @@ class ModelConfig:
         if self.weights is not None and self.weights not in weights:
             wanted = f"for {self.name} {', '.join(['null', *weights])}"
             raise _Invalid("weights", f"found {_shown(self.weights)}, allowed: {wanted}")
+        if self.init is not None and self.weights is not None:
+            wanted = f"null beside weights, which are {self.weights}"
+            raise _Invalid("init", f"found {_shown(self.init)}, allowed: {wanted}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +163,7 @@ class SearchConfig:
 
     epochs: int = _option("passes over the training data", _at_least(0))
     init: str = _option("criterion of the initial masks", _one_of(*CRITERIA), "magnitude")
+    method: str = _option("how masks follow scores", _one_of(*METHODS), "edge_popup")
     recipe: str = _option("how scores are trained, but for what is given below", _one_of(*RECIPES), "jackpot")
     lr: float | None = _option("learning rate of the scores at the start", _POSITIVE, None)
     momentum: float | None = _option("momentum of SGD", _BELOW_ONE, None)
@@ -167,14 +176,17 @@ class SearchConfig:
     )
     adapt_norm: bool = _option("whether normalisation statistics follow the masks", default=True)
     reestimate_norm: bool | None = _option(
-        "whether they are estimated anew after the search, null for all recipes but the paper's", default=None
+        "whether they are estimated anew after the search, null for all but the paper's edge_popup",
+        default=None,
     )
     checkpoint_every: int = _option("steps after which an interrupted search goes on", _at_least(1), 500)
 
     @property
     def reestimates_norm(self) -> bool:
         """Whether normalisation statistics are estimated anew after the search."""
-        return self.recipe != "paper" if self.reestimate_norm is None else self.reestimate_norm
+        if self.reestimate_norm is None:
+            return self.recipe != "paper" or self.method == "supermask"
+        return self.reestimate_norm
 
     def __post_init__(self) -> None:
         if not self.pruned_score < self.kept_score:
@@ -184,6 +196,10 @@ class SearchConfig:
             )
         if self.swap_limit is not None and (self.recipe != "paper" or self.growth):
             raise _Invalid("swap_limit", f"found {self.swap_limit}, allowed with recipe paper and no growth")
+        if self.method == "supermask":
+            for name in ("growth", "swap_limit", "kept_score", "pruned_score"):
+                if (value := getattr(self, name)) != getattr(SearchConfig, name):
+                    raise _Invalid(name, f"found {_shown(value)}, allowed with method edge_popup")
 
 
 @dataclass(frozen=True, kw_only=True)

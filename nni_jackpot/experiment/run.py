@@ -89,6 +89,7 @@ def try_config_list(config: RunConfig, model: nn.Module) -> None:
         LotteryJackpotPruner(
             model,
             list(config.config_list),
+            method=search.method,
             recipe=search.recipe,
             growth=search.growth,
             swap_limit=search.swap_limit,
@@ -194,6 +195,7 @@ def _make_pruner(setting: Setting, tracker: Tracker) -> tuple[LotteryJackpotPrun
         list(setting.config.config_list),
         TorchEvaluator(training_func, optimizer, cross_entropy_step),
         init=options.init,
+        method=options.method,
         kept_score=options.kept_score,
         pruned_score=options.pruned_score,
         recipe=options.recipe,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nni_jackpot.errors import ExperimentConfigError
+from nni_jackpot.experiment.models.initial import draw_weights
 from nni_jackpot.experiment.models.libraries import LIBRARIES, first_line
 from nni_jackpot.experiment.models.resnet import ResNet
 from nni_jackpot.experiment.models.vgg import VGG19
@@ -84,6 +85,8 @@ def build_model(config: ModelConfig, num_classes: int, in_channels: int) -> nn.M
     else:
         library, _, name = config.name.partition("/")
         model = LIBRARIES[library].build(name, config.weights, num_classes, in_channels)
+    if config.init is not None:
+        draw_weights(model, config.init)
     layout = torch.channels_last if config.channels_last else torch.preserve_format
     return model.train().to(memory_format=layout)
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from nni_jackpot.experiment.report.measures import INIT, SPARSITY, Measure, labels
+from nni_jackpot.experiment.report.measures import INIT, RECIPE, SPARSITY, Measure, labels
 from nni_jackpot.experiment.report.runs import Run
 from nni_jackpot.experiment.report.wording import percent
 from nni_jackpot.masks import load_masks, mask_overlap
@@ -82,7 +82,7 @@ def figures(measures: Sequence[Measure]) -> list[Figure]:
 
 def weights(measures: Sequence[Measure]) -> Figure | None:
     """Return Fig. 2: jackpots in pre-trained and in random weights, against sparsity."""
-    series = _series(one for one in _like_the_paper(measures, "jackpot") if one.method == "edge_popup")
+    series = _series(_by_the_paper_s_search(measures))
     if len({group[0].is_pretrained for group in series}) < 2:
         return None
     title = "Jackpots in pre-trained and in random weights (the paper's Fig. 2)"
@@ -95,7 +95,7 @@ def criteria(measures: Sequence[Measure]) -> Figure | None:
     norm = _series(one for one in measures if one.kind == "initial_norm" and one.is_pretrained)
     if not alone:
         return None
-    jackpots = _series(one for one in _like_the_paper(measures, "jackpot") if one.is_pretrained)
+    jackpots = _series(one for one in _by_the_paper_s_search(measures) if one.is_pretrained)
     names = labels(_firsts(alone), SPARSITY)
     panels = []
     for title, series in (("as they are", alone), ("norm statistics re-estimated", norm)):
@@ -149,9 +149,16 @@ def convergence(measures: Sequence[Measure]) -> Figure | None:
 
 
 def methods(measures: Sequence[Measure]) -> Figure | None:
-    """Return Fig. 6: ways to search, in random and in pre-trained weights, against sparsity."""
+    """Return Fig. 6: ways to search, in random and in pre-trained weights, against sparsity.
+
+    Of the recipes there are those that several ways have been run by.
+    """
+    ways: dict[str, set[str]] = defaultdict(set)
     series = _series(_like_the_paper(measures, "jackpot"))
-    if len({group[0].method for group in series}) < 2:
+    for one, *_ in series:
+        ways[one.settings[RECIPE]].add(one.method)
+    series = [group for group in series if len(ways[group[0].settings[RECIPE]]) > 1]
+    if not series:
         return None
     title = "Ways to search, in random and in pre-trained weights (the paper's Fig. 6)"
     return _against_sparsity("fig6", title, series, measures)
@@ -173,6 +180,10 @@ def _like_the_paper(measures: Iterable[Measure], kind: str) -> list[Measure]:
     found = [one for one in measures if one.kind == kind]
     usual = [one for one in found if one.init == "magnitude" and one.is_pretrained]
     return [one for one in found if one in usual or not one.is_pretrained] if usual else found
+
+
+def _by_the_paper_s_search(measures: Iterable[Measure]) -> list[Measure]:
+    return [one for one in _like_the_paper(measures, "jackpot") if one.method == "edge_popup"]
 
 
 def _series(measures: Iterable[Measure]) -> list[list[Measure]]:

@@ -14,6 +14,7 @@ from nni_jackpot.experiment.report.runs import Run
 from nni_jackpot.experiment.report.wording import NAMES, name_of, percent
 
 SPARSITY, EPOCHS, INIT, RECIPE = "sparsity", "search.epochs", "search.init", "search.recipe"
+METHOD = "search.method"
 TUNING = "finetune.epochs"
 _RATIO = "config_list.0.sparse_ratio"
 
@@ -35,7 +36,7 @@ _WORDS = {
     "weights": "{} weights",
     SPARSITY: "{} sparsity",
     INIT: "from {}",
-    "search.method": "by {}",
+    METHOD: "by {}",
     RECIPE: "{} recipe",
     EPOCHS: "{} epochs",
     TUNING: "{} epochs of tuning",
@@ -109,7 +110,7 @@ class Measure:
     @property
     def method(self) -> str:
         """How the search chooses masks; empty where there is none."""
-        return str(self.settings.get("search.method", "edge_popup" if EPOCHS in self.settings else ""))
+        return str(self.settings.get(METHOD, ""))
 
     def is_part_of(self, other: Measure) -> bool:
         """Tell whether another depends on all that this one does, in the same setting, as on its start."""
@@ -156,7 +157,8 @@ def _order(one: Measure) -> tuple[Any, ...]:
     init = list(CRITERIA).index(one.init) if one.init in CRITERIA else len(CRITERIA)
     kind = list(NAMES).index(one.kind)
     recipe = str(one.settings.get(RECIPE, ""))
-    return (kind, not one.is_pretrained, init, one.method, recipe, one.epochs, one.sparsity, one.without())
+    weights = str(one.settings["weights"])
+    return (kind, weights, init, one.method, recipe, one.epochs, one.sparsity, one.without())
 
 
 def labels(measures: Sequence[Measure], *shown: str) -> list[str]:

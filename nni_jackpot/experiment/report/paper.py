@@ -101,8 +101,11 @@ def _network(one: Measure) -> str:
 def _method(one: Measure) -> str:
     """Return the name of the paper's method that a measure is; empty for others."""
     if not one.is_pretrained:
-        # SNIP and GraSP prune random weights and train what is left.
-        return one.init if one.kind == "initial_tuned" else ""
+        # SNIP and GraSP prune the network's own random weights and train what is left.
+        is_theirs = one.kind == "initial_tuned" and one.settings["weights"] == "random"
+        return one.init if is_theirs else ""
+    if one.settings["model.init"] is not None:
+        return ""
     if one.kind in ("dense", "initial"):
         return one.kind
     is_ours = one.kind == "jackpot" and one.init == "magnitude" and one.method == "edge_popup"

@@ -158,11 +158,14 @@ def _curve(path: Path) -> Iterator[tuple[int, float]]:
 def _settings(config: RunConfig) -> dict[str, Any]:
     """Return what the results depend on but for the seed, by dotted name.
 
-    Of random weights it does not matter how they would have been trained; ``weights`` tells them.
+    Of random weights it does not matter how they would have been trained; ``weights`` tells them, and how
+    they were drawn.
     """
     settings = settings_of(config)
     del settings["seed"]
     start = [settings["pretrain.epochs"], settings["pretrain.checkpoint"], settings.get("model.weights")]
     if any(start):
         return {"weights": "pre-trained", **settings}
-    return {"weights": "random", **{k: v for k, v in settings.items() if not k.startswith("pretrain.")}}
+    drawn = settings.pop("model.init")
+    weights = "random" if drawn is None else f"random {drawn.replace('_', ' ')}"
+    return {"weights": weights, **{k: v for k, v in settings.items() if not k.startswith("pretrain.")}}
