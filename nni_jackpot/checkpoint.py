@@ -74,6 +74,7 @@ class Checkpoint:
             "weights": _digest(p for p in model.parameters() if not p.requires_grad),
             "method": search.groups[0].members[0].relaxed.method,
             "growth": search.growth.share,
+            "temperature": search.growth.temperature,
             "trades": search.growth.trades,
             **_settings_of(search.optimizer),
             **self._settings,

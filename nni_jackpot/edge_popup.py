@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from nni_jackpot.granularity import Grains
 from nni_jackpot.selection import Threshold, swap_at_most, update_top, update_tops
+from nni_jackpot.soft_mask import soft_mask
 
 
 def initial_scores(kept: Tensor, kept_score: float, pruned_score: float, dtype: torch.dtype) -> Tensor:
@@ -59,11 +60,17 @@ class _Masked:
     def __init__(self, values: Tensor, weight: Tensor, mask: Tensor) -> None:
         self.values = values
         self.weight = weight
+        self.is_stale = False  # for a reason that weight and mask do not tell
         self._made_of = _versions(weight, mask)
 
     def is_same(self, weight: Tensor, mask: Tensor) -> bool:
         """Return whether they would come out the same from these."""
-        return self._made_of == _versions(weight, mask)
+        return not self.is_stale and self._made_of == _versions(weight, mask)
+
+
+def _as_numbers(mask: Tensor) -> Tensor:
+    """Return a boolean mask as numbers of 8 bits, by which PyTorch multiplies without a copy as floats."""
+    return mask.view(torch.int8)
 
 
 def _versions(*tensors: Tensor) -> list[tuple[int, int, torch.device]]:
@@ -93,6 +100,9 @@ class RelaxedMask:
         How many grains it keeps from the next refresh on.
     swap_limit
         How many grains may enter, and as many leave, in one refresh; None for any number.
+    temperature
+        Of the soft mask (`nni_jackpot.soft_mask`) that forwards which give the scores a gradient see in place
+        of the mask; 0 for the mask.
     is_told
         Whether somebody refreshes after every change of the scores, so that none has to be suspected.
     """
@@ -103,6 +113,7 @@ class RelaxedMask:
         self.grains = grains
         self.keep = keep
         self.swap_limit: int | None = None
+        self.temperature = 0.0
         self.is_told = False
         self._kept = keep  # by the mask as it is
         self._threshold = Threshold()
@@ -141,6 +152,8 @@ class RelaxedMask:
         self._flipped = flipped
         self._accepted = False
         self._kept = self.keep
+        if self.temperature and self._masked is not None:
+            self._masked.is_stale = True
         self._seen_version = score._version
         self._may_have_moved = False
 
@@ -155,7 +168,13 @@ class RelaxedMask:
         if len(flipped):
             mask.copy_(self.grains.expand(kept))
         self.settle(score, flipped)
-        self._remake(mask)
+        self._remake(score, mask)
+
+    def soften(self, temperature: float) -> None:
+        """Let forwards that give a gradient see a soft mask of this temperature, or at 0 the mask."""
+        if temperature != self.temperature and self._masked is not None:
+            self._masked.is_stale = True
+        self.temperature = temperature
 
     def resize(self, keep: int, score: Tensor, mask: Tensor, favoured: Tensor) -> None:
         """Keep another number of grains from now on: those of largest score, ``favoured`` first among equals.
@@ -178,38 +197,55 @@ class RelaxedMask:
         """
         if torch.compiler.is_compiling():
             may_write = False  # a compiler makes copies as it sees fit
+        gives_gradient = torch.is_grad_enabled() and score.requires_grad
         is_ready = self.is_told and self._masked is not None and isinstance(weight, nn.Parameter)
+        is_ready = is_ready and (gives_gradient or not self.temperature)
         if is_ready and torch.compiler.is_compiling():  # nothing to trace, nothing to break a graph
             masked = self._masked.values  # type: ignore[union-attr]
         else:
-            masked = self._up_to_date(weight, score, mask, torch.is_grad_enabled() and score.requires_grad)
+            masked, mask = self._up_to_date(weight, score, mask, gives_gradient)
         score = score.view(self.grains.score_shape)
         return StraightThrough.apply(weight, score, masked, mask, self.grains, may_write)
 
     @torch.compiler.disable
     @torch.no_grad()
-    def _up_to_date(self, weight: Tensor, score: Tensor, mask: Tensor, gives_gradient: bool) -> Tensor:
+    def _up_to_date(
+        self, weight: Tensor, score: Tensor, mask: Tensor, gives_gradient: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Return the masked weights, and what they are masked by."""
         self.refresh(score, mask)
         self._may_have_moved = gives_gradient and not self.is_told
-        # Numbers of 8 bits: PyTorch multiplies by these without a copy of the mask as floats.
-        if not isinstance(weight, nn.Parameter):  # a quantizer's output, new every time
-            return weight * mask.view(torch.int8)
-        return self.make(weight, mask)
+        is_soft = gives_gradient and self.temperature > 0
+        if isinstance(weight, nn.Parameter) and is_soft == (self.temperature > 0):
+            return self.make(weight, score, mask), mask
+        # A quantizer's output, new every time, or a look at the mask in the midst of a soft search.
+        seen = self._soft(score, mask).to(weight.dtype) if is_soft else mask
+        return weight * (seen if is_soft else _as_numbers(mask)), seen
 
     @torch.no_grad()
-    def make(self, weight: Tensor, mask: Tensor) -> Tensor:
-        """Return the masked weights, made anew if they are of another weight or mask."""
+    def make(self, weight: Tensor, score: Tensor, mask: Tensor) -> Tensor:
+        """Return the masked weights of the search, made anew if they are of another weight or mask."""
         if self._masked is None or not self._masked.is_same(weight, mask):
             values = None if self._masked is None else self._masked.values
             if values is None or (values.device, values.dtype) != (weight.device, weight.dtype):
                 values = torch.empty_like(weight)
-            torch.mul(weight, mask.view(torch.int8), out=values)
+            if self.temperature:
+                is_fit = self.grains.scaler is None and score.dtype == weight.dtype
+                soft = self._soft(score, mask, out=values if is_fit else None)
+                torch.mul(weight, soft.to(weight.dtype), out=values)
+            else:
+                torch.mul(weight, _as_numbers(mask), out=values)
             self._masked = _Masked(values, weight, mask)
         return self._masked.values
 
-    def _remake(self, mask: Tensor) -> None:
+    def _soft(self, score: Tensor, mask: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return the soft mask, of the target's shape or broadcastable to it; the mask is to be fresh."""
+        scores, kept = score.detach().view(self.grains.score_shape), self.grains.of_mask(mask)
+        return self.grains.expand(soft_mask(scores, kept, self._kept, self.grains, self.temperature, out=out))
+
+    def _remake(self, score: Tensor, mask: Tensor) -> None:
         if self._masked is not None:
-            self.make(self._masked.weight, mask)
+            self.make(self._masked.weight, score, mask)
 
     @torch.no_grad()
     def _update(self, score: Tensor, mask: Tensor) -> None:
@@ -217,18 +253,19 @@ class RelaxedMask:
         masked = self._masked
         is_fresh = masked is not None and masked.is_same(masked.weight, mask)
         places = update_top(score, self.keep, mask, n_kept=self._kept, threshold=self._threshold)
-        if masked is not None and is_fresh and masked.weight.is_contiguous():
+        if masked is not None and is_fresh and not self.temperature and masked.weight.is_contiguous():
             values = masked.weight.view(-1)[places] * mask.view(-1)[places]
             masked.values.view(-1)[places] = values
             self._masked = _Masked(masked.values, masked.weight, mask)
         self.settle(score, places)
-        self._remake(mask)
+        self._remake(score, mask)
 
     def state(self) -> dict[str, Any]:
         """Return what `restore` needs, as plain data; the mask is to be fresh."""
         return {
             "keep": self.keep,
             "swap_limit": self.swap_limit,
+            "temperature": self.temperature,
             "flipped": self._flipped,
             "accepted": self._accepted,
         }
@@ -236,6 +273,7 @@ class RelaxedMask:
     def restore(self, state: dict[str, Any], score: Tensor) -> None:
         """Take over a state along with the scores and the mask that were of it."""
         self.keep, self.swap_limit = state["keep"], state["swap_limit"]
+        self.temperature = state["temperature"]
         flipped = state["flipped"]
         self.settle(score, None if flipped is None else flipped.to(score.device))
         self._accepted = state["accepted"]
@@ -274,4 +312,4 @@ def refresh_together(targets: Iterable[tuple[RelaxedMask, Tensor, Tensor]]) -> N
     flipped = update_tops([(score, relaxed.keep, mask) for relaxed, score, mask in on_accelerator])
     for (relaxed, score, mask), places in zip(on_accelerator, flipped, strict=True):
         relaxed.settle(score, places)
-        relaxed._remake(mask)
+        relaxed._remake(score, mask)

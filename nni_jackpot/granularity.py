@@ -77,13 +77,18 @@ class Grains:
         """
         if self.rows == 1:
             return keep_top(scores, keep, previous)
-        across = scores if self.row_dim is None else scores.movedim(self.row_dim, -1)
-        before = previous
-        if before is not None and self.row_dim is not None:
-            before = before.movedim(self.row_dim, -1)
-        kept = keep_top_by_row(
-            across.reshape(self.rows, -1),
-            keep // self.rows,
-            None if before is None else before.reshape(self.rows, -1),
-        ).reshape(across.shape)
-        return kept if self.row_dim is None else kept.movedim(-1, self.row_dim)
+        before = None if previous is None else self.by_row(previous)
+        return self.of_rows(keep_top_by_row(self.by_row(scores), keep // self.rows, before))
+
+    def by_row(self, values: Tensor) -> Tensor:
+        """Return a tensor of the scores' shape as one of shape (rows, grains of a row)."""
+        across = values if self.row_dim is None else values.movedim(self.row_dim, -1)
+        return across.reshape(self.rows, -1)
+
+    def of_rows(self, values: Tensor) -> Tensor:
+        """Return a tensor of shape (rows, grains of a row) as one of the scores' shape."""
+        if self.row_dim is None:
+            return values.reshape(self.score_shape)
+        shape = list(self.score_shape)
+        shape.append(shape.pop(self.row_dim))
+        return values.reshape(shape).movedim(-1, self.row_dim)

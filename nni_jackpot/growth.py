@@ -1,4 +1,4 @@
-"""How many weights every target keeps in the course of a search: zeros that grow, and budgets that move."""
+"""Masks in the course of a search: zeros that grow, masks that harden, and budgets that move."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ _FLOOR = 0.1
 
 
 class Growth:
-    """Set the number that every target keeps, which is its budget but for what is said here.
+    """Set the number that every target keeps, which is its budget but for what is said here, and how softly.
 
     Zeros may grow: the search begins with all weights, and prunes by scores that have been trained on all of
     them. The share of weights kept falls from 1 at the start to the budget at the progress ``share``, by the
     cubic law of Zhu and Gupta ("To prune, or not to prune", 2017, Eq. 1).
+
+    Masks may harden: while zeros grow, training sees soft masks (`nni_jackpot.soft_mask`), whose temperature
+    falls in a straight line to 0.
 
     Budgets may move: targets of one pool trade weights, ranked together by their scores, and keep the number
     of zeros in all. Once all zeros are there, budgets stay.
@@ -30,6 +33,8 @@ class Growth:
         the sum.
     share
         Progress at which there are all zeros, in [0, 1]; 0 for the start.
+    temperature
+        Of the soft masks at the start; 0 for none.
     trades
         Whether budgets move.
 
@@ -39,8 +44,9 @@ class Growth:
         Number of the last ranking, from 0; -1 before the first.
     """
 
-    def __init__(self, pools: list[list[ScoreGroup]], share: float, trades: bool) -> None:
+    def __init__(self, pools: list[list[ScoreGroup]], share: float, temperature: float, trades: bool) -> None:
         self.share = share
+        self.temperature = temperature
         self.trades = trades
         self._budgets = {group: group.keep for pool in pools for group in pool}
         self._pools = [pool for pool in pools if trades and len(pool) > 1]
@@ -50,8 +56,10 @@ class Growth:
         self._last_ranking = math.ceil(_RANKINGS * (share or 1))
 
     def follow(self, progress: float) -> None:
-        """Set the numbers that the next refresh keeps, at a progress in [0, 1]."""
-        surplus = max(0.0, 1 - progress / self.share) ** 3 if self.share else 0.0
+        """Set the numbers that the next refresh keeps, and how softly, at a progress in [0, 1]."""
+        ahead = max(0.0, 1 - progress / self.share) if self.share else 0.0
+        surplus = ahead**3
+        self._soften(self.temperature * ahead)
         for group in self._alone:
             pruned = (group.grains.count - self._budgets[group]) // group.grains.rows  # of a row
             group.aim_at(self._budgets[group] + group.grains.rows * math.ceil(surplus * pruned))
@@ -60,6 +68,10 @@ class Growth:
             self.rankings = ranking
             for pool in self._pools:
                 self._rank(pool, surplus)
+
+    def _soften(self, temperature: float) -> None:
+        for group in self._budgets:
+            group.soften(temperature)
 
     def _rank(self, pool: list[ScoreGroup], surplus: float) -> None:
         size = sum(group.weights for group in pool)
@@ -72,6 +84,7 @@ class Growth:
 
     def finish(self) -> None:
         """Have all zeros, where a search was cut short: by score, then by magnitude."""
+        self._soften(0.0)
         is_ranked = not self._pools or self.rankings == self._last_ranking
         if not self.share or (is_ranked and all(g.keep == self._budgets[g] for g in self._alone)):
             return

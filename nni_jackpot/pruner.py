@@ -102,7 +102,7 @@ class LotteryJackpotPruner(Pruner):
     recipe
         How scores are trained: ``"jackpot"``, found to need fewer epochs (docs/recipes.md), or ``"paper"``,
         the settings of Sec. 4.1. See `nni_jackpot.recipe.Recipe`.
-    lr, momentum, weight_decay, growth
+    lr, momentum, weight_decay, growth, temperature
         Take the place of the recipe's.
     optimizer
         Makes another optimizer from the list of scores; replaces the recipe's and its three settings. Its
@@ -154,6 +154,7 @@ class LotteryJackpotPruner(Pruner):
         momentum: float | None = None,
         weight_decay: float | None = None,
         growth: float | None = None,
+        temperature: float | None = None,
         optimizer: Callable[[list[nn.Parameter]], Optimizer] | None = None,
         swap_limit: float | None = None,
         schedule: Callable[[float], float] = cosine,
@@ -182,21 +183,27 @@ class LotteryJackpotPruner(Pruner):
             "momentum": momentum,
             "weight_decay": weight_decay,
             "growth": growth,
+            "temperature": temperature,
         }
         base = recipe_of_logits(recipe) if method == "supermask" else RECIPES[recipe]
         self.recipe = replace(base, **{k: v for k, v in given.items() if v is not None})
         if not 0 <= self.recipe.growth <= 1:
             raise ValueError(f"growth must lie in [0, 1], got {growth}")
+        if not 0 <= self.recipe.temperature < math.inf:
+            raise ValueError(f"temperature must be at least 0, got {temperature}")
+        if temperature and not self.recipe.growth:
+            raise ValueError("temperature goes with growth: masks are soft until they have all their zeros")
         if swap_limit is not None and (self.recipe.growth or self.recipe.trades):
             raise ValueError(
                 "swap_limit goes with recipe='paper': it bounds how many weights take others' places, where "
                 "every target keeps its number of weights"
             )
         if method == "supermask":
-            if (growth, swap_limit, kept_score, pruned_score) != (None, None, *_SCORES):
+            if (growth, temperature, swap_limit, kept_score, pruned_score) != (None, None, None, *_SCORES):
                 raise ValueError(
-                    "growth, swap_limit, kept_score and pruned_score go with method='edge_popup': the scores "
-                    "of a supermask are logits, and its samples have the density of the budget throughout"
+                    "growth, temperature, swap_limit, kept_score and pruned_score go with "
+                    "method='edge_popup': the scores of a supermask are logits, and its samples have the "
+                    "density of the budget throughout"
                 )
             kept_score, pruned_score = LOGITS
         self._own_optimizer = optimizer
@@ -575,9 +582,10 @@ class LotteryJackpotPruner(Pruner):
         self._freeze()  # another compressor may have wrapped the model anew
         if not self._adapt_norm and not self._norm_hooks:
             self._hold_statistics()
-        growth = Growth(self._pools(), self.recipe.growth, self.recipe.trades)
+        recipe = self.recipe
+        growth = Growth(self._pools(), recipe.growth, recipe.temperature, recipe.trades)
         if self.interval_steps is not None:  # sparse ratios are scheduled by NNI
-            growth = Growth(self._pools(), 0.0, trades=False)
+            growth = Growth(self._pools(), 0.0, 0.0, trades=False)
         self._search = Search(
             self.bound_model,
             self._groups,

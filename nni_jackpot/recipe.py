@@ -25,6 +25,9 @@ class Recipe:
     growth
         Progress of the search, in [0, 1], at which the masks have all their zeros; it begins with none. At 0
         they have all of them from the start.
+    temperature
+        Of the soft masks that training sees until then (`nni_jackpot.soft_mask`), at the start; it falls to 0
+        in a straight line. At 0, training sees the masks.
     trades
         Whether targets of one pool (``global_group_id``) trade weights in the course of the search, ranked
         together by their scores. If not, budgets are those of the initial importance (Sec. 3.1).
@@ -35,6 +38,7 @@ class Recipe:
     weight_decay: float
     normalize: bool
     growth: float
+    temperature: float
     trades: bool
 
     def optimizer(self, pools: list[list[nn.Parameter]]) -> Optimizer:
@@ -52,8 +56,12 @@ class Recipe:
 
 RECIPES = {
     # Sec. 4.1 of the paper.
-    "paper": Recipe(lr=0.1, momentum=0.9, weight_decay=5e-4, normalize=False, growth=0.0, trades=False),
-    "jackpot": Recipe(lr=0.003, momentum=0.9, weight_decay=0.0, normalize=True, growth=0.8, trades=True),
+    "paper": Recipe(
+        lr=0.1, momentum=0.9, weight_decay=5e-4, normalize=False, growth=0.0, temperature=0.0, trades=False
+    ),
+    "jackpot": Recipe(
+        lr=0.003, momentum=0.9, weight_decay=0.0, normalize=True, growth=0.8, temperature=0.5, trades=True
+    ),
 }
 
 

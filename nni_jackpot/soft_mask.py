@@ -1,4 +1,4 @@
-"""Masks that are not decided yet: numbers between 0 and 1, by how far a score lies from the smallest kept one."""
+"""Masks not decided yet: numbers between 0 and 1, by how far scores lie from the smallest kept one."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from nni_jackpot.granularity import Grains
 
 # Scores that the smallest kept one, and their deviation, are estimated from where there are many.
 _SAMPLE = 1 << 14
+# What is taken for a deviation of zero.
+_EQUAL = 1e-12
 
 
 @torch.no_grad()
 def soft_mask(
     score: Tensor, kept: Tensor, keep: int, grains: Grains, temperature: float, out: Tensor | None = None
 ) -> Tensor:
-    """Return the share of every grain that is kept, ``sigmoid((score - threshold) / (temperature * deviation))``.
+    """Return what takes the place of a mask: ``sigmoid((score - threshold) / (temperature * deviation))``.
 
     The threshold is the smallest score that is kept, of each row its own, and the deviation that of all
     scores. In one long row both are those of a sample, of every so many-th score.
@@ -49,6 +51,6 @@ def soft_mask(
     else:
         sample = score
         by_row = grains.by_row(score.masked_fill(~kept, torch.inf))
-        threshold = grains.of_rows(by_row.amin(1, keepdim=True))
-    slope = 1 / (temperature * sample.std()).clamp_min(torch.finfo(score.dtype).tiny)
-    return torch.addcmul(-threshold * slope, score, slope, out=out).sigmoid_()
+        threshold = grains.of_rows(by_row.amin(1, keepdim=True).expand_as(by_row))
+    slope = 1 / (temperature * sample.std()).clamp_min(_EQUAL)
+    return torch.sub(score, threshold, out=out).mul_(slope).sigmoid_()

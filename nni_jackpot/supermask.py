@@ -23,8 +23,10 @@ _STEPS, _STRIDE = 3, 1.0
 
 
 def recipe_of_logits(name: str) -> Recipe:
-    """Return a recipe as it trains logits: at a rate of theirs, with neither decay, growth nor trades."""
-    return replace(RECIPES[name], lr=_RATES[name], weight_decay=0.0, growth=0.0, trades=False)
+    """Return a recipe as it trains logits: at a rate of theirs, without all that is edge-popup's."""
+    return replace(
+        RECIPES[name], lr=_RATES[name], weight_decay=0.0, growth=0.0, temperature=0.0, trades=False
+    )
 
 
 class SampledMask(RelaxedMask):
@@ -70,9 +72,7 @@ class SampledMask(RelaxedMask):
     @torch.no_grad()
     def _follow(self, score: Tensor) -> Tensor:
         """Let the shift follow the scores, and return that of every grain."""
-        dim = self.grains.row_dim
-        across = score if dim is None else score.movedim(dim, -1)
-        by_row = across.reshape(self.grains.rows, -1)
+        by_row = self.grains.by_row(score)
         shift = self._shift.to(score)
         for _ in range(_STEPS):
             probability = torch.sigmoid(by_row + shift)
@@ -80,8 +80,7 @@ class SampledMask(RelaxedMask):
             slope = (probability * (1 - probability)).sum(1, keepdim=True)
             shift = shift + (lacking / slope.clamp_min(1e-6)).clamp(-_STRIDE, _STRIDE)
         self._shift = shift
-        shifts = shift.expand(by_row.shape).reshape(across.shape)
-        return shifts if dim is None else shifts.movedim(-1, dim)
+        return self.grains.of_rows(shift.expand_as(by_row))
 
     def _draw(self, like: Tensor) -> Tensor:
         """Return uniform numbers, those of the next sample."""

@@ -177,12 +177,17 @@ class ScoreGroup(NamedTuple):
         for target in self.members:
             target.relaxed.swap_limit = None if share is None else math.ceil(share * target.relaxed.keep)
 
+    def soften(self, temperature: float) -> None:
+        """Let training see soft masks of this temperature from the next refresh on; 0 for the masks."""
+        for target in self.members:
+            target.relaxed.soften(temperature)
+
     def tell(self, is_told: bool) -> None:
         """Say whether `refresh_scored` will be called after every change of the scores."""
         for target in self.members:
             if is_told:
                 target.relaxed.refresh(target.score, target.mask)
-                target.relaxed.make(target.weight, target.mask)
+                target.relaxed.make(target.weight, target.score, target.mask)
             target.relaxed.is_told = is_told
 
     def accept(self) -> None:

@@ -188,7 +188,9 @@ def test_nni_schedules_sparsity_itself(model: nn.Module, batches: Batches) -> No
 
 def test_what_is_given_takes_the_place_of_the_recipe(model: nn.Module) -> None:
     pruner = LotteryJackpotPruner(model, CONFIG_LIST, recipe="paper", lr=0.7, growth=0.25)
-    assert pruner.recipe == Recipe(0.7, 0.9, 5e-4, normalize=False, growth=0.25, trades=False)
+    assert pruner.recipe == Recipe(
+        0.7, 0.9, 5e-4, normalize=False, growth=0.25, temperature=0.0, trades=False
+    )
     assert LotteryJackpotPruner(ConvNet(), CONFIG_LIST).recipe == RECIPES["jackpot"]
 
 

@@ -169,6 +169,7 @@ class SearchConfig:
     momentum: float | None = _option("momentum of SGD", _BELOW_ONE, None)
     weight_decay: float | None = _option("weight decay of SGD", _at_least(0), None)
     growth: float | None = _option("progress at which masks have all their zeros", _PROGRESS, None)
+    temperature: float | None = _option("of the soft masks until then, 0 for none", _at_least(0), None)
     kept_score: float = _option("initial score of kept weights", default=1.0)
     pruned_score: float = _option("initial score of pruned weights", default=0.95)
     swap_limit: float | None = _option(
@@ -197,7 +198,7 @@ class SearchConfig:
         if self.swap_limit is not None and (self.recipe != "paper" or self.growth):
             raise _Invalid("swap_limit", f"found {self.swap_limit}, allowed with recipe paper and no growth")
         if self.method == "supermask":
-            for name in ("growth", "swap_limit", "kept_score", "pruned_score"):
+            for name in ("growth", "temperature", "swap_limit", "kept_score", "pruned_score"):
                 if (value := getattr(self, name)) != getattr(SearchConfig, name):
                     raise _Invalid(name, f"found {_shown(value)}, allowed with method edge_popup")
 

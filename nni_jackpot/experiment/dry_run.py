@@ -87,7 +87,7 @@ def _size(config: RunConfig) -> tuple[int, Shape, int]:
 def _try(config: RunConfig, shape: Shape, classes: int, tried: set[str], name: str) -> None:
     """Build the network and wrap it, once for all runs that agree in that."""
     search = config.search
-    options = [search.recipe, search.growth, search.swap_limit]
+    options = [search.method, search.recipe, search.growth, search.temperature, search.swap_limit]
     key = config_hash({"model": config.model, "entries": config.config_list, "shape": shape, "how": options})
     if key in tried:
         return

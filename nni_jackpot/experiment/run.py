@@ -92,6 +92,7 @@ def try_config_list(config: RunConfig, model: nn.Module) -> None:
             method=search.method,
             recipe=search.recipe,
             growth=search.growth,
+            temperature=search.temperature,
             swap_limit=search.swap_limit,
         )
 
@@ -203,6 +204,7 @@ def _make_pruner(setting: Setting, tracker: Tracker) -> tuple[LotteryJackpotPrun
         momentum=options.momentum,
         weight_decay=options.weight_decay,
         growth=options.growth,
+        temperature=options.temperature,
         swap_limit=options.swap_limit,
         adapt_norm=options.adapt_norm,
     )

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import CONFIG_LIST, Batches, ConvNet, make_evaluator, training_step
+from torch import Tensor, nn
+
+from nni_jackpot import LotteryJackpotPruner
+from nni_jackpot.edge_popup import RelaxedMask
+from nni_jackpot.granularity import Grains
+from nni_jackpot.selection import keep_top
+from nni_jackpot.soft_mask import soft_mask
+
+
+def soft(score: Tensor, keep: int, grains: Grains, temperature: float, **options: Any) -> Tensor:
+    return soft_mask(score, grains.select(score, keep), keep, grains, temperature, **options)
+
+
+# -- the numbers
+
+
+@pytest.mark.parametrize("keep", [1, 7, 39])
+@pytest.mark.parametrize("temperature", [0.01, 0.5, 2.0])
+def test_the_formula(keep: int, temperature: float) -> None:
+    score = torch.randn(5, 8)
+    threshold = score.flatten().sort(descending=True).values[keep - 1]
+    expected = torch.sigmoid((score - threshold) / (temperature * score.std()))
+    out = torch.empty(5, 8)
+    found = soft(score, keep, Grains((5, 8)), temperature, out=out)
+    torch.testing.assert_close(found, expected)
+    assert found.data_ptr() == out.data_ptr()
+    assert torch.equal(found, soft(score, keep, Grains((5, 8)), temperature))
+    assert torch.equal(found >= 0.5, keep_top(score, keep))
+
+
+@pytest.mark.parametrize("row_dim", [None, 0])
+def test_every_row_has_a_threshold_of_its_own(row_dim: int | None) -> None:
+    rows, along = (6, 0) if row_dim == 0 else (4, 1)
+    offset = 10.0 * torch.arange(rows)
+    score = torch.randn(4, 6) + (offset if row_dim == 0 else offset[:, None])
+    found = soft(score, 2 * rows, Grains((4, 6), rows=rows, row_dim=row_dim), 0.1)
+    assert torch.equal((found >= 0.5).sum(along), torch.full((rows,), 2))
+
+
+def test_many_scores_are_judged_by_a_sample() -> None:
+    score = torch.randn(300, 1000)
+    found = soft(score, 30_000, Grains((300, 1000)), 2.0)
+    assert abs(int((found >= 0.5).sum()) - 30_000) < 2000
+    ahead = (score[0, 0] - score[0, 1]) / (2.0 * score.std())
+    assert (found[0, 0].logit() - found[0, 1].logit()).item() == pytest.approx(ahead.item(), rel=0.05)
+
+
+def test_nothing_to_decide() -> None:
+    score, grains = torch.randn(3, 4), Grains((3, 4))
+    assert torch.equal(soft(score, 12, grains, 0.5), torch.ones(3, 4))
+    assert torch.equal(soft(score, 12, grains, 0.5, out=torch.empty(3, 4)), torch.ones(3, 4))
+
+
+def test_equal_scores_are_half_kept() -> None:
+    assert torch.equal(soft(torch.full((3, 4), 5.0), 6, Grains((3, 4)), 0.5), torch.full((3, 4), 0.5))
+
+
+# -- in a forward
+
+
+@pytest.fixture
+def relaxed() -> tuple[RelaxedMask, nn.Parameter, nn.Parameter, Tensor]:
+    """A relaxed mask that keeps 6 of 20 weights, the weights, the scores and the mask."""
+    weight = nn.Parameter(torch.randn(4, 5), requires_grad=False)
+    score = nn.Parameter(torch.randn(4, 5))
+    grains = Grains((4, 5))
+    mask = grains.select(score.detach(), 6)
+    relaxed = RelaxedMask(grains, 6)
+    relaxed.settle(score)
+    return relaxed, weight, score, mask
+
+
+def test_training_sees_soft_masks_and_all_else_the_mask(
+    relaxed: tuple[RelaxedMask, nn.Parameter, nn.Parameter, Tensor],
+) -> None:
+    hardening, weight, score, mask = relaxed
+    hardening.soften(0.5)
+    for _ in range(2):  # in turns: neither leaves the other something that is not its own
+        expected = weight * soft(score.detach(), 6, hardening.grains, 0.5)
+        seen = hardening.apply(weight, score, mask)
+        torch.testing.assert_close(seen.detach(), expected)
+        with torch.no_grad():
+            assert torch.equal(hardening.apply(weight, score, mask), weight * mask)
+    hardening.soften(0.0)
+    assert torch.equal(hardening.apply(weight, score, mask).detach(), weight * mask)
+
+
+def test_the_gradient_is_straight_through(
+    relaxed: tuple[RelaxedMask, nn.Parameter, nn.Parameter, Tensor],
+) -> None:
+    hardening, weight, score, mask = relaxed
+    hardening.soften(0.5)
+    direction = torch.randn(4, 5)
+    hardening.apply(weight, score, mask).backward(direction)
+    assert torch.equal(score.grad, direction * weight)
+
+
+def test_soft_masks_follow_scores(relaxed: tuple[RelaxedMask, nn.Parameter, nn.Parameter, Tensor]) -> None:
+    hardening, weight, score, mask = relaxed
+    hardening.soften(0.5)
+    hardening.apply(weight, score, mask)
+    with torch.no_grad():
+        score += torch.linspace(0, 0.01, 20).view(4, 5)  # nothing changes sides
+    expected = weight * soft(score.detach(), 6, hardening.grains, 0.5)
+    torch.testing.assert_close(hardening.apply(weight, score, mask).detach(), expected)
+
+
+def test_a_weight_that_trains_gets_the_gradient_of_the_soft_mask(
+    relaxed: tuple[RelaxedMask, nn.Parameter, nn.Parameter, Tensor],
+) -> None:
+    hardening, frozen, score, mask = relaxed
+    hardening.soften(0.5)
+    weight = frozen.detach().clone().requires_grad_() * 1.0  # as a quantizer hands over
+    (gradient,) = torch.autograd.grad(hardening.apply(weight, score, mask).sum(), weight)
+    torch.testing.assert_close(gradient, soft(score.detach(), 6, hardening.grains, 0.5))
+
+
+# -- in a search
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"sparse_ratio": 0.8},
+        {"sparse_ratio": 0.5, "granularity": "out_channel"},
+        {"sparse_ratio": 0.5, "granularity": [1, 1], "internal_metric_block": 2},
+    ],
+)
+def test_masks_harden_in_the_course_of_a_search(
+    entry: dict[str, Any], model: ConvNet, batches: Batches
+) -> None:
+    dense = model.conv2.weight.detach().clone()
+    trained_on: list[int] = []  # weights that are neither kept nor pruned, at every step
+    looked_at: list[int] = []
+
+    def look(module: nn.Module, args: Any, output: Any) -> None:
+        kept = module.weight.detach() / dense
+        undecided = int(((kept > 1e-3) & (kept < 1 - 1e-3)).sum())
+        (trained_on if torch.is_grad_enabled() else looked_at).append(undecided)
+
+    def step(batch: Any, model: nn.Module) -> Tensor:
+        loss = training_step(batch, model)
+        with torch.no_grad():
+            model(batch[0])
+        return loss
+
+    model.conv2.register_forward_hook(look)
+    config_list = [{"op_names": ["conv2"], **entry}]
+    pruner = LotteryJackpotPruner(model, config_list, make_evaluator(model, batches, step))
+    _, masks = pruner.compress(max_steps=20, max_epochs=None)
+    assert max(trained_on[:10]) > 0
+    assert not any(trained_on[17:])
+    assert looked_at == [0] * 20
+    mask = masks["conv2"]["weight"]
+    assert mask is not None
+    assert int((mask == 0).sum()) == int(entry["sparse_ratio"] * mask.numel())
+
+
+def test_without_softness(model: ConvNet, batches: Batches) -> None:
+    with pytest.raises(ValueError, match="temperature must be at least 0, got -1"):
+        LotteryJackpotPruner(model, CONFIG_LIST, temperature=-1)
+    with pytest.raises(ValueError, match="temperature goes with growth"):
+        LotteryJackpotPruner(model, CONFIG_LIST, temperature=0.5, growth=0)
+    assert LotteryJackpotPruner(model, CONFIG_LIST, recipe="paper").recipe.temperature == 0
