@@ -120,10 +120,16 @@ def search(job: Job, use: Use) -> None:
     _through_evaluator(partial(LotteryJackpotPruner, recipe="paper"), job, use)
 
 
+def soft_search(job: Job, use: Use) -> None:
+    """A search by the default recipe, in the part of it where training sees soft masks."""
+    _through_evaluator(partial(LotteryJackpotPruner, recipe="jackpot"), job, use)
+
+
 CONTESTANTS: dict[str, Callable[[Job, Use], None]] = {
     "forward and backward": floor,
     "dense training": dense,
     "plain edge-popup": reference,
     "NNI's MovementPruner": movement,
+    "recipe jackpot": soft_search,
     "search": search,
 }

@@ -66,7 +66,7 @@ def plan(runs: Sequence[tuple[dict[str, object], RunConfig]]) -> str:
                 f"{images:,}",
                 _network(config),
                 f"{pretrain} epochs" if pretrain else "none" if not config.pretrain.epochs else "is there",
-                f"{config.search.epochs} epochs, {config.search.recipe}",
+                f"{config.search.epochs} epochs, {_how(config)}",
                 f"{tuned} epochs",
                 f"{steps:,}",
             ]
@@ -99,6 +99,11 @@ def _try(config: RunConfig, shape: Shape, classes: int, tried: set[str], name: s
         try_config_list(config, model)
     except ExperimentConfigError as error:
         raise ExperimentConfigError(f"{name}: {error}" if name else str(error)) from error
+
+
+def _how(config: RunConfig) -> str:
+    search = config.search
+    return search.recipe if search.method == "edge_popup" else f"{search.method}, {search.recipe}"
 
 
 def _network(config: RunConfig) -> str:
