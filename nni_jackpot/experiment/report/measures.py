@@ -187,4 +187,5 @@ def _differences(one: Measure, said: set[str]) -> Iterator[str]:
             text = (
                 percent(value) if name == SPARSITY else value if isinstance(value, str) else json.dumps(value)
             )
-            yield _WORDS.get(name, f"{name}={{}}").format(text)
+            words = _WORDS.get(name, f"{name}={{}}")
+            yield (words.replace("epochs", "epoch") if value == 1 else words).format(text)
