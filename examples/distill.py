@@ -69,6 +69,7 @@ report("magnitude mask, norm re-estimated", model)
 model = copy.deepcopy(dense)
 pruner = LotteryJackpotPruner(model, config_list, evaluator(model, with_labels))
 pruner.compress(max_steps=None, max_epochs=epochs)
+pruner.reestimate_norm(images[train].split(200))  # a short search leaves statistics of its soft masks
 report("jackpot found by labels", model)
 
 model = copy.deepcopy(dense)
@@ -82,4 +83,5 @@ distiller = DynamicLayerwiseDistiller(
 )
 pruner = LotteryJackpotPruner.from_compressor(distiller, config_list)
 pruner.compress(max_steps=None, max_epochs=epochs)
+pruner.reestimate_norm(images[train].split(200))
 report("jackpot found without labels", model)
