@@ -219,8 +219,10 @@ class RelaxedMask:
         if isinstance(weight, nn.Parameter) and is_soft == (self.temperature > 0):
             return self.make(weight, score, mask), mask
         # A quantizer's output, new every time, or a look at the mask in the midst of a soft search.
-        seen = self._soft(score, mask).to(weight.dtype) if is_soft else mask
-        return weight * (seen if is_soft else _as_numbers(mask)), seen
+        if not is_soft:
+            return weight * _as_numbers(mask), mask
+        soft = self._soft(score, mask).to(weight.dtype)
+        return weight * soft, soft
 
     @torch.no_grad()
     def make(self, weight: Tensor, score: Tensor, mask: Tensor) -> Tensor:
@@ -240,8 +242,8 @@ class RelaxedMask:
 
     def _soft(self, score: Tensor, mask: Tensor, out: Tensor | None = None) -> Tensor:
         """Return the soft mask, of the target's shape or broadcastable to it; the mask is to be fresh."""
-        scores, kept = score.detach().view(self.grains.score_shape), self.grains.of_mask(mask)
-        return self.grains.expand(soft_mask(scores, kept, self._kept, self.grains, self.temperature, out=out))
+        scores = score.detach().view(self.grains.score_shape)
+        return self.grains.expand(soft_mask(scores, mask, self._kept, self.grains, self.temperature, out=out))
 
     def _remake(self, score: Tensor, mask: Tensor) -> None:
         if self._masked is not None:

@@ -582,10 +582,9 @@ class LotteryJackpotPruner(Pruner):
         self._freeze()  # another compressor may have wrapped the model anew
         if not self._adapt_norm and not self._norm_hooks:
             self._hold_statistics()
-        recipe = self.recipe
+        # With an interval it is NNI that schedules sparse ratios.
+        recipe = self.recipe if self.interval_steps is None else self.recipe.steady()
         growth = Growth(self._pools(), recipe.growth, recipe.temperature, recipe.trades)
-        if self.interval_steps is not None:  # sparse ratios are scheduled by NNI
-            growth = Growth(self._pools(), 0.0, 0.0, trades=False)
         self._search = Search(
             self.bound_model,
             self._groups,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -40,6 +40,10 @@ class Recipe:
     growth: float
     temperature: float
     trades: bool
+
+    def steady(self) -> Recipe:
+        """Return the recipe with masks that have their budgets, and are seen by training, throughout."""
+        return replace(self, growth=0.0, temperature=0.0, trades=False)
 
     def optimizer(self, pools: list[list[nn.Parameter]]) -> Optimizer:
         """Return the optimizer of the scores, which come in pools of targets that share a budget."""

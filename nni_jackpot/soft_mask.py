@@ -15,7 +15,7 @@ _EQUAL = 1e-12
 
 @torch.no_grad()
 def soft_mask(
-    score: Tensor, kept: Tensor, keep: int, grains: Grains, temperature: float, out: Tensor | None = None
+    score: Tensor, mask: Tensor, keep: int, grains: Grains, temperature: float, out: Tensor | None = None
 ) -> Tensor:
     """Return what takes the place of a mask: ``sigmoid((score - threshold) / (temperature * deviation))``.
 
@@ -26,8 +26,8 @@ def soft_mask(
     ----------
     score
         Of the grains' score shape.
-    kept
-        The mask that goes with it, boolean, of the score shape.
+    mask
+        That goes with it, boolean, of the target's shape.
     keep
         How many grains it keeps.
     grains
@@ -50,7 +50,7 @@ def soft_mask(
         threshold = sample[min(place, len(sample) - 1)]
     else:
         sample = score
-        by_row = grains.by_row(score.masked_fill(~kept, torch.inf))
+        by_row = grains.by_row(score.masked_fill(~grains.of_mask(mask), torch.inf))
         threshold = grains.of_rows(by_row.amin(1, keepdim=True).expand_as(by_row))
     slope = 1 / (temperature * sample.std()).clamp_min(_EQUAL)
     return torch.sub(score, threshold, out=out).mul_(slope).sigmoid_()

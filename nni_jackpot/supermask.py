@@ -24,9 +24,7 @@ _STEPS, _STRIDE = 3, 1.0
 
 def recipe_of_logits(name: str) -> Recipe:
     """Return a recipe as it trains logits: at a rate of theirs, without all that is edge-popup's."""
-    return replace(
-        RECIPES[name], lr=_RATES[name], weight_decay=0.0, growth=0.0, temperature=0.0, trades=False
-    )
+    return replace(RECIPES[name].steady(), lr=_RATES[name], weight_decay=0.0)
 
 
 class SampledMask(RelaxedMask):

@@ -14,7 +14,7 @@ from nni_jackpot.experiment.data import load_data, used_images
 from nni_jackpot.experiment.grid import shown
 from nni_jackpot.experiment.models import build_model, try_model
 from nni_jackpot.experiment.pretrained import cache_path, check_start
-from nni_jackpot.experiment.run import try_config_list
+from nni_jackpot.experiment.run import pruner_options, try_config_list
 
 Shape = tuple[int, int, int]
 
@@ -86,8 +86,7 @@ def _size(config: RunConfig) -> tuple[int, Shape, int]:
 
 def _try(config: RunConfig, shape: Shape, classes: int, tried: set[str], name: str) -> None:
     """Build the network and wrap it, once for all runs that agree in that."""
-    search = config.search
-    options = [search.method, search.recipe, search.growth, search.temperature, search.swap_limit]
+    options = pruner_options(config.search)
     key = config_hash({"model": config.model, "entries": config.config_list, "shape": shape, "how": options})
     if key in tried:
         return

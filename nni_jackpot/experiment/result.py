@@ -127,8 +127,8 @@ def finished(config: RunConfig) -> Result | None:
 def forget_other(config: RunConfig) -> None:
     """Remove results of other settings from the folder of a run whose config is about to be written there."""
     folder = Path(config.output)
-    if (folder / RESULTS).exists() and not _is_of(folder, config):
-        (folder / RESULTS).unlink()
+    if not _is_of(folder, config):
+        (folder / RESULTS).unlink(missing_ok=True)
 
 
 def _is_of(folder: Path, config: RunConfig) -> bool:

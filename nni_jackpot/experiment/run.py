@@ -16,11 +16,11 @@ from torch.optim import SGD
 from torch.optim.swa_utils import update_bn
 
 from nni_jackpot.errors import JackpotError, NothingKeptError
-from nni_jackpot.experiment.config import RunConfig, TrainConfig, dump_config, to_dict
+from nni_jackpot.experiment.config import RunConfig, SearchConfig, TrainConfig, dump_config, to_dict
 from nni_jackpot.experiment.data import Data, load_data
 from nni_jackpot.experiment.models import build_model, try_model
 from nni_jackpot.experiment.pretrained import check_start, ensure_pretrained
-from nni_jackpot.experiment.result import RESULTS, Result, Row, forget_other, save_result
+from nni_jackpot.experiment.result import RESULTS, Result, Row, forget_other, save_result, settings_of
 from nni_jackpot.experiment.train import accuracy, cross_entropy_step, fit, train_weights
 from nni_jackpot.files import replace_file
 from nni_jackpot.masks import Masks, apply_masks, densities, mask_overlap, save_masks, sparsity_of
@@ -82,18 +82,19 @@ class Setting:
             )
 
 
+def pruner_options(config: SearchConfig) -> dict[str, Any]:
+    """Return a search's options for the pruner, but for `init`, which may need gradients."""
+    others = ("epochs", "init", "reestimate_norm", "checkpoint_every")
+    return {name: value for name, value in to_dict(config).items() if name not in others}
+
+
 def try_config_list(config: RunConfig, model: nn.Module) -> None:
     """Find what is wrong with a config list before weights are trained, on a network to throw away."""
-    search = config.search
     with contextlib.suppress(NothingKeptError):  # which a global ranking of other weights may still avoid
         LotteryJackpotPruner(
             model,
             list(config.config_list),
-            method=search.method,
-            recipe=search.recipe,
-            growth=search.growth,
-            temperature=search.temperature,
-            swap_limit=search.swap_limit,
+            **pruner_options(config.search),
         )
 
 
@@ -196,17 +197,7 @@ def _make_pruner(setting: Setting, tracker: Tracker) -> tuple[LotteryJackpotPrun
         list(setting.config.config_list),
         TorchEvaluator(training_func, optimizer, cross_entropy_step),
         init=options.init,
-        method=options.method,
-        kept_score=options.kept_score,
-        pruned_score=options.pruned_score,
-        recipe=options.recipe,
-        lr=options.lr,
-        momentum=options.momentum,
-        weight_decay=options.weight_decay,
-        growth=options.growth,
-        temperature=options.temperature,
-        swap_limit=options.swap_limit,
-        adapt_norm=options.adapt_norm,
+        **pruner_options(options),
     )
     pruner.checkpoint_to(
         setting.folder / "checkpoint.pth", options.checkpoint_every, _what_a_search_depends_on(setting)
@@ -219,13 +210,9 @@ def _make_pruner(setting: Setting, tracker: Tracker) -> tuple[LotteryJackpotPrun
 
 def _what_a_search_depends_on(setting: Setting) -> dict[str, Any]:
     """Return the settings of a run by dotted name, but for those that leave its masks as they are."""
-    config = to_dict(setting.config)
-    del config["output"], config["pretrain"], config["finetune"], config["search"]["checkpoint_every"]
-    del config["data"]["workers"], config["data"]["download"]
-    flat: dict[str, Any] = {}
-    for name, value in {**config, "device": setting.device.type}.items():
-        flat |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
-    return flat
+    settings = settings_of(setting.config).items()
+    others = {name: value for name, value in settings if not name.startswith(("pretrain.", "finetune."))}
+    return {**others, "device": setting.device.type}
 
 
 def _with_norm_reestimated(setting: Setting) -> float:
