@@ -513,6 +513,15 @@ def test_timm_is_wanted_only_for_its_networks(path: Path, monkeypatch: pytest.Mo
         load_config(path, {"model.name": "timm/resnet50"})
 
 
+def test_soft_masks_go_with_growth(path: Path) -> None:
+    for where in ({"search.recipe": "paper"}, {"search.growth": 0}):
+        said = message(path, {"search.temperature": 0.5, **where})
+        assert "search.temperature: found 0.5, allowed with growth > 0" in said
+    both = {"search.temperature": 0.5, "search.recipe": "paper", "search.growth": 0.8}
+    assert load_config(path, both).search.temperature == 0.5
+    assert load_config(path, {"search.temperature": 0, "search.recipe": "paper"}).search.growth is None
+
+
 def test_limited_swaps_and_growth_exclude_each_other(tmp_path: Path) -> None:
     path = write(tmp_path, MINIMAL)
     said = message(path, {"search.swap_limit": 0.1})
@@ -529,7 +538,7 @@ def test_random_weights_and_published_ones_exclude_each_other(path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("growth", 0.5), ("swap_limit", 0.1), ("kept_score", 3.0), ("pruned_score", -3.0)],
+    [("growth", 0.5), ("temperature", 0.5), ("swap_limit", 0.1), ("kept_score", 3.0), ("pruned_score", -3.0)],
 )
 def test_a_supermask_has_settings_of_its_own(path: Path, name: str, value: float) -> None:
     chosen = {"search.method": "supermask", "search.recipe": "paper"}

@@ -197,6 +197,9 @@ class SearchConfig:
             )
         if self.swap_limit is not None and (self.recipe != "paper" or self.growth):
             raise _Invalid("swap_limit", f"found {self.swap_limit}, allowed with recipe paper and no growth")
+        growth = RECIPES[self.recipe].growth if self.growth is None else self.growth
+        if self.method == "edge_popup" and self.temperature and not growth:
+            raise _Invalid("temperature", f"found {self.temperature}, allowed with growth > 0")
         if self.method == "supermask":
             for name in ("growth", "temperature", "swap_limit", "kept_score", "pruned_score"):
                 if (value := getattr(self, name)) != getattr(SearchConfig, name):
