@@ -55,7 +55,7 @@ class Selection:
         if self.scores.device.type == "cpu":
             self._changed = update_top(self.scores, self.keep, self.mask, self._n_kept, self.threshold)
         else:
-            (self._changed,) = update_tops([(self.scores, self.keep, self.mask)])
+            (self._changed,) = update_tops([(self.scores[None], self.keep, self.mask[None])])
         self._n_kept = self.keep
 
     def first(self) -> None:
@@ -63,7 +63,7 @@ class Selection:
         if self.scores.device.type == "cpu":
             update_top(self.scores, self.keep, self._cold_mask, 0, Threshold())
         else:
-            update_tops([(self.scores, self.keep, self._cold_mask)])
+            update_tops([(self.scores[None], self.keep, self._cold_mask[None])])
 
     def runs(self) -> dict[str, Callable[[], Any]]:
         """Return what takes turns."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -55,15 +55,15 @@ class StraightThrough(torch.autograd.Function):
 
 
 class _Masked:
-    """Masked weights, and the weight and mask that they were made of, as these were then."""
+    """Masked weights, and the weight and mask, if any, that they were made of, as these were then."""
 
-    def __init__(self, values: Tensor, weight: Tensor, mask: Tensor) -> None:
+    def __init__(self, values: Tensor, weight: Tensor, mask: Tensor | None) -> None:
         self.values = values
         self.weight = weight
         self.is_stale = False  # for a reason that weight and mask do not tell
         self._made_of = _versions(weight, mask)
 
-    def is_same(self, weight: Tensor, mask: Tensor) -> bool:
+    def is_same(self, weight: Tensor, mask: Tensor | None) -> bool:
         """Return whether they would come out the same from these."""
         return not self.is_stale and self._made_of == _versions(weight, mask)
 
@@ -73,8 +73,8 @@ def _as_numbers(mask: Tensor) -> Tensor:
     return mask.view(torch.int8)
 
 
-def _versions(*tensors: Tensor) -> list[tuple[int, int, torch.device]]:
-    return [(tensor.data_ptr(), tensor._version, tensor.device) for tensor in tensors]
+def _versions(*tensors: Tensor | None) -> list[tuple[int, int, torch.device]]:
+    return [(tensor.data_ptr(), tensor._version, tensor.device) for tensor in tensors if tensor is not None]
 
 
 class RelaxedMask:
@@ -127,12 +127,12 @@ class RelaxedMask:
         return {**self.__dict__, "_masked": None}  # made again when needed
 
     @property
-    def flips(self) -> int:
-        """How many weights changed sides in the last refresh."""
+    def flips(self) -> int | Tensor:
+        """How many weights changed sides in the last refresh; a tensor where that is on an accelerator."""
         if self._flipped is None:
             return 0
         places = self._flipped.count_nonzero() if self._flipped.dtype == torch.bool else len(self._flipped)
-        return int(places) * self.grains.size
+        return places * self.grains.size
 
     def refresh(self, score: Tensor, mask: Tensor) -> None:
         """Let the mask follow the scores, in place, if these may have changed.
@@ -152,10 +152,22 @@ class RelaxedMask:
         self._flipped = flipped
         self._accepted = False
         self._kept = self.keep
-        if self.temperature and self._masked is not None:
+        if self.temperature and not self.can_wait and self._masked is not None:
             self._masked.is_stale = True
         self._seen_version = score._version
         self._may_have_moved = False
+
+    @property
+    def can_wait(self) -> bool:
+        """Whether training sees no mask for now, so that it is enough if it follows when it is asked for."""
+        return self.is_told and self.temperature > 0 and self.grains.rows == 1
+
+    def wait(self, score: Tensor, mask: Tensor) -> None:
+        """Leave the mask as it is, to be refreshed when it is asked for; only the soft one follows now."""
+        self._may_have_moved = True
+        if self._masked is not None:
+            self._masked.is_stale = True
+        self._remake(score, mask)
 
     def _refresh_grains(self, score: Tensor, mask: Tensor, favoured: Tensor | None = None) -> None:
         """Refresh a mask of channels, blocks or rows, or one whose swaps are limited."""
@@ -213,9 +225,10 @@ class RelaxedMask:
         self, weight: Tensor, score: Tensor, mask: Tensor, gives_gradient: bool
     ) -> tuple[Tensor, Tensor]:
         """Return the masked weights, and what they are masked by."""
-        self.refresh(score, mask)
-        self._may_have_moved = gives_gradient and not self.is_told
         is_soft = gives_gradient and self.temperature > 0
+        if not (is_soft and self.can_wait):
+            self.refresh(score, mask)
+            self._may_have_moved = gives_gradient and not self.is_told
         if isinstance(weight, nn.Parameter) and is_soft == (self.temperature > 0):
             return self.make(weight, score, mask), mask
         # A quantizer's output, new every time, or a look at the mask in the midst of a soft search.
@@ -227,7 +240,8 @@ class RelaxedMask:
     @torch.no_grad()
     def make(self, weight: Tensor, score: Tensor, mask: Tensor) -> Tensor:
         """Return the masked weights of the search, made anew if they are of another weight or mask."""
-        if self._masked is None or not self._masked.is_same(weight, mask):
+        made_of = None if self.can_wait else mask
+        if self._masked is None or not self._masked.is_same(weight, made_of):
             values = None if self._masked is None else self._masked.values
             if values is None or (values.device, values.dtype) != (weight.device, weight.dtype):
                 values = torch.empty_like(weight)
@@ -237,13 +251,14 @@ class RelaxedMask:
                 torch.mul(weight, soft.to(weight.dtype), out=values)
             else:
                 torch.mul(weight, _as_numbers(mask), out=values)
-            self._masked = _Masked(values, weight, mask)
+            self._masked = _Masked(values, weight, made_of)
         return self._masked.values
 
     def _soft(self, score: Tensor, mask: Tensor, out: Tensor | None = None) -> Tensor:
-        """Return the soft mask, of the target's shape or broadcastable to it; the mask is to be fresh."""
+        """Return the soft mask, of the target's shape or broadcastable to it; a mask of rows is to be fresh."""
         scores = score.detach().view(self.grains.score_shape)
-        return self.grains.expand(soft_mask(scores, mask, self._kept, self.grains, self.temperature, out=out))
+        soft = soft_mask(scores, mask, self.keep, self.grains, self.temperature, out=out)
+        return self.grains.expand(soft)
 
     def _remake(self, score: Tensor, mask: Tensor) -> None:
         if self._masked is not None:
@@ -263,9 +278,11 @@ class RelaxedMask:
         self._remake(score, mask)
 
     def state(self) -> dict[str, Any]:
-        """Return what `restore` needs, as plain data; the mask is to be fresh."""
+        """Return what `restore` needs, as plain data."""
         return {
             "keep": self.keep,
+            "kept": self._kept,
+            "is_behind": self._may_have_moved,
             "swap_limit": self.swap_limit,
             "temperature": self.temperature,
             "flipped": self._flipped,
@@ -279,6 +296,7 @@ class RelaxedMask:
         flipped = state["flipped"]
         self.settle(score, None if flipped is None else flipped.to(score.device))
         self._accepted = state["accepted"]
+        self._kept, self._may_have_moved = state["kept"], state["is_behind"]
 
     def accept(self) -> None:
         """Note that the mask has proven good, so that `undo` goes back no further."""
@@ -305,13 +323,31 @@ def refresh_together(targets: Iterable[tuple[RelaxedMask, Tensor, Tensor]]) -> N
     """
     on_accelerator = []
     for relaxed, score, mask in targets:
-        if relaxed.grains.scaler is not None or relaxed.grains.rows > 1 or relaxed.swap_limit is not None:
-            relaxed._refresh_grains(score, mask)
-        elif score.device.type == "cpu":
-            relaxed._update(score, mask)
-        else:
+        grains = relaxed.grains
+        if score.device.type != "cpu" and relaxed.swap_limit is None:
             on_accelerator.append((relaxed, score, mask))
-    flipped = update_tops([(score, relaxed.keep, mask) for relaxed, score, mask in on_accelerator])
-    for (relaxed, score, mask), places in zip(on_accelerator, flipped, strict=True):
-        relaxed.settle(score, places)
+        elif grains.scaler is not None or grains.rows > 1 or relaxed.swap_limit is not None:
+            relaxed._refresh_grains(score, mask)
+        else:
+            relaxed._update(score, mask)
+    _refresh_on_accelerator(on_accelerator)
+
+
+@torch.no_grad()
+def _refresh_on_accelerator(targets: Sequence[tuple[RelaxedMask, Tensor, Tensor]]) -> None:
+    sets = []
+    for relaxed, score, mask in targets:
+        grains = relaxed.grains
+        scores = grains.by_row(score.detach().view(grains.score_shape))
+        kept = grains.by_row(grains.of_mask(mask))  # the mask itself, or some of it, or a copy
+        sets.append((scores, relaxed.keep // grains.rows, kept if _in_rows(grains) else kept.clone()))
+    for (relaxed, score, mask), (*_, kept), changed in zip(targets, sets, update_tops(sets), strict=True):
+        if not _in_rows(relaxed.grains):
+            mask.copy_(relaxed.grains.expand(relaxed.grains.of_rows(kept)))
+        relaxed.settle(score, relaxed.grains.of_rows(changed).reshape(-1))
         relaxed._remake(score, mask)
+
+
+def _in_rows(grains: Grains) -> bool:
+    """Return whether a mask itself can be looked at as rows of grains."""
+    return grains.scaler is None and grains.row_dim is None

@@ -424,7 +424,10 @@ class LotteryJackpotPruner(Pruner):
     @property
     def flips(self) -> int:
         """How many weights changed sides the last time the masks followed the scores."""
-        return sum(target.relaxed.flips for target in self._targets)
+        by_device: dict[torch.device, int | Tensor] = defaultdict(int)
+        for target in self._targets:
+            by_device[target.score.device] += target.relaxed.flips
+        return sum(map(int, by_device.values()))
 
     @property
     def learning_rate(self) -> float:

@@ -125,6 +125,8 @@ class Search:
                 for _ in range(max_epochs or 0):
                     self.clock.begin_epoch()
                     train(None, 1)
+            self.growth.finish()
+            refresh_scored(self.groups)  # masks that waited would tell only now of a score that is NaN
             if self._checkpoint is not None:
                 self._checkpoint.end()
         except SearchDivergedError as error:

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from nni_jackpot.errors import SearchDivergedError
 
-# Scores looked at in one go: few enough to stay in the cache from one comparison to the next, and enough for
-# all threads to be worth their start.
-_CHUNK = 1 << 21
+# Scores looked at in one go: few enough to stay in the cache from one comparison to the next.
+_CHUNK = 1 << 18
 _FEW = 1 << 15
 
 
@@ -156,48 +155,60 @@ def _brackets(flat: Tensor, keep: int, threshold: Threshold | None) -> Iterator[
 
 
 def update_tops(sets: Sequence[tuple[Tensor, int, Tensor]]) -> list[Tensor]:
-    """Update several sets as `update_top` does, each of ``(scores, keep, kept)``, for an accelerator.
+    """Turn many sets into those of the largest scores of every row, in place; for an accelerator.
 
-    The host waits for the device once, however many sets there are.
+    The host waits for the device once, however many sets there are. Ties are decided as in `keep_top`, within
+    a row.
+
+    Parameters
+    ----------
+    sets
+        Each of ``(scores, keep, kept)``: scores of shape (rows, n), how many every row keeps, and the boolean
+        set kept before, of the shape of ``scores``.
 
     Returns
     -------
     list of Tensor
-        For each set a flat boolean tensor, true at the places that have changed.
+        For each set a boolean tensor of its shape, true at the places that have changed.
 
     Raises
     ------
     SearchDivergedError
         If a score is NaN; all sets are then as they were.
     """
-    found = []
+    found, counts = [], []
     for scores, keep, _ in sets:
-        flat = scores.detach().reshape(-1)
-        _check_keep(keep, len(flat))
-        if keep == 0:  # an empty set has no smallest member
-            smallest = flat.new_full(
-                (), math.inf if flat.is_floating_point() else torch.iinfo(flat.dtype).max
-            )
-        elif 2 * keep <= len(flat):
-            smallest = flat.topk(keep, sorted=False).values.min()
-        else:
-            smallest = flat.topk(len(flat) - keep + 1, largest=False, sorted=False).values.max()
-        above, ties = flat > smallest, flat == smallest
-        found.append((above, ties, torch.stack([above.sum(), ties.sum(), flat.isnan().sum()])))
-    counts = torch.stack([counts for _, _, counts in found]).tolist() if found else []
-    if any(nans for _, _, nans in counts):
+        scores = scores.detach()
+        smallest = _smallest_kept(scores, keep)
+        above, ties = scores > smallest, scores == smallest
+        n_above = above.sum(1, keepdim=True)
+        found.append((above, ties, n_above))
+        counts += [n_above.sum() + ties.sum(), scores.amax().isnan()]
+    on_host = torch.stack(counts).tolist() if counts else []
+    if any(on_host[1::2]):
         raise SearchDivergedError("a score is NaN")
     changed = []
-    for (_, keep, kept), (above, ties, _), (n_above, n_ties, _) in zip(sets, found, counts, strict=True):
-        members = kept.view(-1)
-        if n_above + n_ties > keep:
-            stayers, others = ties & members, ties & ~members
-            place = torch.where(stayers, stayers.cumsum(0), stayers.sum() + others.cumsum(0))
-            ties = ties & (place <= keep - n_above)
+    for (_, keep, kept), (above, ties, n_above), n_candidates in zip(sets, found, on_host[::2], strict=True):
+        if n_candidates > keep * len(kept):
+            stayers, others = ties & kept, ties & ~kept
+            behind = stayers.sum(1, keepdim=True) + others.cumsum(1)
+            ties = ties & (torch.where(stayers, stayers.cumsum(1), behind) <= keep - n_above)
         after = above.logical_or_(ties)
-        changed.append(after != members)
-        members.copy_(after)
+        changed.append(after != kept)
+        kept.copy_(after)
     return changed
+
+
+def _smallest_kept(scores: Tensor, keep: int) -> Tensor:
+    """Return the ``keep``-th largest score of every row, of shape (rows, 1); nobody waits for it."""
+    n = scores.shape[1]
+    _check_keep(keep, n)
+    if keep == 0:  # an empty set has no smallest member
+        highest = math.inf if scores.is_floating_point() else torch.iinfo(scores.dtype).max
+        return scores.new_full((len(scores), 1), highest)
+    if 2 * keep <= n:
+        return scores.topk(keep, sorted=False).values.amin(1, keepdim=True)
+    return scores.topk(n - keep + 1, largest=False, sorted=False).values.amax(1, keepdim=True)
 
 
 def _stands(flat: Tensor, members: Tensor) -> bool:
@@ -215,35 +226,25 @@ def _stands(flat: Tensor, members: Tensor) -> bool:
 
 
 def _places_in_doubt(flat: Tensor, members: Tensor, low: float, high: float) -> Tensor:
-    """Return the indices of members not above the bracket, and of others not below it; ascending."""
+    """Return the indices of members not above the bracket, and of others not below it; ascending.
+
+    A NaN is neither above nor below, and so in doubt.
+    """
     if low == -math.inf and high == math.inf:
         return torch.arange(len(flat))
-    size = min(flat.numel(), _CHUNK)
-    above, doubt = torch.empty((2, -(-size // 8) * 8), dtype=torch.bool, device=flat.device)
+    if not flat.is_cpu or flat.dtype not in (torch.float32, torch.float64):
+        return (((flat > high) != members) | ((flat < low) == members)).nonzero()[:, 0]
+    # NumPy's comparisons are vectorized: they take a quarter of the time of PyTorch's.
+    scores, kept = flat.numpy(), members.numpy()
+    above, doubt = np.empty((2, min(_CHUNK, len(flat))), dtype=np.bool_)
     found = []
-    for start in range(0, flat.numel(), _CHUNK):
-        part, kept = flat[start : start + _CHUNK], members[start : start + _CHUNK]
+    for start in range(0, len(flat), _CHUNK):
+        part, was_kept = scores[start : start + _CHUNK], kept[start : start + _CHUNK]
         a, d = above[: len(part)], doubt[: len(part)]
-        doubt[len(part) :] = False
-        _compare("greater", part, high, a)
-        torch.ne(a, kept, out=a)
-        _compare("less", part, low, d)
-        torch.eq(d, kept, out=d)  # a NaN is neither above nor below, and so in doubt
-        torch.logical_or(a, d, out=d)
-        # Few bytes are set: look for them eight at a time.
-        words = doubt.view(torch.int64).nonzero()[:, 0]
-        word, byte = doubt.view(-1, 8)[words].nonzero().unbind(1)
-        found.append(words[word].mul_(8).add_(byte).add_(start))
-    return torch.cat(found)
-
-
-def _compare(relation: str, scores: Tensor, number: float, out: Tensor) -> None:
-    """Write where scores are greater, or less, than a number."""
-    if scores.is_cpu and scores.dtype in (torch.float32, torch.float64):
-        # Comparisons into bools are vectorized there: they take a quarter of the time of PyTorch's.
-        getattr(np, relation)(scores.numpy(), number, out=out.numpy())
-    else:
-        getattr(torch, relation)(scores, number, out=out)
+        np.not_equal(np.greater(part, high, out=a), was_kept, out=a)
+        np.equal(np.less(part, low, out=d), was_kept, out=d)
+        found.append(np.flatnonzero(np.logical_or(a, d, out=d)) + start)
+    return torch.from_numpy(np.concatenate(found))
 
 
 def _bracket_of_sample(flat: Tensor, keep: int, deviations: float) -> tuple[float, float]:

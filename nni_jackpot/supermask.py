@@ -88,7 +88,7 @@ class SampledMask(RelaxedMask):
         return torch.rand(like.shape, dtype=like.dtype, device=like.device, generator=generator)
 
     def state(self) -> dict[str, Any]:
-        """Return what `restore` needs, as plain data; the mask is to be fresh."""
+        """Return what `restore` needs, as plain data."""
         return {**super().state(), "seed": self._seed, "samples": self._samples, "shift": self._shift}
 
     def restore(self, state: dict[str, Any], score: Tensor) -> None:

@@ -225,15 +225,20 @@ class ScoreGroup(NamedTuple):
 
 
 def refresh_scored(groups: Iterable[ScoreGroup]) -> None:
-    """Bring the masks of groups up to date with their scores, all at once.
+    """Bring the masks of groups that training sees up to date with their scores, all at once.
 
     Raises
     ------
     SearchDivergedError
         If a score is NaN.
     """
-    targets = (target for group in groups for target in group.members)
-    refresh_together((target.relaxed, target.score, target.mask) for target in targets)
+    seen = []
+    for target in (target for group in groups for target in group.members):
+        if target.relaxed.can_wait:
+            target.relaxed.wait(target.score, target.mask)
+        else:
+            seen.append((target.relaxed, target.score, target.mask))
+    refresh_together(seen)
 
 
 def _jackpot_mul(weight: Tensor, target_space: PruningTargetSpace) -> Tensor:

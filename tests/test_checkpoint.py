@@ -84,6 +84,7 @@ class Script:
         length: tuple[int | None, int | None] = (20, None),
         agp: bool = False,
         every: int = 3,
+        device: str = "cpu",
         **options: Any,
     ) -> None:
         self.forwards = 0
@@ -91,7 +92,7 @@ class Script:
         torch.manual_seed(0)
         np.random.seed(0)
         random.seed(0)
-        self.model = Net(dropout)
+        self.model = Net(dropout).to(device)
         self.dense = dense_of(self.model)
         images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
         loader = DataLoader(TensorDataset(images, labels), batch_size=16, shuffle=True)

@@ -304,23 +304,6 @@ def test_follows_the_model_to_another_device(model: nn.Module) -> None:
     assert {score.device.type for score in pruner.score_parameters()} == {"meta"}
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_search_on_cuda(model: nn.Module, batches: Batches) -> None:
-    dense = dense_of(model)
-    pruner = LotteryJackpotPruner(model, CONFIG_LIST)
-    start = pruner.get_masks()
-    model.cuda()
-    optimizer = torch.optim.SGD(pruner.score_parameters(), lr=2.0, momentum=0.9, fused=True)
-    for images, labels in batches:
-        training_step((images.cuda(), labels.cuda()), model).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    assert zeros(pruner) == expected_zeros(model)
-    assert not same(start, pruner.get_masks())
-    pruner.unwrap_model()
-    assert frozen(model.cpu(), dense)
-
-
 # -- masks from elsewhere
 
 

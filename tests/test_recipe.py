@@ -31,10 +31,13 @@ def watched(
 
     def step(batch: Any, model: nn.Module) -> torch.Tensor:
         loss = nn.functional.cross_entropy(model(batch[0]), batch[1])
+        if pruner.recipe.temperature:  # nobody has asked for the masks yet
+            pruner.get_masks()
         seen.append(zeros_of(model))
         return loss
 
-    return LotteryJackpotPruner(model, config, make_evaluator(model, batches, step), **options), seen
+    pruner = LotteryJackpotPruner(model, config, make_evaluator(model, batches, step), **options)
+    return pruner, seen
 
 
 def test_gradients_are_scaled_to_rms_one_per_tensor() -> None:

@@ -272,24 +272,31 @@ def test_a_steady_update_makes_nothing_of_the_size_of_the_scores() -> None:
 
 
 @every_kind
-def test_an_accelerator_finds_the_same_for_many_sets_at_once(make) -> None:
+@pytest.mark.parametrize("rows", [1, 3])
+def test_an_accelerator_finds_the_same_for_many_sets_at_once(make, rows: int) -> None:
+    check_update_tops(make, rows, "cpu")
+
+
+def check_update_tops(make, rows: int, device: str) -> None:
     generator = Generator().manual_seed(0)
     sets, expected = [], []
     for n, keep in ((39, 0), (39, 39), (500, 50), (500, 251), (1000, 999)):
-        scores, kept = long(make, generator, n), coin(generator, n)
-        expected.append(reference(scores, keep, kept))
-        sets.append((scores, keep, kept))
+        scores, kept = long(make, generator, rows * n).view(rows, n), coin(generator, rows, n)
+        wanted = [reference(*row) for row in zip(scores, [keep] * rows, kept, strict=True)]
+        expected.append(torch.stack(wanted))
+        sets.append((scores.to(device), keep, kept.to(device)))
     before = [kept.clone() for _, _, kept in sets]
     changed = update_tops(sets)
     for (_, _, kept), wanted, was, flipped in zip(sets, expected, before, changed, strict=True):
-        assert torch.equal(kept, wanted)
-        assert torch.equal(flipped, was != wanted)
+        assert torch.equal(kept.cpu(), wanted)
+        assert torch.equal(flipped, was != kept)
     assert update_tops([]) == []
 
 
-def test_an_accelerator_leaves_all_sets_alone_if_a_score_is_nan() -> None:
-    sets = [(torch.rand(50), 5, torch.zeros(50, dtype=torch.bool)) for _ in range(3)]
-    sets[1][0][7] = nan
+@pytest.mark.parametrize("keep", [0, 5, 45, 50])
+def test_an_accelerator_leaves_all_sets_alone_if_a_score_is_nan(keep: int) -> None:
+    sets = [(torch.rand(1, 50), keep, torch.zeros(1, 50, dtype=torch.bool)) for _ in range(3)]
+    sets[1][0][0, 7] = nan
     with pytest.raises(SearchDivergedError, match="NaN"):
         update_tops(sets)
     assert not any(kept.any() for _, _, kept in sets)

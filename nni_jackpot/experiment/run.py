@@ -40,6 +40,9 @@ class Setting:
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.device = _device(config.device)
+        # Else the fastest convolution may add up a gradient in another order every time: the same seed is to
+        # give the same mask.
+        torch.backends.cudnn.deterministic = True
         self.folder = output_folder(Path(config.output))
         forget_other(config)
         dump_config(config, self.folder / "config.yml")

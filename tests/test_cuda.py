@@ -1,0 +1,267 @@
+"""What holds on a CPU holds on a GPU, and the host waits for the GPU no more often the more layers there are."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import (
+    CONFIG_LIST,
+    Batches,
+    ConvNet,
+    dense_of,
+    expected_zeros,
+    frozen,
+    make_evaluator,
+    same,
+    training_step,
+    zeros,
+)
+from test_checkpoint import check_resumed
+from test_selection import check_update_tops, every_kind
+from torch import nn
+
+from nni_jackpot import LotteryJackpotPruner
+from nni_jackpot.cli import main
+from nni_jackpot.experiment.result import load_result
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+Found = dict[str, dict[str, torch.Tensor | None]]
+
+
+@pytest.fixture(autouse=True)
+def deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have convolutions compute the same gradients every time; commands see to it themselves."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+
+
+@pytest.fixture
+def on_gpu(batches: Batches) -> Batches:
+    return [(images.cuda(), labels.cuda()) for images, labels in batches]
+
+
+def search(
+    batches: Batches,
+    steps: int = 24,
+    config: dict[str, Any] | None = None,
+    step: Callable[..., Any] = training_step,
+    **options: Any,
+) -> tuple[LotteryJackpotPruner, Found, Found]:
+    """Search on the GPU; return the pruner, and the masks before and after."""
+    torch.manual_seed(0)
+    model = ConvNet().cuda()
+    dense = dense_of(model)
+    config_list = [{**CONFIG_LIST[0], **(config or {})}]
+    pruner = LotteryJackpotPruner(model, config_list, make_evaluator(model, batches, step), **options)
+    start = pruner.get_masks()
+    masks = pruner.compress(steps, None)[1]
+    assert frozen(model, dense)
+    return pruner, start, masks
+
+
+RECIPES = [
+    pytest.param(options, id=" ".join(options.values()))
+    for options in ({"recipe": "paper"}, {"recipe": "jackpot"}, {"method": "supermask"})
+]
+
+
+@pytest.mark.parametrize("options", RECIPES)
+def test_a_search(on_gpu: Batches, options: dict[str, str]) -> None:
+    lr = 2.0 if options == {"recipe": "paper"} else 0.1
+    pruner, start, masks = search(on_gpu, lr=lr, **options)
+    assert masks["conv1"]["weight"].device == on_gpu[0][0].device
+    assert zeros(pruner) == expected_zeros(ConvNet())
+    assert not same(start, masks)
+    assert pruner.flips >= 0
+    assert same(masks, search(on_gpu, lr=lr, **options)[2])
+
+
+@pytest.mark.parametrize("options", RECIPES)
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"granularity": "out_channel"},
+        {"granularity": [2, 2, 1, 1], "op_names": ["conv2"], "op_types": ["Conv2d"]},
+        {"sparse_pattern": "2:4", "op_names": ["conv2"], "op_types": ["Conv2d"], "sparse_ratio": None},
+        {"global_group_id": 0},
+    ],
+    ids=["channels", "blocks", "2:4", "global"],
+)
+def test_every_granularity(on_gpu: Batches, config: dict[str, Any], options: dict[str, str]) -> None:
+    config = {key: value for key, value in {**CONFIG_LIST[0], **config}.items() if value is not None}
+    torch.manual_seed(0)
+    model = ConvNet().cuda()
+    dense = dense_of(model)
+    evaluator = make_evaluator(model, on_gpu)
+    pruner = LotteryJackpotPruner(model, [config], evaluator, lr=0.1, **options)
+    before = sum(zeros(pruner).values())
+    pruner.compress(12, None)
+    assert sum(zeros(pruner).values()) == before
+    assert frozen(model, dense)
+
+
+def test_short_restriction(on_gpu: Batches) -> None:
+    pruner, start, masks = search(on_gpu, recipe="paper", lr=2.0, swap_limit=0.05)
+    assert zeros(pruner) == expected_zeros(ConvNet())
+    assert not same(start, masks)
+
+
+@pytest.mark.parametrize("init", ["snip", "grasp", "random"])
+def test_criteria(on_gpu: Batches, init: str) -> None:
+    pruner, _, _ = search(on_gpu, 3, init=init)
+    assert zeros(pruner) == expected_zeros(ConvNet())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_mixed_precision(on_gpu: Batches, dtype: torch.dtype) -> None:
+    def step(batch: Any, model: nn.Module) -> torch.Tensor:
+        with torch.autocast("cuda", dtype):
+            return training_step(batch, model)
+
+    pruner, start, masks = search(on_gpu, step=step, lr=0.1)
+    assert zeros(pruner) == expected_zeros(ConvNet())
+    assert not same(start, masks)
+    assert all(score.dtype == torch.float32 for score in pruner.score_parameters())
+
+
+def test_channels_last_finds_as_good_a_mask(on_gpu: Batches) -> None:
+    torch.manual_seed(0)
+    model = ConvNet().cuda().to(memory_format=torch.channels_last)
+    images = [(x.to(memory_format=torch.channels_last), y) for x, y in on_gpu]
+    losses: list[float] = []
+    pruner = LotteryJackpotPruner(
+        model, CONFIG_LIST, make_evaluator(model, images, log=losses), recipe="paper", lr=2.0
+    )
+    pruner.compress(48, None)
+    assert zeros(pruner) == expected_zeros(model)
+    assert sum(losses[-6:]) < sum(losses[:6])
+
+
+@pytest.mark.parametrize("options", RECIPES[:2])
+def test_the_compiler_finds_as_good_a_mask(on_gpu: Batches, options: dict[str, str]) -> None:
+    torch.manual_seed(0)
+    model = ConvNet().cuda()
+    torch._dynamo.reset()
+    function = torch.compile(model)
+    lr = 2.0 if options["recipe"] == "paper" else 0.03
+    losses: list[float] = []
+    evaluator = make_evaluator(model, on_gpu, lambda batch, model: training_step(batch, function), losses)
+    pruner = LotteryJackpotPruner(model, CONFIG_LIST, evaluator, lr=lr, **options)
+    pruner.compress(48, None)
+    assert zeros(pruner) == expected_zeros(ConvNet())
+    assert sum(losses[-6:]) < sum(losses[:6])
+
+
+class Deep(nn.Module):
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*[nn.Linear(64, 64) for _ in range(depth)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x.flatten(1))
+
+
+@pytest.mark.parametrize("options", RECIPES)
+@pytest.mark.filterwarnings("ignore")
+def test_waits_do_not_depend_on_the_number_of_layers(on_gpu: Batches, options: dict[str, str]) -> None:
+    def waits(depth: int) -> int:
+        """Return how often the host waits for the device between the 6th step and the 18th."""
+        torch.manual_seed(0)
+        model = Deep(depth).cuda()
+        seen: list[int] = []
+
+        def step(batch: Any, model: nn.Module) -> torch.Tensor:
+            seen.append(len(caught))
+            return training_step(batch, model)
+
+        config = [{"op_types": ["Linear"], "sparse_ratio": 0.7}]
+        pruner = LotteryJackpotPruner(model, config, make_evaluator(model, on_gpu, step), **options)
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                pruner.compress(18, None)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert "synchronizing" in str(caught[-1].message)
+        return seen[17] - seen[5]
+
+    few, many = waits(2), waits(8)
+    assert few == many
+    assert many <= 2 * 12  # a look at the loss, and one at all masks
+
+
+@pytest.mark.parametrize("options", RECIPES)
+def test_flips_are_counted_by_one_wait(on_gpu: Batches, options: dict[str, str]) -> None:
+    pruner, _, _ = search(on_gpu, 6, lr=0.1, **options)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with pytest.warns(UserWarning, match="synchronizing") as caught:
+            assert pruner.flips >= 0
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(caught) == 1
+
+
+@every_kind
+@pytest.mark.parametrize("rows", [1, 3])
+def test_selection(make: Callable[..., torch.Tensor], rows: int) -> None:
+    check_update_tops(make, rows, "cuda")
+
+
+def test_moves_to_the_gpu_after_it_was_wrapped(on_gpu: Batches) -> None:
+    torch.manual_seed(0)
+    model = ConvNet()
+    dense = dense_of(model)
+    pruner = LotteryJackpotPruner(model, CONFIG_LIST)
+    start = pruner.get_masks()
+    model.cuda()
+    optimizer = torch.optim.SGD(pruner.score_parameters(), lr=2.0, momentum=0.9, fused=True)
+    for batch in on_gpu:
+        training_step(batch, model).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert zeros(pruner) == expected_zeros(model)
+    assert not same(start, pruner.get_masks())
+    pruner.unwrap_model()
+    assert frozen(model.cpu(), dense)
+
+
+@pytest.mark.parametrize("options", RECIPES)
+@pytest.mark.parametrize("dropout", [0.0, 0.3])  # whose random numbers come from the GPU's own generator
+def test_resumes_where_it_was(
+    on_gpu: Batches, tmp_path: Path, dropout: float, options: dict[str, str]
+) -> None:
+    check_resumed(on_gpu, tmp_path / "checkpoint.pth", 11, device="cuda", dropout=dropout, lr=0.1, **options)
+
+
+DIGITS = """
+seed: 0
+output: {folder}
+device: cuda
+data: {{name: digits, batch_size: 64}}
+model: {{name: resnet, depth: 8, width: 8}}
+pretrain: {{epochs: 2, cache: {cache}}}
+config_list: [{{op_types: [Conv2d], sparse_ratio: 0.8, global_group_id: 0}}]
+search: {{epochs: 2}}
+finetune: {{epochs: 1}}
+"""
+
+
+def test_a_command_gives_the_same_masks_twice(tmp_path: Path) -> None:
+    found = []
+    for name in ("a", "b"):
+        config = tmp_path / f"{name}.yml"
+        text = DIGITS.format(folder=tmp_path / name, cache=tmp_path / "cache")
+        config.write_text(text, encoding="utf-8")
+        assert main(["search", str(config)]) == 0
+        found.append(torch.load(tmp_path / name / "masks.pth", weights_only=True))
+        rows = {row.kind: row.accuracy for row in load_result(tmp_path / name).rows}
+        assert rows["jackpot"] > rows["initial"]
+    assert same(*found)
+    assert not any(mask["weight"].is_cuda for mask in found[0].values())
