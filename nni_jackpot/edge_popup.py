@@ -255,7 +255,7 @@ class RelaxedMask:
         return self._masked.values
 
     def _soft(self, score: Tensor, mask: Tensor, out: Tensor | None = None) -> Tensor:
-        """Return the soft mask, of the target's shape or broadcastable to it; a mask of rows is to be fresh."""
+        """Return the soft mask, of the target's shape or broadcastable to it; one of rows from a fresh mask."""
         scores = score.detach().view(self.grains.score_shape)
         soft = soft_mask(scores, mask, self.keep, self.grains, self.temperature, out=out)
         return self.grains.expand(soft)
