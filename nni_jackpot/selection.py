@@ -231,7 +231,7 @@ def _places_in_doubt(flat: Tensor, members: Tensor, low: float, high: float) -> 
     A NaN is neither above nor below, and so in doubt.
     """
     if low == -math.inf and high == math.inf:
-        return torch.arange(len(flat))
+        return torch.arange(len(flat), device=flat.device)
     if not flat.is_cpu or flat.dtype not in (torch.float32, torch.float64):
         return (((flat > high) != members) | ((flat < low) == members)).nonzero()[:, 0]
     # NumPy's comparisons are vectorized: they take a quarter of the time of PyTorch's.
