@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from nni_jackpot.granularity import Grains
 from nni_jackpot.selection import Threshold, swap_at_most, update_top, update_tops
@@ -169,6 +174,24 @@ class RelaxedMask:
             self._masked.is_stale = True
         self._remake(score, mask)
 
+    def has_values(self, mask: Tensor) -> bool:
+        """Return whether the masked weights are there, and those of the mask."""
+        return self._masked is not None and self._masked.is_same(self._masked.weight, mask)
+
+    def take_values(self, mask: Tensor | None) -> None:
+        """Note that others have written the masked weights: under the mask, or the soft one for None."""
+        assert self._masked is not None
+        increment_version(self._masked.values)
+        self._masked = _Masked(self._masked.values, self._masked.weight, mask)
+        if mask is None:
+            self._may_have_moved = True
+
+    def changes(self, mask: Tensor) -> Tensor:
+        """Return a flat boolean tensor for the places that change in a refresh, in place of those before."""
+        before = self._flipped
+        is_fit = before is not None and before.dtype == torch.bool and before.device == mask.device
+        return before if is_fit else torch.empty_like(mask).view(-1)  # type: ignore[return-value]
+
     def _refresh_grains(self, score: Tensor, mask: Tensor, favoured: Tensor | None = None) -> None:
         """Refresh a mask of channels, blocks or rows, or one whose swaps are limited."""
         before = self.grains.of_mask(mask)
@@ -255,7 +278,7 @@ class RelaxedMask:
         return self._masked.values
 
     def _soft(self, score: Tensor, mask: Tensor, out: Tensor | None = None) -> Tensor:
-        """Return the soft mask, of the target's shape or broadcastable to it; one of rows from a fresh mask."""
+        """Return the soft mask, of the target's shape or broadcastable to it; in rows, of a fresh mask."""
         scores = score.detach().view(self.grains.score_shape)
         soft = soft_mask(scores, mask, self.keep, self.grains, self.temperature, out=out)
         return self.grains.expand(soft)
@@ -311,7 +334,10 @@ class RelaxedMask:
             self._accepted = True
 
 
-def refresh_together(targets: Iterable[tuple[RelaxedMask, Tensor, Tensor]]) -> None:
+Target = tuple[RelaxedMask, Tensor, Tensor]  # relaxed mask, score, mask
+
+
+def refresh_together(targets: Iterable[Target]) -> None:
     """Let masks follow their scores, each of ``(relaxed mask, score, mask)``.
 
     An accelerator is waited for once, and not once a target.
@@ -321,20 +347,38 @@ def refresh_together(targets: Iterable[tuple[RelaxedMask, Tensor, Tensor]]) -> N
     SearchDivergedError
         If a score is NaN; its mask is then left as it was.
     """
-    on_accelerator = []
+    together = []
     for relaxed, score, mask in targets:
         grains = relaxed.grains
-        if score.device.type != "cpu" and relaxed.swap_limit is None:
-            on_accelerator.append((relaxed, score, mask))
+        if is_accelerator(score.device) and relaxed.swap_limit is None:
+            together.append((relaxed, score, mask))
         elif grains.scaler is not None or grains.rows > 1 or relaxed.swap_limit is not None:
             relaxed._refresh_grains(score, mask)
         else:
             relaxed._update(score, mask)
-    _refresh_on_accelerator(on_accelerator)
+    by_kernels, others = _kernel_groups(together)
+    for group in by_kernels:
+        if group[0][0].temperature:  # the values are those of the soft mask
+            others += group
+        else:
+            others += _refresh_by_kernels(group)
+    _refresh_by_sets(others)
+
+
+def wait_together(targets: Iterable[Target]) -> None:
+    """Let soft masks follow their scores, the masks themselves not; for those that can wait."""
+    by_kernels, others = _kernel_groups(targets)
+    for group in by_kernels:
+        kernels().weigh([_layer(*target) for target in group], group[0][0].temperature)
+        for relaxed, _, _ in group:
+            relaxed.take_values(None)
+    for relaxed, score, mask in others:
+        relaxed.wait(score, mask)
 
 
 @torch.no_grad()
-def _refresh_on_accelerator(targets: Sequence[tuple[RelaxedMask, Tensor, Tensor]]) -> None:
+def _refresh_by_sets(targets: Sequence[Target]) -> None:
+    """Refresh masks on an accelerator, of whatever grains."""
     sets = []
     for relaxed, score, mask in targets:
         grains = relaxed.grains
@@ -351,3 +395,63 @@ def _refresh_on_accelerator(targets: Sequence[tuple[RelaxedMask, Tensor, Tensor]
 def _in_rows(grains: Grains) -> bool:
     """Return whether a mask itself can be looked at as rows of grains."""
     return grains.scaler is None and grains.row_dim is None
+
+
+def _refresh_by_kernels(targets: Sequence[Target]) -> list[Target]:
+    """Refresh masks of single weights on a GPU; return those that have too many equal scores for it."""
+    layers = [_layer(*target) for target in targets]
+    changes = [relaxed.changes(mask) for relaxed, _, mask in targets]
+    are_fresh = [relaxed.has_values(mask) for relaxed, _, mask in targets]
+    left = []
+    for target, is_done, is_fresh, changed in zip(
+        targets, kernels().update_masks(layers, changes), are_fresh, changes, strict=True
+    ):
+        relaxed, score, mask = target
+        if not is_done:
+            left.append(target)
+            continue
+        increment_version(mask)
+        relaxed.settle(score, changed)
+        if is_fresh:
+            relaxed.take_values(mask)
+        else:
+            relaxed._remake(score, mask)
+    return left
+
+
+def _kernel_groups(targets: Iterable[Target]) -> tuple[list[list[Target]], list[Target]]:
+    """Sort out what can be done together by the kernels of `nni_jackpot.gpu`, and what they cannot do."""
+    groups: dict[Any, list[Target]] = defaultdict(list)
+    others = []
+    for target in targets:
+        relaxed, score, _ = target
+        masked, grains = relaxed._masked, relaxed.grains
+        is_fit = has_kernels(score.device) and score.dtype == torch.float32 and score.is_contiguous()
+        is_fit = is_fit and _in_rows(grains) and grains.rows == 1 and masked is not None
+        if is_fit and masked.weight.is_contiguous() and masked.values.is_contiguous():  # type: ignore[union-attr]
+            groups[score.device, masked.weight.dtype, relaxed.temperature].append(target)  # type: ignore[union-attr]
+        else:
+            others.append(target)
+    return list(groups.values()), others
+
+
+def _layer(relaxed: RelaxedMask, score: Tensor, mask: Tensor) -> Any:
+    masked = relaxed._masked
+    assert masked is not None
+    return kernels().Layer(score.detach(), relaxed.keep, mask, masked.weight, masked.values)
+
+
+def is_accelerator(device: torch.device) -> bool:
+    """Return whether the host had better not wait for a device."""
+    return device.type != "cpu"
+
+
+@lru_cache
+def has_kernels(device: torch.device) -> bool:
+    """Return whether a device runs Triton's kernels; PyTorch has Triton for NVIDIA's GPUs on Linux."""
+    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
+
+
+def kernels() -> Any:
+    """Return the module `nni_jackpot.gpu`, which can be imported only where Triton is."""
+    return importlib.import_module("nni_jackpot.gpu")

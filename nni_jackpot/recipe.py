@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 
@@ -48,14 +52,15 @@ class Recipe:
     def optimizer(self, pools: list[list[nn.Parameter]]) -> Optimizer:
         """Return the optimizer of the scores, which come in pools of targets that share a budget."""
         on_fast = all(score.device.type in ("cpu", "cuda") for pool in pools for score in pool)
-        kind = NormalizedSGD if self.normalize else SGD
-        return kind(
-            [{"params": pool} for pool in pools],
-            lr=self.lr,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            fused=on_fast,  # one pass, no copies
-        )
+        options: dict[str, Any] = {
+            "lr": self.lr,
+            "momentum": self.momentum,
+            "weight_decay": self.weight_decay,
+            "fused": on_fast,  # one pass, no copies
+        }
+        if self.normalize:
+            return NormalizedSGD(pools, **options)
+        return SGD([score for pool in pools for score in pool], **options)
 
 
 RECIPES = {
@@ -74,14 +79,39 @@ _NO_GRADIENT = 1e-30
 
 
 class NormalizedSGD(SGD):
-    """SGD on gradients that are scaled, in place, to a root mean square of 1 over every parameter group."""
+    """SGD on gradients that are scaled, in place, to a root mean square of 1 over every pool."""
+
+    def __init__(self, pools: Sequence[Sequence[nn.Parameter]], **options: Any) -> None:
+        super().__init__([parameter for pool in pools for parameter in pool], **options)
+        self._pool_of = [i for i, pool in enumerate(pools) for _ in pool]
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Scale the gradients and take a step; gradients that are zero everywhere stay so."""
-        for group in self.param_groups:
-            if grads := [p.grad for p in group["params"] if p.grad is not None]:
-                size = sum(grad.numel() for grad in grads)
-                norm = torch.stack(torch._foreach_norm(grads)).norm()
-                torch._foreach_mul_(grads, size**0.5 / norm.clamp_min(_NO_GRADIENT))
+        sizes = [0] * len(self._pool_of)
+        by_device: dict[torch.device, list[tuple[int, Tensor]]] = defaultdict(list)
+        for pool, parameter in zip(self._pool_of, self.param_groups[0]["params"], strict=True):
+            if parameter.grad is not None:
+                by_device[parameter.grad.device].append((pool, parameter.grad))
+                sizes[pool] += parameter.numel()
+        squares: Tensor | None = None  # of the norms of pools; double, for the squares of small numbers
+        for device, found in by_device.items():
+            pools, grads = zip(*found, strict=True)
+            norms = torch.stack(torch._foreach_norm(grads)).double()
+            zeros = torch.zeros(len(sizes), dtype=torch.float64, device=device)
+            here = zeros.index_add_(0, _constants(pools, device), norms.square_())
+            squares = here if squares is None else squares + here.to(squares.device)
+        if squares is not None:
+            root_sizes = _constants(tuple(size**0.5 for size in sizes), squares.device)
+            factors = root_sizes / squares.sqrt_().clamp_min_(_NO_GRADIENT)
+            for device, found in by_device.items():
+                pools, grads = zip(*found, strict=True)
+                own = factors.to(device)[_constants(pools, device)]
+                torch._foreach_mul_(grads, own.to(grads[0].dtype).unbind())
         super().step(closure)
+
+
+@lru_cache(maxsize=16)
+def _constants(numbers: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return numbers on a device, where they stay: they are the same at every step."""
+    return torch.tensor(numbers, device=device)

@@ -8,9 +8,9 @@ from torch import Tensor
 from nni_jackpot.granularity import Grains
 
 # Scores that the smallest kept one, and their deviation, are estimated from where there are many.
-_SAMPLE = 1 << 14
+SAMPLE = 1 << 14
 # What is taken for a deviation of zero.
-_EQUAL = 1e-12
+EQUAL = 1e-12
 
 
 @torch.no_grad()
@@ -45,12 +45,12 @@ def soft_mask(
     if keep == grains.count:
         return torch.ones_like(score) if out is None else out.fill_(1)
     if grains.rows == 1:
-        sample = score.flatten()[:: max(1, grains.count // _SAMPLE)].sort().values
+        sample = score.flatten()[:: max(1, grains.count // SAMPLE)].sort().values
         place = round(len(sample) * (1 - keep / grains.count))
         threshold = sample[min(place, len(sample) - 1)]
     else:
         sample = score
         by_row = grains.by_row(score.masked_fill(~grains.of_mask(mask), torch.inf))
         threshold = grains.of_rows(by_row.amin(1, keepdim=True).expand_as(by_row))
-    slope = 1 / (temperature * sample.std()).clamp_min(_EQUAL)
+    slope = 1 / (temperature * sample.std()).clamp_min(EQUAL)
     return torch.sub(score, threshold, out=out).mul_(slope).sigmoid_()

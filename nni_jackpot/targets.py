@@ -16,7 +16,7 @@ from nni.compression.base.target_space import PruningTargetSpace, TargetType
 from nni.compression.base.wrapper import ModuleWrapper
 from torch import Tensor, nn
 
-from nni_jackpot.edge_popup import RelaxedMask, initial_scores, refresh_together
+from nni_jackpot.edge_popup import RelaxedMask, Target, initial_scores, refresh_together, wait_together
 from nni_jackpot.granularity import Grains
 from nni_jackpot.supermask import SampledMask
 
@@ -232,12 +232,12 @@ def refresh_scored(groups: Iterable[ScoreGroup]) -> None:
     SearchDivergedError
         If a score is NaN.
     """
-    seen = []
+    waiting: list[Target] = []
+    seen: list[Target] = []
     for target in (target for group in groups for target in group.members):
-        if target.relaxed.can_wait:
-            target.relaxed.wait(target.score, target.mask)
-        else:
-            seen.append((target.relaxed, target.score, target.mask))
+        relaxed = target.relaxed
+        (waiting if relaxed.can_wait else seen).append((relaxed, target.score, target.mask))
+    wait_together(waiting)
     refresh_together(seen)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import triton_interpreter  # isort: skip  # noqa: F401  # has to be told before Triton is loaded, by whomever
+
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path

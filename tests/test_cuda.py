@@ -246,10 +246,10 @@ output: {folder}
 device: cuda
 data: {{name: digits, batch_size: 64}}
 model: {{name: resnet, depth: 8, width: 8}}
-pretrain: {{epochs: 2, cache: {cache}}}
+pretrain: {{epochs: 2, lr: 0.1, cache: {cache}}}
 config_list: [{{op_types: [Conv2d], sparse_ratio: 0.8, global_group_id: 0}}]
 search: {{epochs: 2}}
-finetune: {{epochs: 1}}
+finetune: {{epochs: 1, lr: 0.05}}
 """
 
 

@@ -43,8 +43,7 @@ def watched(
 def test_gradients_are_scaled_to_rms_one_per_tensor() -> None:
     scores = [nn.Parameter(torch.zeros(3, 5)), nn.Parameter(torch.zeros(7)), nn.Parameter(torch.zeros(2))]
     gradients = [torch.randn(3, 5) * 1e-6, torch.randn(7) * 1e4, torch.zeros(2)]
-    groups = [{"params": [score]} for score in scores]
-    optimizer = NormalizedSGD(groups, lr=0.5, momentum=0.9)
+    optimizer = NormalizedSGD([[score] for score in scores], lr=0.5, momentum=0.9)
     for step in (1.0, 1.9):  # momentum
         before = [score.detach().clone() for score in scores]
         for score, gradient in zip(scores, gradients, strict=True):
@@ -59,7 +58,7 @@ def test_gradients_are_scaled_to_rms_one_per_tensor() -> None:
 def test_gradients_of_a_group_are_scaled_as_one() -> None:
     scores = [nn.Parameter(torch.zeros(6)), nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))]
     scores[0].grad, scores[1].grad = torch.full((6,), 4.0), torch.full((2,), 4.0)
-    NormalizedSGD(scores[:3], lr=1.0).step()
+    NormalizedSGD([scores[:3]], lr=1.0).step()
     moved = torch.cat([score.detach() for score in scores])
     torch.testing.assert_close(moved, torch.tensor([-1.0] * 8 + [0.0]))
 
