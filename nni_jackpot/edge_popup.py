@@ -68,6 +68,10 @@ class _Masked:
         self.is_stale = False  # for a reason that weight and mask do not tell
         self._made_of = _versions(weight, mask)
 
+    def is_ready_for(self, weight: Tensor) -> bool:
+        """Return whether they are those of this weight, where everybody tells of changes, but for moves."""
+        return weight is self.weight and not self.is_stale and weight.device == self.values.device
+
     def is_same(self, weight: Tensor, mask: Tensor | None) -> bool:
         """Return whether they would come out the same from these."""
         return not self.is_stale and self._made_of == _versions(weight, mask)
@@ -230,19 +234,25 @@ class RelaxedMask:
         may_write
             Whether backward may overwrite the gradient of the masked weights, since nobody else will read it.
         """
-        if torch.compiler.is_compiling():
-            may_write = False  # a compiler makes copies as it sees fit
         gives_gradient = torch.is_grad_enabled() and score.requires_grad
-        is_ready = self.is_told and self._masked is not None and isinstance(weight, nn.Parameter)
-        is_ready = is_ready and (gives_gradient or not self.temperature)
-        if is_ready and torch.compiler.is_compiling():  # nothing to trace, nothing to break a graph
-            masked = self._masked.values  # type: ignore[union-attr]
+        is_compiling, masked = torch.compiler.is_compiling(), self._masked
+        # In a search all has been done by whoever moved the scores, and there is nothing to break a graph.
+        is_ready = self.is_told and masked is not None and (gives_gradient or not self.temperature)
+        if is_ready and is_compiling:
+            is_ready = isinstance(weight, nn.Parameter)
+        elif is_ready:
+            is_ready = masked.is_ready_for(weight)  # type: ignore[union-attr]
+        if is_ready:
+            values = masked.values  # type: ignore[union-attr]
+        elif is_compiling:
+            values, mask = self._up_to_date_uncompiled(weight, score, mask, gives_gradient)
         else:
-            masked, mask = self._up_to_date(weight, score, mask, gives_gradient)
-        score = score.view(self.grains.score_shape)
-        return StraightThrough.apply(weight, score, masked, mask, self.grains, may_write)
+            values, mask = self._up_to_date(weight, score, mask, gives_gradient)
+        if self.grains.scaler is not None:
+            score = score.view(self.grains.score_shape)
+        may_write = may_write and not is_compiling  # a compiler makes copies as it sees fit
+        return StraightThrough.apply(weight, score, values, mask, self.grains, may_write)
 
-    @torch.compiler.disable
     @torch.no_grad()
     def _up_to_date(
         self, weight: Tensor, score: Tensor, mask: Tensor, gives_gradient: bool
@@ -259,6 +269,8 @@ class RelaxedMask:
             return weight * _as_numbers(mask), mask
         soft = self._soft(score, mask).to(weight.dtype)
         return weight * soft, soft
+
+    _up_to_date_uncompiled = torch.compiler.disable(_up_to_date)
 
     @torch.no_grad()
     def make(self, weight: Tensor, score: Tensor, mask: Tensor) -> Tensor:
@@ -428,6 +440,7 @@ def _kernel_groups(targets: Iterable[Target]) -> tuple[list[list[Target]], list[
         masked, grains = relaxed._masked, relaxed.grains
         is_fit = has_kernels(score.device) and score.dtype == torch.float32 and score.is_contiguous()
         is_fit = is_fit and _in_rows(grains) and grains.rows == 1 and masked is not None
+        is_fit = is_fit and masked.values.device == score.device  # type: ignore[union-attr]
         if is_fit and masked.weight.is_contiguous() and masked.values.is_contiguous():  # type: ignore[union-attr]
             groups[score.device, masked.weight.dtype, relaxed.temperature].append(target)  # type: ignore[union-attr]
         else:

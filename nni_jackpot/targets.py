@@ -22,17 +22,22 @@ from nni_jackpot.supermask import SampledMask
 
 _SCORE = "{}_score"
 _RELAXED = "{}_relaxed_mask"
+_APPLY_METHOD = "jackpot_mul"
 _ALIGNED = "{}_aligned_mask"
 _PLAIN_MODULES = (nn.Linear, nn.modules.conv._ConvNd)
 
 
-class SearchedSpace(PruningTargetSpace):
-    """A target space whose mask takes a byte a weight, not four; NNI reads it as numbers, in a copy."""
+class LeanSpace(PruningTargetSpace):
+    """A target space that hands out its settings themselves: NNI copies all of them whenever one is read."""
 
     @property
     def setting(self) -> dict[str, Any]:
-        """The settings themselves: NNI copies all of them whenever one is read, several times a forward."""
+        """The settings, which a forward reads several times."""
         return self._setting
+
+
+class SearchedSpace(LeanSpace):
+    """A target space whose mask takes a byte a weight, not four; NNI reads it as numbers, in a copy."""
 
     @property
     def mask(self) -> Tensor | None:
@@ -51,7 +56,7 @@ class SearchedSpace(PruningTargetSpace):
 
 def raw_mask(space: PruningTargetSpace) -> Tensor:
     """Return the mask itself, as it lies in the wrapper."""
-    return space._get_wrapper_attr(space._mask_name)
+    return space._wrapper._buffers[space._mask_name]
 
 
 class SearchedWrapper(ModuleWrapper):
@@ -68,8 +73,15 @@ class SearchedWrapper(ModuleWrapper):
         ) or any(space.type is not TargetType.PARAMETER for space in self.pruning_target_spaces.values())
         if others or getattr(self, "is_bias_correction", False):
             return super().forward(*args, **kwargs)
+        # Into the buffers themselves, where wrapping has put them: to set a module's attribute takes as long as
+        # to launch a kernel.
+        buffers = self.module._buffers
         for name, space in self.pruning_target_spaces.items():
-            setattr(self.module, name, self.patch_helper(name, space.target))
+            weight, score = self._parameters.get(name), self._parameters.get(_SCORE.format(name))
+            if weight is not None and score is not None and space.apply_method == _APPLY_METHOD:
+                buffers[name] = _masked_weight(self, name, weight, score)
+            elif name in buffers:
+                buffers[name] = self.patch_helper(name, space.target)
         return self.module_forward(*args, **kwargs)
 
     def _apply_mask_helper(self, target: Any, target_space: PruningTargetSpace) -> Any:
@@ -105,7 +117,7 @@ class ScoredTarget(NamedTuple):
     @property
     def score(self) -> nn.Parameter:
         """The scores, one a grain; targets of one dependency group have them in common."""
-        return getattr(self.space._wrapper, _SCORE.format(self.name))
+        return self.space._wrapper._parameters[_SCORE.format(self.name)]
 
     @property
     def relaxed(self) -> RelaxedMask:
@@ -170,7 +182,7 @@ class ScoreGroup(NamedTuple):
             relaxed.settle(target.score)  # the mask is what these scores ask for
             setattr(target.space._wrapper, _RELAXED.format(target.name), relaxed)
             if target.space.apply_method != "bypass":
-                target.space.apply_method = "jackpot_mul"
+                target.space.apply_method = _APPLY_METHOD
 
     def limit_swaps(self, share: float | None) -> None:
         """Let a refresh replace no more than this share of the kept grains; None for any number."""
@@ -244,18 +256,21 @@ def refresh_scored(groups: Iterable[ScoreGroup]) -> None:
 def _jackpot_mul(weight: Tensor, target_space: PruningTargetSpace) -> Tensor:
     """NNI's apply method of a searched target: the masked weights, with gradients for its scores."""
     wrapper, name = target_space._wrapper, target_space._target_name
-    score = getattr(wrapper, _SCORE.format(name), None)
-    if score is None:
-        return mul_mask(weight, target_space)
+    score = wrapper._parameters.get(_SCORE.format(name))
+    return mul_mask(weight, target_space) if score is None else _masked_weight(wrapper, name, weight, score)
+
+
+def _masked_weight(wrapper: ModuleWrapper, name: str, weight: Tensor, score: nn.Parameter) -> Tensor:
+    """Return the masked weights of a searched target, or of a sample where training sees one."""
     # The gradients of these modules' weights are made for nobody else.
     may_write = isinstance(wrapper.module, _PLAIN_MODULES) and not wrapper.quantization_target_spaces
-    relaxed = getattr(wrapper, _RELAXED.format(name))
+    relaxed, mask = wrapper.__dict__[_RELAXED.format(name)], wrapper._buffers[f"{name}_mask"]
     # Not without gradients, as where normalisation statistics are estimated for the masks as they stand.
     samples = isinstance(relaxed, SampledMask) and wrapper.module.training and torch.is_grad_enabled()
-    return (relaxed.sample if samples else relaxed.apply)(weight, score, raw_mask(target_space), may_write)
+    return (relaxed.sample if samples else relaxed.apply)(weight, score, mask, may_write)
 
 
-pruning_apply_methods["jackpot_mul"] = _jackpot_mul
+pruning_apply_methods[_APPLY_METHOD] = _jackpot_mul
 
 
 class AlignedMask:
@@ -308,6 +323,9 @@ def keep_masks_fresh(wrapper: ModuleWrapper) -> None:
     """See to it that masks of a wrapper are up to date before they are applied or saved; once a wrapper."""
     if type(wrapper) is ModuleWrapper:
         wrapper.__class__ = SearchedWrapper
+    for space in wrapper.pruning_target_spaces.values():
+        if type(space) is PruningTargetSpace:
+            space.__class__ = LeanSpace
     wrapper.register_track_func(_refresh_before_use)
     wrapper.register_state_dict_pre_hook(refresh_masks)
 
@@ -351,9 +369,9 @@ def drop_masked_weights(module: nn.Module, args: Any, output: Any) -> None:
     wrapper: Any = getattr(module, "_nni_wrapper", None)
     if wrapper is None:  # unwrapped by another compressor of a chain
         return
-    for name, space in wrapper.pruning_target_spaces.items():
-        if space.target is not None:
-            module._buffers[name] = space.target.detach()
+    for name in wrapper.pruning_target_spaces:
+        if (own := wrapper._parameters.get(name)) is not None:
+            module._buffers[name] = own.detach()
 
 
 def keep_statistics(module: nn.Module, args: Any) -> None:
