@@ -24,6 +24,7 @@ from torch import Tensor, distributed, nn
 from nni_jackpot.errors import CheckpointError
 from nni_jackpot.files import load_tensors, replace_file
 from nni_jackpot.schedule import SearchClock
+from nni_jackpot.targets import remake_values
 
 if TYPE_CHECKING:
     from nni_jackpot.search import Search
@@ -213,6 +214,7 @@ class Checkpoint:
                     state = dict(saved["masks"][str(target)])
                     target.mask.copy_(state.pop("mask"))
                     target.relaxed.restore(state, target.score)
+        remake_values(search.groups)
         search.optimizer.load_state_dict(saved["optimizer"])
         search.driver.load_state_dict(saved["driver"])
         search.clock = SearchClock(**saved["clock"])

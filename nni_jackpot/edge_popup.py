@@ -332,6 +332,8 @@ class RelaxedMask:
         self.settle(score, None if flipped is None else flipped.to(score.device))
         self._accepted = state["accepted"]
         self._kept, self._may_have_moved = state["kept"], state["is_behind"]
+        if self._masked is not None:
+            self._masked.is_stale = True
 
     def accept(self) -> None:
         """Note that the mask has proven good, so that `undo` goes back no further."""

@@ -15,7 +15,7 @@ from nni_jackpot.checkpoint import Checkpoint
 from nni_jackpot.errors import SearchDivergedError
 from nni_jackpot.growth import Growth
 from nni_jackpot.schedule import SearchClock
-from nni_jackpot.targets import ScoreGroup, refresh_scored
+from nni_jackpot.targets import ScoreGroup, refresh_scored, remake_values
 
 
 class Search:
@@ -104,6 +104,7 @@ class Search:
                 refresh_scored(self.groups)
                 for group in self.groups:
                     group.tell(True)
+                remake_values(self.groups)
                 self._run(train, max_steps, max_epochs)
             finally:
                 hook.remove()

@@ -73,7 +73,7 @@ class SearchedWrapper(ModuleWrapper):
         ) or any(space.type is not TargetType.PARAMETER for space in self.pruning_target_spaces.values())
         if others or getattr(self, "is_bias_correction", False):
             return super().forward(*args, **kwargs)
-        # Into the buffers themselves, where wrapping has put them: to set a module's attribute takes as long as
+        # Into the buffers, where wrapping has put them: to set an attribute of a module takes as long as
         # to launch a kernel.
         buffers = self.module._buffers
         for name, space in self.pruning_target_spaces.items():
@@ -199,7 +199,6 @@ class ScoreGroup(NamedTuple):
         for target in self.members:
             if is_told:
                 target.relaxed.refresh(target.score, target.mask)
-                target.relaxed.make(target.weight, target.score, target.mask)
             target.relaxed.is_told = is_told
 
     def accept(self) -> None:
@@ -234,6 +233,14 @@ class ScoreGroup(NamedTuple):
         for target in self.members:
             shaped = favoured.view(target.grains.score_shape)
             target.relaxed.resize(keep, target.score, target.mask, shaped)
+
+
+def remake_values(groups: Iterable[ScoreGroup]) -> None:
+    """Make the masked weights of a search anew, where scores and masks have been put in their places."""
+    targets = [target for group in groups for target in group.members]
+    wait_together((t.relaxed, t.score, t.mask) for t in targets if t.relaxed.can_wait)
+    for target in targets:
+        target.relaxed.make(target.weight, target.score, target.mask)
 
 
 def refresh_scored(groups: Iterable[ScoreGroup]) -> None:
