@@ -53,8 +53,13 @@ class StraightThrough(torch.autograd.Function):
         grad_weight = grad * mask if ctx.needs_input_grad[0] else None
         grad_score = None
         if ctx.needs_input_grad[1]:
-            in_place = ctx.may_write and not torch.is_grad_enabled()  # enabled by create_graph
-            per_weight = grad.mul_(weight) if in_place else grad * weight
+            if torch.is_grad_enabled():  # by create_graph
+                per_weight = grad * weight
+            elif ctx.may_write and grad.is_contiguous():
+                per_weight = grad.mul_(weight)
+            else:  # as scores lie in memory, whom autograd would give a copy of anything else
+                out = torch.empty(grad.shape, dtype=grad.dtype, device=grad.device)
+                per_weight = torch.mul(grad, weight, out=out)
             grad_score = ctx.grains.pool(per_weight.to(ctx.score_dtype), lambda weights: weights.sum(-1))
         return grad_weight, grad_score, None, None, None, None
 
@@ -443,7 +448,7 @@ def _kernel_groups(targets: Iterable[Target]) -> tuple[list[list[Target]], list[
         is_fit = has_kernels(score.device) and score.dtype == torch.float32 and score.is_contiguous()
         is_fit = is_fit and _in_rows(grains) and grains.rows == 1 and masked is not None
         is_fit = is_fit and masked.values.device == score.device  # type: ignore[union-attr]
-        if is_fit and masked.weight.is_contiguous() and masked.values.is_contiguous():  # type: ignore[union-attr]
+        if is_fit and kernels().layout_of(masked.weight) is not None:  # type: ignore[union-attr]
             groups[score.device, masked.weight.dtype, relaxed.temperature].append(target)  # type: ignore[union-attr]
         else:
             others.append(target)

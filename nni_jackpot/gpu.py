@@ -5,6 +5,7 @@ A layer here is what has one threshold: single weights of one target. Scores are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -64,7 +65,7 @@ def _described(
     )
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def _numbers(numbers: tuple[int, ...], device: torch.device) -> Tensor:
     """Return numbers as int32 on a device, without a wait."""
     on_host = torch.tensor(numbers, dtype=torch.int32, pin_memory=device.type == "cuda")
@@ -127,8 +128,15 @@ def _pick_digit(counts, prefix, rest, surplus, SHIFT: tl.constexpr):  # type: ig
 
 
 @triton.jit
+def _in_weight(at, planes, pixels):  # type: ignore[no-untyped-def]
+    """Return where a place lies in a weight whose planes come last in memory."""
+    within = at % (planes * pixels)
+    return at - within + (within % pixels) * planes + within // pixels
+
+
+@triton.jit
 def _keep_from(  # type: ignore[no-untyped-def]
-    addresses, sizes, layer_of, start_of, smallest, surplus, n_layers, WEIGHT: tl.constexpr
+    addresses, sizes, layer_of, start_of, layout, smallest, surplus, n_layers, WEIGHT: tl.constexpr
 ):
     """Keep all keys from the smallest one on, and note what changes; not where there are too many of it."""
     layer = tl.load(layer_of + tl.program_id(0))
@@ -140,6 +148,7 @@ def _keep_from(  # type: ignore[no-untyped-def]
         weights = tl.load(addresses + 3 * n_layers + layer).to(tl.pointer_type(WEIGHT))
         values = tl.load(addresses + 4 * n_layers + layer).to(tl.pointer_type(WEIGHT))
         size = tl.load(sizes + layer)
+        planes, pixels = tl.load(layout + layer), tl.load(layout + n_layers + layer)
         least = tl.load(smallest + layer)
         for tile in range(0, _BLOCK, _TILE):
             at = start + tile + tl.arange(0, _TILE)
@@ -149,8 +158,9 @@ def _keep_from(  # type: ignore[no-untyped-def]
             changed = (kept != tl.load(masks + at, mask=inside, other=0)) & inside
             tl.store(masks + at, kept, mask=changed)
             tl.store(changes + at, changed.to(tl.int8), mask=inside)
-            weight = tl.load(weights + at, mask=changed, other=0.0)
-            tl.store(values + at, tl.where(kept != 0, weight, 0.0), mask=changed)
+            there = _in_weight(at, planes, pixels)
+            weight = tl.load(weights + there, mask=changed, other=0.0)
+            tl.store(values + there, tl.where(kept != 0, weight, 0.0), mask=changed)
 
 
 @triton.jit
@@ -166,7 +176,7 @@ def _take_samples(addresses, strides, numbers, samples, width):  # type: ignore[
 
 @triton.jit
 def _weigh(  # type: ignore[no-untyped-def]
-    addresses, sizes, layer_of, start_of, smallest, slopes, keeps, n_layers, WEIGHT: tl.constexpr
+    addresses, sizes, layer_of, start_of, layout, smallest, slopes, keeps, n_layers, WEIGHT: tl.constexpr
 ):
     """Write weights times sigmoid((score - smallest) * slope); weights where all are kept."""
     layer = tl.load(layer_of + tl.program_id(0))
@@ -175,6 +185,7 @@ def _weigh(  # type: ignore[no-untyped-def]
     weights = tl.load(addresses + n_layers + layer).to(tl.pointer_type(WEIGHT))
     values = tl.load(addresses + 2 * n_layers + layer).to(tl.pointer_type(WEIGHT))
     size = tl.load(sizes + layer)
+    planes, pixels = tl.load(layout + layer), tl.load(layout + n_layers + layer)
     is_whole = tl.load(keeps + layer) == size
     key = tl.load(smallest + layer)
     threshold = (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
@@ -183,24 +194,26 @@ def _weigh(  # type: ignore[no-untyped-def]
         at = start + tile + tl.arange(0, _TILE)
         inside = at < size
         score = tl.load(scores + at, mask=inside, other=0.0)
-        weight = tl.load(weights + at, mask=inside, other=0.0)
+        there = _in_weight(at, planes, pixels)
+        weight = tl.load(weights + there, mask=inside, other=0.0)
         soft = tl.where(is_whole, 1.0, tl.sigmoid((score - threshold) * slope))
-        tl.store(values + at, (weight * soft).to(WEIGHT), mask=inside)
+        tl.store(values + there, (weight * soft).to(WEIGHT), mask=inside)
 
 
 class Layer(NamedTuple):
-    """A layer on the GPU: tensors of the same number of elements, contiguous.
+    """A layer on the GPU: tensors of the same shape.
 
     Attributes
     ----------
     score
-        float32.
+        float32, contiguous.
     keep
         How many places it keeps.
     mask
-        Boolean.
+        Boolean, contiguous.
     weight, values
-        Of one dtype out of float32, float16 and bfloat16: the weights, and the weights as they are masked.
+        The weights, and the weights as they are masked: float32, float16 or bfloat16, in one layout that
+        `layout_of` knows.
     """
 
     score: Tensor
@@ -208,6 +221,22 @@ class Layer(NamedTuple):
     mask: Tensor
     weight: Tensor
     values: Tensor
+
+
+def layout_of(weight: Tensor) -> tuple[int, int] | None:
+    """Return how many planes, of how many pixels, come last in a weight's memory; None if others do."""
+    if weight.is_contiguous():
+        return max(1, weight.numel()), 1  # as if there were one pixel
+    is_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(weight.dim())
+    if is_last is not None and weight.is_contiguous(memory_format=is_last):
+        return weight.shape[1], math.prod(weight.shape[2:])
+    return None
+
+
+def _layouts(weights: Sequence[Tensor]) -> Tensor:
+    """Return the layouts of weights, int32 (2, layers)."""
+    planes, pixels = zip(*map(layout_of, weights), strict=True)
+    return _numbers(planes + pixels, weights[0].device)
 
 
 @dataclass
@@ -264,7 +293,13 @@ def update_masks(layers: Sequence[Layer], changes: Sequence[Tensor]) -> list[boo
         places = _Layers.of(scores, masks, changes, weights, values)
         kind = _TYPES[weights[0].dtype]
         _keep_from[(places.programs,)](
-            *places.places, found.smallest, found.surplus, len(layers), kind, num_warps=8
+            *places.places,
+            _layouts(weights),
+            found.smallest,
+            found.surplus,
+            len(layers),
+            kind,
+            num_warps=8,
         )
     return [not more for more in surplus]
 
@@ -281,6 +316,7 @@ def weigh(layers: Sequence[Layer], temperature: float) -> None:
         places = _Layers.of(scores, weights, values)
         _weigh[(places.programs,)](
             *places.places,
+            _layouts(weights),
             found.smallest,
             slopes,
             _numbers(keeps, scores[0].device),

@@ -55,6 +55,19 @@ def import_without_registering_twice() -> None:
         _pytree._register_pytree_node = register
 
 
+def wrap_types_without_their_parameters() -> None:
+    """concrete_tracer.py:889 gives a function the looks of ``type``, by ``functools.wraps``.
+
+    Since Python 3.12 that copies ``__type_params__`` as well, which those of ``type`` itself cannot be:
+    TypeError "__type_params__ must be set to a tuple".
+    """
+    if "__type_params__" not in functools.WRAPPER_ASSIGNMENTS:
+        return
+    assigned = tuple(name for name in functools.WRAPPER_ASSIGNMENTS if name != "__type_params__")
+    wraps = functools.partial(functools.wraps, assigned=assigned)
+    _tracer().functools = SimpleNamespace(**{**vars(functools), "wraps": wraps})
+
+
 def skip_builtins_without_module() -> None:
     """concrete_tracer.py:204-238 wraps every builtin of torch, by ``func.__module__``.
 
@@ -364,6 +377,7 @@ def _evaluator() -> Any:
 
 REPAIRS: tuple[Callable[[], None], ...] = (
     import_without_registering_twice,
+    wrap_types_without_their_parameters,
     skip_builtins_without_module,
     accept_new_is_impure_signature,
     index_instructions_by_offset,

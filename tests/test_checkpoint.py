@@ -94,7 +94,7 @@ class Script:
         random.seed(0)
         self.model = Net(dropout).to(device)
         self.dense = dense_of(self.model)
-        images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        images, labels = (torch.cat(parts).to(device) for parts in zip(*batches, strict=True))
         loader = DataLoader(TensorDataset(images, labels), batch_size=16, shuffle=True)
 
         def counted(batch: Any, model: nn.Module) -> Any:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import importlib
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import CONFIG_LIST, Batches, ConvNet, make_evaluator, training_step, zeros
+from test_checkpoint import check_resumed
 from test_selection import coin, every_kind, long, reference
 from torch import Generator, Tensor, nn
 
@@ -91,6 +93,21 @@ def test_many_scores_are_judged_by_a_sample() -> None:
     assert (each.values - exact).std() < 0.01
 
 
+@pytest.mark.parametrize("shape", [(4, 3, 5, 5), (2, 6, 1, 1), (3, 2, 2, 3, 2)])
+def test_channels_may_come_last(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    layout = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
+    score, mask = torch.randn(shape, device=DEVICE), torch.zeros(shape, dtype=torch.bool, device=DEVICE)
+    weight = torch.randn(shape, device=DEVICE).to(memory_format=layout)
+    each = gpu.Layer(score, score.numel() // 3, mask, weight, torch.zeros_like(weight))
+    gpu.update_masks([each], [torch.empty_like(mask)])
+    assert torch.equal(each.values, weight * mask)
+    gpu.weigh([each], 0.5)
+    soft = soft_mask(score, mask, each.keep, Grains(shape), 0.5)
+    torch.testing.assert_close(each.values, weight * soft)
+    assert gpu.layout_of(weight.transpose(0, -1)[..., :2]) is None
+
+
 def searched(batches: Batches, steps: int = 18, **options: Any) -> tuple[LotteryJackpotPruner, list[Tensor]]:
     """Search, and return the pruner and its scores; the masks are looked at in between."""
     torch.manual_seed(0)
@@ -163,11 +180,6 @@ def test_a_loop_of_one_s_own(batches: Batches, monkeypatch: pytest.MonkeyPatch) 
     assert all(torch.equal(mask["weight"], found[name]["weight"]) for name, mask in masks().items())
 
 
-def test_layouts_and_types_that_kernels_do_not_take(batches: Batches) -> None:
-    torch.manual_seed(0)
-    model = ConvNet().to(DEVICE).to(memory_format=torch.channels_last)
-    batches = [(images.to(DEVICE), labels.to(DEVICE)) for images, labels in batches]
-    pruner = LotteryJackpotPruner(model, CONFIG_LIST, make_evaluator(model, batches), lr=0.1)
-    before = zeros(pruner)
-    pruner.compress(12, None)
-    assert zeros(pruner) == before
+@pytest.mark.parametrize("recipe", ["paper", "jackpot"])
+def test_a_resumed_search_goes_on_with_kernels(batches: Batches, tmp_path: Path, recipe: str) -> None:
+    check_resumed(batches, tmp_path / "checkpoint.pth", 4, device=DEVICE, length=(7, None), recipe=recipe)

@@ -30,6 +30,8 @@ from nni_jackpot import nni_compat
 
 CURRENT_TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 14)
 NEW_BYTECODE = sys.version_info >= (3, 11)
+NEW_JUMPS = NEW_BYTECODE and sys.version_info[:2] != (3, 12)  # which has the old names again
+NEW_WRAPS = sys.version_info >= (3, 12)
 LIGHTNING = find_spec("pytorch_lightning") is not None
 TRANSFORMERS = find_spec("transformers") is not None and find_spec("accelerate") is not None
 
@@ -175,6 +177,7 @@ def add_beside_a_token():
 
 
 CHECKS = {
+    "wrap_types_without_their_parameters": lambda: trace(Net()),
     "skip_builtins_without_module": lambda: trace(Net()),
     "accept_new_is_impure_signature": lambda: trace(Net()),
     "index_instructions_by_offset": lambda: trace(Unpacking()),
@@ -223,10 +226,11 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[str
 @pytest.mark.parametrize(
     ("repair", "symptom", "needed"),
     [
+        ("wrap_types_without_their_parameters", "__type_params__", NEW_WRAPS),
         ("skip_builtins_without_module", "no attribute 'startswith'", CURRENT_TORCH),
         ("accept_new_is_impure_signature", "positional argument", CURRENT_TORCH),
         ("index_instructions_by_offset", "IndexError", NEW_BYTECODE),
-        ("know_new_jumps", "__bool__ should return bool", NEW_BYTECODE),
+        ("know_new_jumps", "__bool__ should return bool", NEW_JUMPS),
         ("keep_sizes_whole", "'tuple' object has no attribute 'numel'", CURRENT_TORCH),
         ("free_randomized_values", "_output_randomize", True),
         ("load_masks_files", "Weights only load failed", CURRENT_TORCH),
@@ -254,7 +258,8 @@ def test_nothing_is_left_to_repair(stages: tuple[dict[str, list[str | None]], li
 def test_import_prints_nothing_and_leaves_the_filters_alone() -> None:
     count = "; import warnings; print(len(warnings.filters))"
     # Torch 2.6 leaves a temporary folder to be cleaned up as the process ends, once Lightning is imported.
-    options = ("-W", "default", "-W", "ignore::ResourceWarning", "-c")
+    # Typeguard, which NNI imports, uses what Python 3.12 deprecates.
+    options = ("-W", "default", "-W", "ignore::ResourceWarning", "-W", "ignore:ast.:DeprecationWarning", "-c")
     ours = run(*options, "import nni_jackpot" + count)
     plain = run(*options, "import nni.compression.speedup" + count)
     assert ours.stderr == ""
@@ -265,6 +270,7 @@ def test_import_prints_nothing_and_leaves_the_filters_alone() -> None:
 def state() -> list[Any]:
     proxy = concrete_proxy.ConcreteProxy
     return [
+        concrete_tracer.functools,
         concrete_tracer.node_is_impure_wrapper,
         len(concrete_tracer.ConcreteTracer.default_autowrap_leaf_function),
         concrete_proxy.dis,
