@@ -17,6 +17,7 @@ import numpy
 import torch
 from common import arguments, interleave, ratio, report
 
+from nni_jackpot.edge_popup import kernels
 from nni_jackpot.selection import Threshold, update_top, update_tops
 
 COUNTS = [10_000, 100_000, 1_000_000, 10_000_000, 25_500_000, 100_000_000]
@@ -39,6 +40,9 @@ class Selection:
         self._n_kept = 0
         self._cold_mask = torch.zeros_like(self.mask)
         self._noise = torch.empty_like(self.scores)
+        if device.type == "cuda":
+            self._changes = torch.empty_like(self.mask)
+            self._weight, self._values = torch.zeros(2, count, device=device)
         for _ in range(3):  # the steady state is when it is known how the threshold moves
             self.move()
             self.refresh()
@@ -55,7 +59,7 @@ class Selection:
         if self.scores.device.type == "cpu":
             self._changed = update_top(self.scores, self.keep, self.mask, self._n_kept, self.threshold)
         else:
-            (self._changed,) = update_tops([(self.scores[None], self.keep, self.mask[None])])
+            self._changed = self._update_on_gpu(self.mask)
         self._n_kept = self.keep
 
     def first(self) -> None:
@@ -63,7 +67,15 @@ class Selection:
         if self.scores.device.type == "cpu":
             update_top(self.scores, self.keep, self._cold_mask, 0, Threshold())
         else:
-            update_tops([(self.scores[None], self.keep, self._cold_mask[None])])
+            self._update_on_gpu(self._cold_mask)
+
+    def _update_on_gpu(self, mask: torch.Tensor) -> torch.Tensor:
+        """Update a mask, and masked weights with it, by kernels; by others where many scores are equal."""
+        layer = kernels().Layer(self.scores, self.keep, mask, self._weight, self._values)
+        (is_done,) = kernels().update_masks([layer], [self._changes])
+        if not is_done:
+            update_tops([(self.scores[None], self.keep, mask[None])])
+        return self._changes
 
     def runs(self) -> dict[str, Callable[[], Any]]:
         """Return what takes turns."""
