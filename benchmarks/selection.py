@@ -41,7 +41,7 @@ class Selection:
         self._cold_mask = torch.zeros_like(self.mask)
         self._noise = torch.empty_like(self.scores)
         if device.type == "cuda":
-            self._changes = torch.empty_like(self.mask)
+            self._changes = torch.empty((2, count), dtype=torch.bool, device=device)
             self._weight, self._values = torch.zeros(2, count, device=device)
         for _ in range(3):  # the steady state is when it is known how the threshold moves
             self.move()
@@ -59,7 +59,7 @@ class Selection:
         if self.scores.device.type == "cpu":
             self._changed = update_top(self.scores, self.keep, self.mask, self._n_kept, self.threshold)
         else:
-            self._changed = self._update_on_gpu(self.mask)
+            self._changed = self._update_on_gpu(self.mask, self._changes[0])
         self._n_kept = self.keep
 
     def first(self) -> None:
@@ -67,15 +67,15 @@ class Selection:
         if self.scores.device.type == "cpu":
             update_top(self.scores, self.keep, self._cold_mask, 0, Threshold())
         else:
-            self._update_on_gpu(self._cold_mask)
+            self._update_on_gpu(self._cold_mask, self._changes[1])
 
-    def _update_on_gpu(self, mask: torch.Tensor) -> torch.Tensor:
+    def _update_on_gpu(self, mask: torch.Tensor, changes: torch.Tensor) -> torch.Tensor:
         """Update a mask, and masked weights with it, by kernels; by others where many scores are equal."""
         layer = kernels().Layer(self.scores, self.keep, mask, self._weight, self._values)
-        (is_done,) = kernels().update_masks([layer], [self._changes])
+        (is_done,) = kernels().update_masks([layer], [changes])
         if not is_done:
             update_tops([(self.scores[None], self.keep, mask[None])])
-        return self._changes
+        return changes
 
     def runs(self) -> dict[str, Callable[[], Any]]:
         """Return what takes turns."""

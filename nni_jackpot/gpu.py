@@ -101,7 +101,8 @@ def _count_digits(  # type: ignore[no-untyped-def]
         else:
             counted = counted & (key >> (SHIFT + 8) == tl.load(prefix + layer))
             digit = (key >> SHIFT) & 255
-        found += tl.histogram(tl.where(counted, digit, 256), 512)
+        # What is not counted is spread out, for threads that count in one bin wait for each other.
+        found += tl.histogram(tl.where(counted, digit, 256 + (at & 255).to(tl.int32)), 512)
     bins = tl.arange(0, 512)
     tl.atomic_add(counts + layer * 256 + bins, found, mask=(bins < 256) & (found > 0))
     if SHIFT == 24:  # noqa: SIM102  # which the compiler decides, and not the GPU

@@ -28,6 +28,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 def use_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(edge_popup, "is_accelerator", lambda device: True)
     monkeypatch.setattr(edge_popup, "has_kernels", lambda device: True)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
 
 
 def layer(score: Tensor, keep: int, mask: Tensor) -> Any:
@@ -142,7 +143,6 @@ def searched(batches: Batches, steps: int = 18, **options: Any) -> tuple[Lottery
 def test_a_search_is_the_same_bit_for_bit(
     batches: Batches, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     pruner, scores = searched(batches, **options)
     monkeypatch.setattr(edge_popup, "has_kernels", lambda device: False)
     expected, expected_scores = searched(batches, **options)
@@ -153,7 +153,6 @@ def test_a_search_is_the_same_bit_for_bit(
 
 
 def test_soft_masks_lead_to_the_same(batches: Batches, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     pruner, scores = searched(batches, lr=0.03)
     monkeypatch.setattr(edge_popup, "has_kernels", lambda device: False)
     expected, expected_scores = searched(batches, lr=0.03)
@@ -174,7 +173,6 @@ def test_a_loop_of_one_s_own(batches: Batches, monkeypatch: pytest.MonkeyPatch) 
             optimizer.zero_grad()
         return copy.deepcopy(pruner.get_masks())
 
-    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     found = masks()
     monkeypatch.setattr(edge_popup, "has_kernels", lambda device: False)
     assert all(torch.equal(mask["weight"], found[name]["weight"]) for name, mask in masks().items())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from conftest import CONFIG_LIST, Batches, ConvNet, make_evaluator, training_step
 from torch import Tensor, nn
 
-from nni_jackpot import LotteryJackpotPruner
+from nni_jackpot import LotteryJackpotPruner, edge_popup
 from nni_jackpot.edge_popup import RelaxedMask
 from nni_jackpot.granularity import Grains
 from nni_jackpot.selection import keep_top
@@ -161,6 +162,32 @@ def test_masks_harden_in_the_course_of_a_search(
     mask = masks["conv2"]["weight"]
     assert mask is not None
     assert int((mask == 0).sum()) == int(entry["sparse_ratio"] * mask.numel())
+
+
+def test_masks_wait_until_somebody_asks(
+    model: ConvNet, batches: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refreshed: list[int] = []
+    update_top = edge_popup.update_top
+    monkeypatch.setattr(edge_popup, "update_top", lambda *a, **k: refreshed.append(1) or update_top(*a, **k))
+    calls: list[int] = []
+
+    def step(batch: Any, model: nn.Module) -> Tensor:
+        calls.append(len(refreshed))
+        if len(calls) == 6:
+            masks = pruner.get_masks()
+            for score, name in zip(pruner.score_parameters(), ("conv1", "conv2"), strict=True):
+                kept = masks[name]["weight"] == 1
+                assert score[kept].min() >= score[~kept].max()
+        return training_step(batch, model)
+
+    pruner = LotteryJackpotPruner(model, CONFIG_LIST, make_evaluator(model, batches, step), lr=0.1)
+    pruner.compress(max_steps=20, max_epochs=None)
+    waits = [after - before for before, after in itertools.pairwise(calls)]
+    assert waits[1:5] == [0] * 4
+    assert waits[5] == 2  # by get_masks
+    assert waits[6:15] == [0] * 9
+    assert waits[17:] == [2] * 2  # masks have hardened
 
 
 def test_without_softness(model: ConvNet, batches: Batches) -> None:
