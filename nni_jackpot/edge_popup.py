@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -64,7 +60,7 @@ class StraightThrough(torch.autograd.Function):
         return grad_weight, grad_score, None, None, None, None
 
 
-class _Masked:
+class Masked:
     """Masked weights, and the weight and mask, if any, that they were made of, as these were then."""
 
     def __init__(self, values: Tensor, weight: Tensor, mask: Tensor | None) -> None:
@@ -119,6 +115,8 @@ class RelaxedMask:
         of the mask; 0 for the mask.
     is_told
         Whether somebody refreshes after every change of the scores, so that none has to be suspected.
+    masked
+        The masked weights of the search, once there are any.
     """
 
     method = "edge_popup"
@@ -135,10 +133,10 @@ class RelaxedMask:
         self._accepted = True
         self._seen_version = -1
         self._may_have_moved = False
-        self._masked: _Masked | None = None
+        self.masked: Masked | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_masked": None}  # made again when needed
+        return {**self.__dict__, "masked": None}  # made again when needed
 
     @property
     def flips(self) -> int | Tensor:
@@ -159,15 +157,24 @@ class RelaxedMask:
         # The version counter alone is not enough: fused optimizers and writes through .data leave it where
         # it was. An optimizer acts on gradients, so a forward that could give some counts as a change.
         if score._version != self._seen_version or self._may_have_moved:
-            refresh_together([(self, score, mask)])
+            self.refresh_now(score, mask)
+
+    def refresh_now(self, score: Tensor, mask: Tensor) -> None:
+        """Let the mask follow the scores, in place, whatever is known of them; raises as `refresh`."""
+        if is_accelerator(score.device) and self.swap_limit is None:
+            refresh_sets([(self, score, mask)])
+        elif self.grains.scaler is not None or self.grains.rows > 1 or self.swap_limit is not None:
+            self._refresh_grains(score, mask)
+        else:
+            self._update(score, mask)
 
     def settle(self, score: Tensor, flipped: Tensor | None = None) -> None:
         """Note that the mask is the scores', and which flat grains have flipped for it."""
         self._flipped = flipped
         self._accepted = False
         self._kept = self.keep
-        if self.temperature and not self.can_wait and self._masked is not None:
-            self._masked.is_stale = True
+        if self.temperature and not self.can_wait and self.masked is not None:
+            self.masked.is_stale = True
         self._seen_version = score._version
         self._may_have_moved = False
 
@@ -179,19 +186,19 @@ class RelaxedMask:
     def wait(self, score: Tensor, mask: Tensor) -> None:
         """Leave the mask as it is, to be refreshed when it is asked for; only the soft one follows now."""
         self._may_have_moved = True
-        if self._masked is not None:
-            self._masked.is_stale = True
-        self._remake(score, mask)
+        if self.masked is not None:
+            self.masked.is_stale = True
+        self.remake(score, mask)
 
     def has_values(self, mask: Tensor) -> bool:
         """Return whether the masked weights are there, and those of the mask."""
-        return self._masked is not None and self._masked.is_same(self._masked.weight, mask)
+        return self.masked is not None and self.masked.is_same(self.masked.weight, mask)
 
     def take_values(self, mask: Tensor | None) -> None:
         """Note that others have written the masked weights: under the mask, or the soft one for None."""
-        assert self._masked is not None
-        increment_version(self._masked.values)
-        self._masked = _Masked(self._masked.values, self._masked.weight, mask)
+        assert self.masked is not None
+        increment_version(self.masked.values)
+        self.masked = Masked(self.masked.values, self.masked.weight, mask)
         if mask is None:
             self._may_have_moved = True
 
@@ -212,12 +219,12 @@ class RelaxedMask:
         if len(flipped):
             mask.copy_(self.grains.expand(kept))
         self.settle(score, flipped)
-        self._remake(score, mask)
+        self.remake(score, mask)
 
     def soften(self, temperature: float) -> None:
         """Let forwards that give a gradient see a soft mask of this temperature, or at 0 the mask."""
-        if temperature != self.temperature and self._masked is not None:
-            self._masked.is_stale = True
+        if temperature != self.temperature and self.masked is not None:
+            self.masked.is_stale = True
         self.temperature = temperature
 
     def resize(self, keep: int, score: Tensor, mask: Tensor, favoured: Tensor) -> None:
@@ -240,7 +247,7 @@ class RelaxedMask:
             Whether backward may overwrite the gradient of the masked weights, since nobody else will read it.
         """
         gives_gradient = torch.is_grad_enabled() and score.requires_grad
-        is_compiling, masked = torch.compiler.is_compiling(), self._masked
+        is_compiling, masked = torch.compiler.is_compiling(), self.masked
         # In a search all has been done by whoever moved the scores, and there is nothing to break a graph.
         is_ready = self.is_told and masked is not None and (gives_gradient or not self.temperature)
         if is_ready and is_compiling:
@@ -281,8 +288,8 @@ class RelaxedMask:
     def make(self, weight: Tensor, score: Tensor, mask: Tensor) -> Tensor:
         """Return the masked weights of the search, made anew if they are of another weight or mask."""
         made_of = None if self.can_wait else mask
-        if self._masked is None or not self._masked.is_same(weight, made_of):
-            values = None if self._masked is None else self._masked.values
+        if self.masked is None or not self.masked.is_same(weight, made_of):
+            values = None if self.masked is None else self.masked.values
             if values is None or (values.device, values.dtype) != (weight.device, weight.dtype):
                 values = torch.empty_like(weight)
             if self.temperature:
@@ -291,8 +298,8 @@ class RelaxedMask:
                 torch.mul(weight, soft.to(weight.dtype), out=values)
             else:
                 torch.mul(weight, _as_numbers(mask), out=values)
-            self._masked = _Masked(values, weight, made_of)
-        return self._masked.values
+            self.masked = Masked(values, weight, made_of)
+        return self.masked.values
 
     def _soft(self, score: Tensor, mask: Tensor, out: Tensor | None = None) -> Tensor:
         """Return the soft mask, of the target's shape or broadcastable to it; in rows, of a fresh mask."""
@@ -300,22 +307,23 @@ class RelaxedMask:
         soft = soft_mask(scores, mask, self.keep, self.grains, self.temperature, out=out)
         return self.grains.expand(soft)
 
-    def _remake(self, score: Tensor, mask: Tensor) -> None:
-        if self._masked is not None:
-            self.make(self._masked.weight, score, mask)
+    def remake(self, score: Tensor, mask: Tensor) -> None:
+        """Make the masked weights of the search anew, if there are any and they are out of date."""
+        if self.masked is not None:
+            self.make(self.masked.weight, score, mask)
 
     @torch.no_grad()
     def _update(self, score: Tensor, mask: Tensor) -> None:
         """Refresh a mask of single weights, and the masked weights at the few places that change."""
-        masked = self._masked
+        masked = self.masked
         is_fresh = masked is not None and masked.is_same(masked.weight, mask)
         places = update_top(score, self.keep, mask, n_kept=self._kept, threshold=self._threshold)
         if masked is not None and is_fresh and not self.temperature and masked.weight.is_contiguous():
             values = masked.weight.view(-1)[places] * mask.view(-1)[places]
             masked.values.view(-1)[places] = values
-            self._masked = _Masked(masked.values, masked.weight, mask)
+            self.masked = Masked(masked.values, masked.weight, mask)
         self.settle(score, places)
-        self._remake(score, mask)
+        self.remake(score, mask)
 
     def state(self) -> dict[str, Any]:
         """Return what `restore` needs, as plain data."""
@@ -337,8 +345,8 @@ class RelaxedMask:
         self.settle(score, None if flipped is None else flipped.to(score.device))
         self._accepted = state["accepted"]
         self._kept, self._may_have_moved = state["kept"], state["is_behind"]
-        if self._masked is not None:
-            self._masked.is_stale = True
+        if self.masked is not None:
+            self.masked.is_stale = True
 
     def accept(self) -> None:
         """Note that the mask has proven good, so that `undo` goes back no further."""
@@ -356,122 +364,28 @@ class RelaxedMask:
 Target = tuple[RelaxedMask, Tensor, Tensor]  # relaxed mask, score, mask
 
 
-def refresh_together(targets: Iterable[Target]) -> None:
-    """Let masks follow their scores, each of ``(relaxed mask, score, mask)``.
-
-    An accelerator is waited for once, and not once a target.
+@torch.no_grad()
+def refresh_sets(targets: Sequence[Target]) -> None:
+    """Refresh masks on an accelerator, of whatever grains, and wait for it once.
 
     Raises
     ------
     SearchDivergedError
-        If a score is NaN; its mask is then left as it was.
+        If a score is NaN; all masks are then left as they were.
     """
-    together = []
-    for relaxed, score, mask in targets:
-        grains = relaxed.grains
-        if is_accelerator(score.device) and relaxed.swap_limit is None:
-            together.append((relaxed, score, mask))
-        elif grains.scaler is not None or grains.rows > 1 or relaxed.swap_limit is not None:
-            relaxed._refresh_grains(score, mask)
-        else:
-            relaxed._update(score, mask)
-    by_kernels, others = _kernel_groups(together)
-    for group in by_kernels:
-        if group[0][0].temperature:  # the values are those of the soft mask
-            others += group
-        else:
-            others += _refresh_by_kernels(group)
-    _refresh_by_sets(others)
-
-
-def wait_together(targets: Iterable[Target]) -> None:
-    """Let soft masks follow their scores, the masks themselves not; for those that can wait."""
-    by_kernels, others = _kernel_groups(targets)
-    for group in by_kernels:
-        kernels().weigh([_layer(*target) for target in group], group[0][0].temperature)
-        for relaxed, _, _ in group:
-            relaxed.take_values(None)
-    for relaxed, score, mask in others:
-        relaxed.wait(score, mask)
-
-
-@torch.no_grad()
-def _refresh_by_sets(targets: Sequence[Target]) -> None:
-    """Refresh masks on an accelerator, of whatever grains."""
     sets = []
     for relaxed, score, mask in targets:
         grains = relaxed.grains
         scores = grains.by_row(score.detach().view(grains.score_shape))
         kept = grains.by_row(grains.of_mask(mask))  # the mask itself, or some of it, or a copy
-        sets.append((scores, relaxed.keep // grains.rows, kept if _in_rows(grains) else kept.clone()))
+        sets.append((scores, relaxed.keep // grains.rows, kept if grains.are_rows else kept.clone()))
     for (relaxed, score, mask), (*_, kept), changed in zip(targets, sets, update_tops(sets), strict=True):
-        if not _in_rows(relaxed.grains):
+        if not relaxed.grains.are_rows:
             mask.copy_(relaxed.grains.expand(relaxed.grains.of_rows(kept)))
         relaxed.settle(score, relaxed.grains.of_rows(changed).reshape(-1))
-        relaxed._remake(score, mask)
-
-
-def _in_rows(grains: Grains) -> bool:
-    """Return whether a mask itself can be looked at as rows of grains."""
-    return grains.scaler is None and grains.row_dim is None
-
-
-def _refresh_by_kernels(targets: Sequence[Target]) -> list[Target]:
-    """Refresh masks of single weights on a GPU; return those that have too many equal scores for it."""
-    layers = [_layer(*target) for target in targets]
-    changes = [relaxed.changes(mask) for relaxed, _, mask in targets]
-    are_fresh = [relaxed.has_values(mask) for relaxed, _, mask in targets]
-    left = []
-    for target, is_done, is_fresh, changed in zip(
-        targets, kernels().update_masks(layers, changes), are_fresh, changes, strict=True
-    ):
-        relaxed, score, mask = target
-        if not is_done:
-            left.append(target)
-            continue
-        increment_version(mask)
-        relaxed.settle(score, changed)
-        if is_fresh:
-            relaxed.take_values(mask)
-        else:
-            relaxed._remake(score, mask)
-    return left
-
-
-def _kernel_groups(targets: Iterable[Target]) -> tuple[list[list[Target]], list[Target]]:
-    """Sort out what can be done together by the kernels of `nni_jackpot.gpu`, and what they cannot do."""
-    groups: dict[Any, list[Target]] = defaultdict(list)
-    others = []
-    for target in targets:
-        relaxed, score, _ = target
-        masked, grains = relaxed._masked, relaxed.grains
-        is_fit = has_kernels(score.device) and score.dtype == torch.float32 and score.is_contiguous()
-        is_fit = is_fit and _in_rows(grains) and grains.rows == 1 and masked is not None
-        is_fit = is_fit and masked.values.device == score.device  # type: ignore[union-attr]
-        if is_fit and kernels().layout_of(masked.weight) is not None:  # type: ignore[union-attr]
-            groups[score.device, masked.weight.dtype, relaxed.temperature].append(target)  # type: ignore[union-attr]
-        else:
-            others.append(target)
-    return list(groups.values()), others
-
-
-def _layer(relaxed: RelaxedMask, score: Tensor, mask: Tensor) -> Any:
-    masked = relaxed._masked
-    assert masked is not None
-    return kernels().Layer(score.detach(), relaxed.keep, mask, masked.weight, masked.values)
+        relaxed.remake(score, mask)
 
 
 def is_accelerator(device: torch.device) -> bool:
     """Return whether the host had better not wait for a device."""
     return device.type != "cpu"
-
-
-@lru_cache
-def has_kernels(device: torch.device) -> bool:
-    """Return whether a device runs Triton's kernels; PyTorch has Triton for NVIDIA's GPUs on Linux."""
-    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
-
-
-def kernels() -> Any:
-    """Return the module `nni_jackpot.gpu`, which can be imported only where Triton is."""
-    return importlib.import_module("nni_jackpot.gpu")

@@ -224,6 +224,14 @@ class Layer(NamedTuple):
     values: Tensor
 
 
+def try_out(device: torch.device) -> None:
+    """Compile and run the kernels on next to nothing; raises what Triton does where it lacks something."""
+    score, mask = torch.arange(8.0, device=device), torch.zeros(8, dtype=torch.bool, device=device)
+    layer = Layer(score, 4, mask, score, score.clone())
+    update_masks([layer], [torch.empty_like(mask)])
+    weigh([layer], 1.0)
+
+
 def layout_of(weight: Tensor) -> tuple[int, int] | None:
     """Return how many planes, of how many pixels, come last in a weight's memory; None if others do."""
     if weight.is_contiguous():

@@ -56,6 +56,11 @@ class Grains:
         """How many weights a grain has."""
         return math.prod(self.shape) // max(1, self.count)
 
+    @property
+    def are_rows(self) -> bool:
+        """Whether a mask of the target's shape, looked at as rows, is that of the grains."""
+        return self.scaler is None and self.row_dim is None
+
     def pool(self, weights: Tensor, reduce: Reduce) -> Tensor:
         """Reduce a tensor of the target's shape to one of the scores' shape, over the last dimension."""
         return weights if self.scaler is None else self.scaler.shrink(weights, reduce, keepdim=True)

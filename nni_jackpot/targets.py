@@ -16,9 +16,10 @@ from nni.compression.base.target_space import PruningTargetSpace, TargetType
 from nni.compression.base.wrapper import ModuleWrapper
 from torch import Tensor, nn
 
-from nni_jackpot.edge_popup import RelaxedMask, Target, initial_scores, refresh_together, wait_together
+from nni_jackpot.edge_popup import RelaxedMask, Target, initial_scores
 from nni_jackpot.granularity import Grains
 from nni_jackpot.supermask import SampledMask
+from nni_jackpot.together import refresh_together, wait_together
 
 _SCORE = "{}_score"
 _RELAXED = "{}_relaxed_mask"

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nni_jackpot.edge_popup import RelaxedMask, initial_scores, refresh_together
+from nni_jackpot.edge_popup import RelaxedMask, initial_scores
 from nni_jackpot.errors import SearchDivergedError
 from nni_jackpot.granularity import Grains
 
@@ -173,4 +173,4 @@ def test_who_is_told_does_not_suspect(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(3):
         relaxed.apply(weight, score, mask).sum().backward()
     with pytest.raises(TypeError):
-        refresh_together([(relaxed, score, mask)])
+        relaxed.refresh_now(score, mask)

@@ -14,7 +14,7 @@ from test_checkpoint import check_resumed
 from test_selection import coin, every_kind, long, reference
 from torch import Generator, Tensor, nn
 
-from nni_jackpot import LotteryJackpotPruner, edge_popup
+from nni_jackpot import LotteryJackpotPruner, edge_popup, together
 from nni_jackpot.errors import SearchDivergedError
 from nni_jackpot.granularity import Grains
 from nni_jackpot.soft_mask import soft_mask
@@ -26,8 +26,9 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 @pytest.fixture(autouse=True)
 def use_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(edge_popup, "is_accelerator", lambda device: True)
-    monkeypatch.setattr(edge_popup, "has_kernels", lambda device: True)
+    for module in (edge_popup, together):
+        monkeypatch.setattr(module, "is_accelerator", lambda device: True)
+    monkeypatch.setattr(together, "has_kernels", lambda device: True)
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
 
 
@@ -144,7 +145,7 @@ def test_a_search_is_the_same_bit_for_bit(
     batches: Batches, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pruner, scores = searched(batches, **options)
-    monkeypatch.setattr(edge_popup, "has_kernels", lambda device: False)
+    monkeypatch.setattr(together, "has_kernels", lambda device: False)
     expected, expected_scores = searched(batches, **options)
     assert all(torch.equal(a, b) for a, b in zip(scores, expected_scores, strict=True))
     masks, expected_masks = pruner.get_masks(), expected.get_masks()
@@ -154,7 +155,7 @@ def test_a_search_is_the_same_bit_for_bit(
 
 def test_soft_masks_lead_to_the_same(batches: Batches, monkeypatch: pytest.MonkeyPatch) -> None:
     pruner, scores = searched(batches, lr=0.03)
-    monkeypatch.setattr(edge_popup, "has_kernels", lambda device: False)
+    monkeypatch.setattr(together, "has_kernels", lambda device: False)
     expected, expected_scores = searched(batches, lr=0.03)
     for score, other in zip(scores, expected_scores, strict=True):
         torch.testing.assert_close(score, other, rtol=0, atol=1e-3)  # thresholds are rounded elsewhere
@@ -174,10 +175,31 @@ def test_a_loop_of_one_s_own(batches: Batches, monkeypatch: pytest.MonkeyPatch) 
         return copy.deepcopy(pruner.get_masks())
 
     found = masks()
-    monkeypatch.setattr(edge_popup, "has_kernels", lambda device: False)
+    monkeypatch.setattr(together, "has_kernels", lambda device: False)
     assert all(torch.equal(mask["weight"], found[name]["weight"]) for name, mask in masks().items())
 
 
 @pytest.mark.parametrize("recipe", ["paper", "jackpot"])
 def test_a_resumed_search_goes_on_with_kernels(batches: Batches, tmp_path: Path, recipe: str) -> None:
     check_resumed(batches, tmp_path / "checkpoint.pth", 4, device=DEVICE, length=(7, None), recipe=recipe)
+
+
+def test_without_a_compiler_there_is_another_way(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.undo()
+    together.has_kernels.cache_clear()
+
+    def fail(device: torch.device) -> None:
+        raise RuntimeError("Failed to find C compiler")
+
+    try:
+        assert not together.has_kernels(torch.device("cpu"))
+        monkeypatch.setattr(gpu, "try_out", fail)
+        for _ in range(2):
+            assert not together.has_kernels(torch.device("cuda"))
+        assert caplog.text.count("Failed to find C compiler") == 1
+    finally:
+        together.has_kernels.cache_clear()
+    monkeypatch.undo()
+    gpu.try_out(torch.device(DEVICE))
