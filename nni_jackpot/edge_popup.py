@@ -71,7 +71,11 @@ class Masked:
 
     def is_ready_for(self, weight: Tensor) -> bool:
         """Return whether they are those of this weight, where everybody tells of changes, but for moves."""
-        return weight is self.weight and not self.is_stale and weight.device == self.values.device
+        if torch.compiler.is_compiling():  # which does not know one tensor from another
+            is_own = isinstance(weight, nn.Parameter)
+        else:
+            is_own = weight is self.weight and not self.is_stale
+        return is_own and weight.device == self.values.device
 
     def is_same(self, weight: Tensor, mask: Tensor | None) -> bool:
         """Return whether they would come out the same from these."""
@@ -247,15 +251,11 @@ class RelaxedMask:
             Whether backward may overwrite the gradient of the masked weights, since nobody else will read it.
         """
         gives_gradient = torch.is_grad_enabled() and score.requires_grad
-        is_compiling, masked = torch.compiler.is_compiling(), self.masked
+        is_compiling = torch.compiler.is_compiling()
         # In a search all has been done by whoever moved the scores, and there is nothing to break a graph.
-        is_ready = self.is_told and masked is not None and (gives_gradient or not self.temperature)
-        if is_ready and is_compiling:
-            is_ready = isinstance(weight, nn.Parameter)
-        elif is_ready:
-            is_ready = masked.is_ready_for(weight)  # type: ignore[union-attr]
-        if is_ready:
-            values = masked.values  # type: ignore[union-attr]
+        masked = self.masked if self.is_told and (gives_gradient or not self.temperature) else None
+        if masked is not None and masked.is_ready_for(weight):
+            values = masked.values
         elif is_compiling:
             values, mask = self._up_to_date_uncompiled(weight, score, mask, gives_gradient)
         else:
