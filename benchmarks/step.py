@@ -52,11 +52,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_options(parser, CASES)
     parser.add_argument("--seconds", type=float, default=75, help="for each case; four rounds at least")
+    parser.add_argument(
+        "--against",
+        choices=CONTESTANTS,
+        nargs="*",
+        default=list(CONTESTANTS),
+        help="what takes turns with it",
+    )
     args = arguments(parser, "step")
     if args.smoke:
         args.cases, args.seconds = [Case("tiny", 8, 2)], 0.0
     # NNI's pruner fails on weights in that layout: "view size is not compatible".
     names = [n for n in CONTESTANTS if not (args.channels_last and n == "NNI's MovementPruner")]
+    names = [n for n in names if n in (*args.against, "forward and backward", "search")]
     rows = []
     relative: dict[str, list[float]] = {name: [] for name in names}
     for case in args.cases:

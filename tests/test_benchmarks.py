@@ -34,8 +34,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
 
 
 def test_step(run) -> None:
-    for options in [(), ("--amp", "--channels-last")]:
+    for options, others in [((), 5), (("--amp", "--channels-last"), 4), (("--against",), 1)]:
         (row,) = run("step", *options)
+        assert len(row) == 3 + others
         assert all(float(cell.split()[0]) > 0 for cell in row[2:])
 
 
