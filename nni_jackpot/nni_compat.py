@@ -61,7 +61,7 @@ def wrap_types_without_their_parameters() -> None:
     Since Python 3.12 that copies ``__type_params__`` as well, which those of ``type`` itself cannot be:
     TypeError "__type_params__ must be set to a tuple".
     """
-    if "__type_params__" not in functools.WRAPPER_ASSIGNMENTS:
+    if "__type_params__" not in functools.WRAPPER_ASSIGNMENTS or _tracer().functools is not functools:
         return
     assigned = tuple(name for name in functools.WRAPPER_ASSIGNMENTS if name != "__type_params__")
     wraps = functools.partial(functools.wraps, assigned=assigned)
