@@ -165,12 +165,16 @@ class RelaxedMask:
 
     def refresh_now(self, score: Tensor, mask: Tensor) -> None:
         """Let the mask follow the scores, in place, whatever is known of them; raises as `refresh`."""
-        if is_accelerator(score.device) and self.swap_limit is None:
+        if self.goes_with_others(score):
             refresh_sets([(self, score, mask)])
         elif self.grains.scaler is not None or self.grains.rows > 1 or self.swap_limit is not None:
             self._refresh_grains(score, mask)
         else:
             self._update(score, mask)
+
+    def goes_with_others(self, score: Tensor) -> bool:
+        """Return whether the mask is refreshed along with others, for the host to wait once for all."""
+        return is_accelerator(score.device) and self.swap_limit is None
 
     def settle(self, score: Tensor, flipped: Tensor | None = None) -> None:
         """Note that the mask is the scores', and which flat grains have flipped for it."""
@@ -315,8 +319,7 @@ class RelaxedMask:
     @torch.no_grad()
     def _update(self, score: Tensor, mask: Tensor) -> None:
         """Refresh a mask of single weights, and the masked weights at the few places that change."""
-        masked = self.masked
-        is_fresh = masked is not None and masked.is_same(masked.weight, mask)
+        masked, is_fresh = self.masked, self.has_values(mask)
         places = update_top(score, self.keep, mask, n_kept=self._kept, threshold=self._threshold)
         if masked is not None and is_fresh and not self.temperature and masked.weight.is_contiguous():
             values = masked.weight.view(-1)[places] * mask.view(-1)[places]

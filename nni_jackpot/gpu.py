@@ -17,7 +17,7 @@ import triton.language as tl  # type: ignore[import-untyped]
 from torch import Tensor
 
 from nni_jackpot.errors import SearchDivergedError
-from nni_jackpot.soft_mask import EQUAL, SAMPLE
+from nni_jackpot.soft_mask import EQUAL, stride_of_sample
 
 # Places that one program looks at, and at how many in one go.
 _BLOCK = tl.constexpr(1 << 14)
@@ -338,7 +338,7 @@ def weigh(layers: Sequence[Layer], temperature: float) -> None:
 def _deviations(scores: Sequence[Tensor]) -> Tensor:
     """Return the standard deviation of every layer's scores, of a sample as in `soft_mask`: (layers,)."""
     device = scores[0].device
-    strides = [max(1, score.numel() // SAMPLE) for score in scores]
+    strides = [stride_of_sample(score.numel()) for score in scores]
     sizes = [-(-score.numel() // stride) for score, stride in zip(scores, strides, strict=True)]
     n, width = _numbers(tuple(sizes), device), max(sizes)
     samples = torch.empty((len(scores), width), device=device)

@@ -8,9 +8,14 @@ from torch import Tensor
 from nni_jackpot.granularity import Grains
 
 # Scores that the smallest kept one, and their deviation, are estimated from where there are many.
-SAMPLE = 1 << 14
+_SAMPLE = 1 << 14
 # What is taken for a deviation of zero.
 EQUAL = 1e-12
+
+
+def stride_of_sample(count: int) -> int:
+    """Return how many scores there are to one of the sample that stands for all of them."""
+    return max(1, count // _SAMPLE)
 
 
 @torch.no_grad()
@@ -45,7 +50,7 @@ def soft_mask(
     if keep == grains.count:
         return torch.ones_like(score) if out is None else out.fill_(1)
     if grains.rows == 1:
-        sample = score.flatten()[:: max(1, grains.count // SAMPLE)].sort().values
+        sample = score.flatten()[:: stride_of_sample(grains.count)].sort().values
         place = round(len(sample) * (1 - keep / grains.count))
         threshold = sample[min(place, len(sample) - 1)]
     else:

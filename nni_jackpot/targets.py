@@ -125,6 +125,11 @@ class ScoredTarget(NamedTuple):
         """What keeps the mask in step with the scores."""
         return getattr(self.space._wrapper, _RELAXED.format(self.name))
 
+    @property
+    def parts(self) -> Target:
+        """What is refreshed together with others."""
+        return self.relaxed, self.score, self.mask
+
 
 class ScoreGroup(NamedTuple):
     """Targets with one set of scores: a single target, or those of one ``dependency_group_id``.
@@ -198,8 +203,6 @@ class ScoreGroup(NamedTuple):
     def tell(self, is_told: bool) -> None:
         """Say whether `refresh_scored` will be called after every change of the scores."""
         for target in self.members:
-            if is_told:
-                target.relaxed.refresh(target.score, target.mask)
             target.relaxed.is_told = is_told
 
     def accept(self) -> None:
@@ -239,7 +242,7 @@ class ScoreGroup(NamedTuple):
 def remake_values(groups: Iterable[ScoreGroup]) -> None:
     """Make the masked weights of a search anew, where scores and masks have been put in their places."""
     targets = [target for group in groups for target in group.members]
-    wait_together((t.relaxed, t.score, t.mask) for t in targets if t.relaxed.can_wait)
+    wait_together(target.parts for target in targets if target.relaxed.can_wait)
     for target in targets:
         target.relaxed.make(target.weight, target.score, target.mask)
 
@@ -255,8 +258,7 @@ def refresh_scored(groups: Iterable[ScoreGroup]) -> None:
     waiting: list[Target] = []
     seen: list[Target] = []
     for target in (target for group in groups for target in group.members):
-        relaxed = target.relaxed
-        (waiting if relaxed.can_wait else seen).append((relaxed, target.score, target.mask))
+        (waiting if target.relaxed.can_wait else seen).append(target.parts)
     wait_together(waiting)
     refresh_together(seen)
 
@@ -272,7 +274,7 @@ def _masked_weight(wrapper: ModuleWrapper, name: str, weight: Tensor, score: nn.
     """Return the masked weights of a searched target, or of a sample where training sees one."""
     # The gradients of these modules' weights are made for nobody else.
     may_write = isinstance(wrapper.module, _PLAIN_MODULES) and not wrapper.quantization_target_spaces
-    relaxed, mask = wrapper.__dict__[_RELAXED.format(name)], wrapper._buffers[f"{name}_mask"]
+    relaxed, mask = wrapper.__dict__[_RELAXED.format(name)], raw_mask(wrapper.pruning_target_spaces[name])
     # Not without gradients, as where normalisation statistics are estimated for the masks as they stand.
     samples = isinstance(relaxed, SampledMask) and wrapper.module.training and torch.is_grad_enabled()
     return (relaxed.sample if samples else relaxed.apply)(weight, score, mask, may_write)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from nni_jackpot.edge_popup import RelaxedMask, Target, is_accelerator, refresh_sets
+from nni_jackpot.edge_popup import RelaxedMask, Target, refresh_sets
 
 _logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def refresh_together(targets: Iterable[Target]) -> None:
     """
     together = []
     for relaxed, score, mask in targets:
-        if is_accelerator(score.device) and relaxed.swap_limit is None:
+        if relaxed.goes_with_others(score):
             together.append((relaxed, score, mask))
         else:
             relaxed.refresh_now(score, mask)

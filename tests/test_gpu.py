@@ -26,8 +26,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 @pytest.fixture(autouse=True)
 def use_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (edge_popup, together):
-        monkeypatch.setattr(module, "is_accelerator", lambda device: True)
+    monkeypatch.setattr(edge_popup, "is_accelerator", lambda device: True)
     monkeypatch.setattr(together, "has_kernels", lambda device: True)
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
 
