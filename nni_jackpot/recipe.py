@@ -69,7 +69,7 @@ RECIPES = {
         lr=0.1, momentum=0.9, weight_decay=5e-4, normalize=False, growth=0.0, temperature=0.0, trades=False
     ),
     "jackpot": Recipe(
-        lr=0.003, momentum=0.9, weight_decay=0.0, normalize=True, growth=0.8, temperature=0.5, trades=True
+        lr=0.003, momentum=0.9, weight_decay=0.0, normalize=True, growth=0.5, temperature=0.5, trades=True
     ),
 }
 
