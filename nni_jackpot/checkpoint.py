@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 from nni.compression.utils import Evaluator, LightningEvaluator, TransformersEvaluator
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from nni_jackpot.errors import CheckpointError
 from nni_jackpot.files import load_tensors, replace_file
+from nni_jackpot.ranks import of_all, rank, world
 from nni_jackpot.schedule import SearchClock
 from nni_jackpot.targets import remake_values
 
@@ -86,7 +87,7 @@ class Checkpoint:
         self.resumed_step = 0
         if self.path.exists():
             self._saved = self._read()
-            self._random_start = self._saved["random_start"][_rank()]
+            self._random_start = self._saved["random_start"][rank()]
             _set_random_states(self._random_start)
             self._may_skip = self._saved["may_skip"]
             self.resumed_step = self._saved["clock"]["step"]
@@ -106,7 +107,7 @@ class Checkpoint:
         """Remove the file of a search that is over; raises CheckpointError if it never came as far again."""
         if self._saved is not None:
             raise self._another_course()
-        if _rank() == 0:
+        if rank() == 0:
             self.path.unlink(missing_ok=True)
 
     def _follow(self, training_step: Callable[..., Any]) -> Callable[..., Any]:
@@ -155,7 +156,7 @@ class Checkpoint:
         state = {
             "identity": self._identity,
             "losses": self._losses,
-            "may_skip": all(_of_all_ranks(self._may_skip)),
+            "may_skip": all(of_all(self._may_skip)),
             "clock": asdict(search.clock),
             "rankings": search.growth.rankings,
             "trained": {name: p.detach() for name, p in self._model.named_parameters() if p.requires_grad},
@@ -171,10 +172,10 @@ class Checkpoint:
             },
             "optimizer": search.optimizer.state_dict(),
             "driver": search.driver.state_dict(),
-            "random_start": _of_all_ranks(self._random_start),
-            "random": _of_all_ranks(_random_states()),
+            "random_start": of_all(self._random_start),
+            "random": of_all(_random_states()),
         }
-        if _rank() == 0:
+        if rank() == 0:
             replace_file(self.path, lambda aside: torch.save(state, aside))
 
     def _read(self) -> dict[str, Any]:
@@ -187,8 +188,8 @@ class Checkpoint:
             for name in sorted({*theirs, *self._identity})
             if theirs.get(name) != self._identity.get(name)
         ]
-        if len(saved["random"]) != _world():
-            differing.append(f"the number of processes was {len(saved['random'])} and is {_world()}")
+        if len(saved["random"]) != world():
+            differing.append(f"the number of processes was {len(saved['random'])} and is {world()}")
         if differing:
             raise CheckpointError(
                 f"{self.path} is the checkpoint of another search: {'; '.join(differing)}. Remove it to "
@@ -219,7 +220,7 @@ class Checkpoint:
         search.driver.load_state_dict(saved["driver"])
         search.clock = SearchClock(**saved["clock"])
         search.growth.rankings = saved["rankings"]
-        _set_random_states(saved["random"][_rank()])
+        _set_random_states(saved["random"][rank()])
 
 
 def _training_step_of(evaluator: Evaluator) -> tuple[Any, str]:
@@ -281,18 +282,3 @@ def _set_random_states(states: dict[str, Any]) -> None:
 
 def _bytes(state: bytes) -> Tensor:
     return torch.frombuffer(bytearray(state), dtype=torch.uint8)
-
-
-def _world() -> int:
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
-def _rank() -> int:
-    return distributed.get_rank() if _world() > 1 else 0
-
-
-def _of_all_ranks(value: Any) -> list[Any]:
-    values = [value] * _world()
-    if len(values) > 1:
-        distributed.all_gather_object(values, value)
-    return values

@@ -6,6 +6,8 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 
 from nni_jackpot.cli_tickets import add_commands
@@ -14,9 +16,11 @@ from nni_jackpot.experiment.config import RunConfig, parse_override
 from nni_jackpot.experiment.dry_run import plan
 from nni_jackpot.experiment.grid import runs_of, shown
 from nni_jackpot.experiment.overlap import overlap, save
+from nni_jackpot.experiment.processes import joined
 from nni_jackpot.experiment.report import summary, write_report
 from nni_jackpot.experiment.result import finished
 from nni_jackpot.experiment.run import pretrain, search
+from nni_jackpot.ranks import from_first, rank
 from nni_jackpot.tracking import tuner_parameters
 
 
@@ -26,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # NNI logs a line for every metric and every module; the progress bar and the table say the same.
     logging.getLogger("nni").setLevel(logging.WARNING)
     try:
-        options.command(options)
+        with joined(), redirect_stdout(sys.stdout if rank() == 0 else None):
+            options.command(options)
     except JackpotError as error:
         print(f"nni-jackpot: error: {error}", file=sys.stderr)
         return 2
@@ -94,7 +99,9 @@ def _search(options: argparse.Namespace) -> None:
         title = ", ".join(f"{key}={shown(value)}" for key, value in swept.items() if key != "seed")
         by_title.setdefault(title, []).append(config)
     for title, configs in by_title.items():
-        found = [(options.resume and finished(config)) or search(config) for config in configs]
+        found = [
+            (options.resume and from_first(partial(finished, config))) or search(config) for config in configs
+        ]
         text = summary(found, configs[0].search.init)
         print(f"\n{title}\n{text}" if title else f"\n{text}", flush=True)
 
@@ -103,7 +110,7 @@ def _overlap(options: argparse.Namespace) -> None:
     for swept, config in _configs(options):
         title = ", ".join(f"{key}={shown(value)}" for key, value in swept.items())
         comparison = overlap(config)
-        paths = save(comparison)
+        paths = save(comparison) if rank() == 0 else []
         print(f"\n{title}".rstrip(), comparison.table(), comparison.legend(), sep="\n")
         if not any(path.suffix == ".png" for path in paths):
             print('no overlap.png, which needs matplotlib: pip install "nni-jackpot[plot]"')
@@ -116,7 +123,7 @@ def _report(options: argparse.Namespace) -> None:
 
 def _configs(options: argparse.Namespace) -> list[tuple[dict[str, object], RunConfig]]:
     """Return the swept values and the config of every run that the command line asks for."""
-    fixed = dict(parse_override(text) for text in options.set) | tuner_parameters()
+    fixed = dict(parse_override(text) for text in options.set) | from_first(tuner_parameters)
     return runs_of(options.file, fixed, dict(_axis(text) for text in options.sweep))
 
 

@@ -10,10 +10,11 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TypeAlias
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nni_jackpot.errors import SearchDivergedError
+from nni_jackpot.ranks import add_up
 
 Importance: TypeAlias = dict[Hashable, Tensor]
 Losses: TypeAlias = Callable[[Callable[[Tensor], None]], None]
@@ -134,11 +135,9 @@ class _Mean:
 
     def compute(self) -> list[Tensor]:
         """Return the mean over the batches of all ranks, and count these in ``batches`` from then on."""
-        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
-            count = torch.tensor(self.batches, device=self._sums[0].device)
-            for tensor in (count, *self._sums):
-                distributed.all_reduce(tensor)
-            self.batches = int(count)
+        count = torch.tensor(self.batches, device=self._sums[0].device)
+        add_up((count, *self._sums))
+        self.batches = int(count)
         return [total / self.batches for total in self._sums]
 
 

@@ -20,7 +20,6 @@ from nni.compression.utils.scaling import Scaling
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
-from torch.optim.swa_utils import update_bn
 from torch.utils.hooks import RemovableHandle
 
 from nni_jackpot.budget import BUDGETS, by_global_rank
@@ -38,6 +37,7 @@ from nni_jackpot.errors import ConfigListError, MaskError, NothingKeptError
 from nni_jackpot.groups import align_targets, check_structure, group_targets, unit_of
 from nni_jackpot.growth import Growth
 from nni_jackpot.masks import Masks
+from nni_jackpot.norm import reestimate
 from nni_jackpot.recipe import RECIPES
 from nni_jackpot.schedule import cosine
 from nni_jackpot.search import Search
@@ -493,11 +493,11 @@ class LotteryJackpotPruner(Pruner):
         Parameters
         ----------
         batches
-            Iterable of input batches, or of lists and tuples that begin with one; as for
-            `torch.optim.swa_utils.update_bn`, which does the work.
+            Iterable of input batches, or of lists and tuples that begin with one. Under `torch.distributed`
+            the statistics are the mean over those of all ranks.
         """
         _remove(self._norm_hooks)
-        update_bn(batches, self.bound_model, device=next(self.bound_model.parameters()).device)
+        reestimate(self.bound_model, batches)
         if not self._adapt_norm:
             self._hold_statistics()
 

@@ -14,6 +14,7 @@ from nni_jackpot.errors import DatasetNotFoundError, ExperimentConfigError
 from nni_jackpot.experiment.config import DataConfig
 from nni_jackpot.experiment.datasets import DATASETS
 from nni_jackpot.experiment.images import Batch, Images
+from nni_jackpot.ranks import rank, world
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,21 @@ def load_data(config: DataConfig, seed: int) -> Data:
     DatasetNotFoundError
         If files of the dataset are missing or damaged; the loaders raise it as well, for image files.
     ExperimentConfigError
-        If fewer training images are there than the config wants.
+        If fewer training images are there than the config wants, or batches cannot be dealt out to the
+        processes of the run.
     """
     train, test, num_classes = DATASETS[config.name](config)
+    part, parts = rank(), world()
+    if config.batch_size % parts or config.batch_size < 2 * parts:
+        raise ExperimentConfigError(
+            f"data.batch_size: found {config.batch_size}, allowed for {parts} processes: multiples of "
+            f"{parts}, from {2 * parts}"
+        )
     in_order = range(len(test))
     blocks = [in_order[i : i + config.eval_batch_size] for i in in_order[:: config.eval_batch_size]]
-    order = EpochShuffle(used_images(config, len(train)), config.batch_size, seed)
+    if parts > 1:
+        blocks = [share for block in blocks if (share := block[part::parts])]
+    order = EpochShuffle(used_images(config, len(train)), config.batch_size, seed, part, parts)
     return Data(
         train=TrainLoader(train, order, config.workers, seed),
         test=Loader(test, blocks, config.workers, seed),
@@ -98,10 +108,13 @@ class EpochShuffle(Sampler[list[int]]):
     indices
         Those of the images to go through.
     batch_size
-        Images per batch. The last batch may be smaller, but a single image left over is dropped: batch norm
-        cannot normalise over it once the feature maps are down to one pixel.
+        Images per batch, a multiple of ``parts``. The last batch may be smaller, but is left out if it has
+        not two images for each part: batch norm cannot normalise over one, once the feature maps are down to
+        one pixel.
     seed
         Non-negative.
+    part, parts
+        Each batch is dealt out in so many parts of the same size, of which this one is taken.
 
     Attributes
     ----------
@@ -110,15 +123,20 @@ class EpochShuffle(Sampler[list[int]]):
     first
         Number of the batch that the next epoch begins with, the ones before being left out.
     sizes
-        Images in each batch of an epoch.
+        Images in each batch of an epoch, of this part.
     """
 
-    def __init__(self, indices: Sequence[int], batch_size: int, seed: int) -> None:
+    def __init__(
+        self, indices: Sequence[int], batch_size: int, seed: int, part: int = 0, parts: int = 1
+    ) -> None:
         self.epoch = 0
         self.first = 0
-        size = len(indices)
-        used = size - 1 if size % batch_size == 1 else size
-        self.sizes = [min(batch_size, used - start) for start in range(0, used, batch_size)]
+        whole, left = divmod(len(indices), batch_size)
+        self.sizes = [batch_size // parts] * whole
+        if left >= 2 * parts:
+            self.sizes.append(left // parts)
+        self._part = slice(part, None, parts)
+        self._parts = parts
         self._indices = np.asarray(indices)
         self._batch_size = batch_size
         self._seed = seed
@@ -132,7 +150,7 @@ class EpochShuffle(Sampler[list[int]]):
         self.epoch += 1
         for number, size in enumerate(self.sizes[first:], first):
             start = number * self._batch_size
-            yield order[start : start + size].tolist()
+            yield order[start : start + size * self._parts][self._part].tolist()
 
 
 class Loader(DataLoader[Any]):

@@ -17,6 +17,7 @@ from nni_jackpot.errors import CheckpointError, ExperimentConfigError, OutputFol
 from nni_jackpot.experiment.config import RunConfig, config_hash, to_dict
 from nni_jackpot.experiment.models import has_new_classifier
 from nni_jackpot.files import load_tensors, replace_file
+from nni_jackpot.ranks import from_first, rank, wait_for_all
 
 
 def cache_path(config: RunConfig) -> Path:
@@ -88,13 +89,16 @@ def ensure_pretrained(model: nn.Module, config: RunConfig, train: Callable[[], N
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Trials that run side by side want the same weights: one trains, the others wait.
-        lock.acquire()
+        if rank() == 0:
+            lock.acquire()
     except OSError as error:
         raise OutputFolderError(f"cannot keep pre-trained weights in {path.parent}: {error}") from error
     try:
-        if not path.exists():
+        if not from_first(path.exists):
             train()
-            replace_file(path, lambda aside: torch.save(model.state_dict(), aside))
+            if rank() == 0:
+                replace_file(path, lambda aside: torch.save(model.state_dict(), aside))
+            wait_for_all()
     finally:
         lock.release()
     load_weights(model, path)

@@ -13,18 +13,20 @@ import torch
 from nni.compression.utils import TorchEvaluator
 from torch import Tensor, nn
 from torch.optim import SGD
-from torch.optim.swa_utils import update_bn
 
 from nni_jackpot.errors import JackpotError, NothingKeptError
 from nni_jackpot.experiment.config import RunConfig, SearchConfig, TrainConfig, dump_config, to_dict
 from nni_jackpot.experiment.data import Data, load_data
 from nni_jackpot.experiment.models import build_model, try_model
 from nni_jackpot.experiment.pretrained import check_start, ensure_pretrained
+from nni_jackpot.experiment.processes import averaged
 from nni_jackpot.experiment.result import RESULTS, Result, Row, forget_other, save_result, settings_of
 from nni_jackpot.experiment.train import accuracy, cross_entropy_step, fit, train_weights
 from nni_jackpot.files import replace_file
 from nni_jackpot.masks import Masks, apply_masks, densities, mask_overlap, save_masks, sparsity_of
+from nni_jackpot.norm import reestimate
 from nni_jackpot.pruner import LotteryJackpotPruner
+from nni_jackpot.ranks import from_first, rank, wait_for_all
 from nni_jackpot.tracking import Tracker, output_folder
 
 
@@ -44,8 +46,9 @@ class Setting:
         # give the same mask.
         torch.backends.cudnn.deterministic = True
         self.folder = output_folder(Path(config.output))
-        forget_other(config)
-        dump_config(config, self.folder / "config.yml")
+        if rank() == 0:
+            forget_other(config)
+            dump_config(config, self.folder / "config.yml")
         self.data: Data = load_data(config.data, config.seed)
         torch.manual_seed(config.seed)
         check_start(config, self.data.num_classes)
@@ -74,7 +77,9 @@ class Setting:
         """Train weights, tracked under the name of the phase."""
         loader = self.data.train
         steps = config.epochs * len(loader)
-        with Tracker(self.folder / name, steps, description=name, report_to_nni=False) as tracker:
+        with Tracker(
+            self.folder / name, steps, description=name, rank=rank(), report_to_nni=False
+        ) as tracker:
             train_weights(
                 model,
                 config,
@@ -120,14 +125,15 @@ def search(config: RunConfig) -> Result:
         if the search diverges.
     """
     setting = Setting(config)
-    (setting.folder / RESULTS).unlink(missing_ok=True)  # of an earlier run there
+    if rank() == 0:
+        (setting.folder / RESULTS).unlink(missing_ok=True)  # of an earlier run there
     setting.pretrain()
     model, folder = setting.model, setting.folder
     dense = copy.deepcopy(model.state_dict())
     rows = [Row("dense", setting.evaluate(model), 0.0, 0)]
 
     steps = config.search.epochs * len(setting.data.train)
-    with Tracker(folder, steps, description="search") as tracker:
+    with Tracker(folder, steps, description="search", rank=rank()) as tracker:
         pruner, start = _make_pruner(setting, tracker)
         sparsity = sparsity_of(start)
         rows.append(Row("initial", setting.evaluate(model), sparsity, 0))
@@ -152,12 +158,14 @@ def search(config: RunConfig) -> Result:
         found = copy.deepcopy(model.state_dict())  # with its normalisation statistics
         total = config.search.epochs + config.finetune.epochs
         rows.append(_tuned(setting, "jackpot_tuned", found, masks, total))
-    save_masks(start, folder / "start.pth")
-    save_masks(masks, folder / "masks.pth")
     apply_masks(model, masks)
-    replace_file(folder / "jackpot.pth", lambda aside: torch.save(model.state_dict(), aside))
     result = Result(rows, mask_overlap(start, masks).total, seconds, folder, pruner.resumed_step)
-    save_result(result)
+    if rank() == 0:
+        save_masks(start, folder / "start.pth")
+        save_masks(masks, folder / "masks.pth")
+        replace_file(folder / "jackpot.pth", lambda aside: torch.save(model.state_dict(), aside))
+        save_result(result)
+    wait_for_all()
     return result
 
 
@@ -182,16 +190,19 @@ def _make_pruner(setting: Setting, tracker: Tracker) -> tuple[LotteryJackpotPrun
         if not searching:
             return
         # The last step that is skipped leaves the masks that it left before.
-        if steps < pruner.resumed_step or (steps == pruner.resumed_step and tracker.has_next_epoch()):
+        is_known = steps == pruner.resumed_step and from_first(tracker.has_next_epoch)
+        if steps < pruner.resumed_step or is_known:
             tracker.skip_epoch()
             return
         masks = pruner.get_masks()
         overlap = mask_overlap(start, masks).total
         tracker.epoch(setting.evaluate(model), overlap=overlap, layers=densities(masks))
 
-    def training_func(*args: Any, **kwargs: Any) -> None:
+    def training_func(model: nn.Module, *args: Any, **kwargs: Any) -> None:
         setting.data.train.pass_over(pruner.resumed_step if searching else 0)
-        fit(*args, **kwargs, loader=setting.data.train, on_step=on_step, on_epoch=on_epoch)
+        # Criteria take the mean over all processes themselves.
+        model = averaged(model) if searching else model
+        fit(model, *args, **kwargs, loader=setting.data.train, on_step=on_step, on_epoch=on_epoch)
 
     # NNI drives every search by the user's optimizer; this one finds no gradient, for all weights are frozen.
     optimizer = nni.trace(SGD)(model.parameters(), lr=0.1)
@@ -221,7 +232,7 @@ def _what_a_search_depends_on(setting: Setting) -> dict[str, Any]:
 def _with_norm_reestimated(setting: Setting) -> float:
     """Return the accuracy under the masks as they are, had the normalisation statistics followed them."""
     model = copy.deepcopy(setting.model)
-    update_bn(setting.data.train, model, setting.device)
+    reestimate(model, setting.data.train)
     setting.data.restart()
     return setting.evaluate(model)
 
@@ -246,9 +257,10 @@ def _check_frozen(model: nn.Module, dense: dict[str, Tensor]) -> None:
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise JackpotError(
             f"device {name} is not there: PyTorch sees no CUDA device; set device to auto or cpu"
         )
-    return torch.device(name)
+    # Each process that torchrun has started has one of its own.
+    return torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device(name)

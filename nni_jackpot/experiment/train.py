@@ -16,7 +16,10 @@ from torch.utils.data import DataLoader
 from nni_jackpot.errors import TrainingDivergedError
 from nni_jackpot.experiment.config import TrainConfig
 from nni_jackpot.experiment.images import Batch
+from nni_jackpot.experiment.processes import averaged
 from nni_jackpot.masks import Masks
+from nni_jackpot.norm import share
+from nni_jackpot.ranks import add_up
 from nni_jackpot.schedule import cosine
 
 
@@ -113,7 +116,7 @@ def train_weights(
     keep_zeros()
     optimizer.register_step_post_hook(keep_zeros)
     fit(
-        model,
+        averaged(model),
         optimizer,
         cross_entropy_step,
         scheduler,
@@ -136,14 +139,18 @@ def _pruned_places(model: nn.Module, masks: Masks) -> list[tuple[nn.Parameter, T
 
 @torch.no_grad()
 def accuracy(model: nn.Module, loader: DataLoader[Any], device: torch.device) -> float:
-    """Return the share of images classified right, in [0, 1]; the model's mode is left as it was."""
+    """Return the share of images classified right, in [0, 1]; the model's mode is left as it was.
+
+    Each process looks at a share of the images, by the statistics of the first.
+    """
     training = model.training
     model.eval()
-    right = torch.zeros((), dtype=torch.int64, device=device)
-    total = 0
+    share(model)
+    right, total = torch.zeros((2,), dtype=torch.int64, device=device)
     for batch in loader:
         images, labels = to_device(batch, device)
         right += (model(images).argmax(1) == labels).sum()
         total += len(labels)
+    add_up((right, total))
     model.train(training)
-    return right.item() / total
+    return right.item() / total.item()

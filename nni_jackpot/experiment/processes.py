@@ -1,0 +1,49 @@
+"""A run by several processes, as torchrun starts them: each takes a share of every batch."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from nni_jackpot.errors import JackpotError
+from nni_jackpot.ranks import world
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Be one of the processes that torchrun has started, until the end of the block; else alone.
+
+    Raises
+    ------
+    JackpotError
+        If this machine has GPUs, but fewer than processes.
+    """
+    if not distributed.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
+        yield
+        return
+    backend = "gloo"
+    if torch.cuda.is_available():
+        backend = "cpu:gloo,cuda:nccl"
+        here, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+        if here > gpus:
+            raise JackpotError(
+                f"{here} processes on this machine, allowed: up to one for each of {gpus} GPUs"
+            )
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    distributed.init_process_group(backend)
+    try:
+        yield
+    finally:
+        gc.collect()  # wrapped models are cycles, and must not outlive the group that they hold
+        distributed.destroy_process_group()
+
+
+def averaged(model: nn.Module) -> nn.Module:
+    """Return a model whose gradients are the mean over all processes: itself, if there is one."""
+    return DistributedDataParallel(model) if world() > 1 else model

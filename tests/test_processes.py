@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from nni_jackpot.errors import ExperimentConfigError
+from nni_jackpot.experiment.config import DataConfig
+from nni_jackpot.experiment.data import EpochShuffle, load_data
+from nni_jackpot.experiment.result import load_result
+from nni_jackpot.masks import load_masks
+
+
+@pytest.mark.honours("DistributedDataParallel", "resume")
+def test_a_run_by_two_processes(tmp_path: Path) -> None:
+    content = {
+        "output": str(tmp_path / "out"),
+        "device": "cpu",
+        "data": {"name": "digits", "batch_size": 64, "eval_batch_size": 359},  # one image in the last batch
+        "model": {"width": 6},
+        "pretrain": {"epochs": 3, "lr": 0.1, "cache": str(tmp_path / "pretrained")},
+        "config_list": [{"op_types": ["Conv2d"], "sparse_ratio": 0.8, "global_group_id": 0}],
+        "search": {"epochs": 2, "init": "snip", "checkpoint_every": 7},
+        "finetune": {"epochs": 1, "lr": 0.05, "under": "both"},
+    }
+    config_file = tmp_path / "run.yml"
+    config_file.write_text(yaml.safe_dump(content))
+    run = [
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        str(Path(__file__).with_name("two_processes.py")),
+    ]
+    process = subprocess.run([sys.executable, *run, str(config_file)], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    for rank in (0, 1):
+        assert f"process {rank}: [0, 0, 2]" in process.stderr
+    # Only one of them says what it has found.
+    assert process.stdout.count("no weight was changed") == 2
+    assert "data.batch_size: found 63, allowed for 2 processes: multiples of 2, from 4" in process.stderr
+
+    assert len(list((tmp_path / "pretrained").glob("*.pth"))) == 1
+    whole, resumed = (load_result(tmp_path / name) for name in ("whole", "resumed"))
+    assert resumed.resumed_step == 28
+    assert resumed.rows == whole.rows
+    rows = {row.kind: row for row in whole.rows}
+    assert rows["dense"].accuracy > 0.8
+    assert rows["jackpot"].accuracy > rows["initial"].accuracy + 0.2
+    assert all(row.accuracy * 360 == pytest.approx(round(row.accuracy * 360)) for row in whole.rows)
+    start, found, again = (
+        load_masks(tmp_path / name) for name in ("whole/start.pth", "whole/masks.pth", "resumed/masks.pth")
+    )
+    zeros = total = 0
+    for module, targets in found.items():
+        assert torch.equal(targets["weight"], again[module]["weight"])
+        assert "module." not in module
+        zeros += int((targets["weight"] == 0).sum())
+        total += targets["weight"].numel()
+    assert zeros == int(0.8 * total)
+    assert not all(torch.equal(start[name]["weight"], found[name]["weight"]) for name in found)
+
+
+# -- what each gets of a batch
+
+
+@pytest.mark.parametrize("size", [40, 41, 43, 44, 47])
+def test_parts_of_a_batch_are_disjoint_and_of_one_size(size: int) -> None:
+    whole = EpochShuffle(range(size), 8, seed=0)
+    parts = [EpochShuffle(range(size), 8, seed=0, part=part, parts=2) for part in (0, 1)]
+    for together, *shares in zip(whole, *parts):  # noqa: B905 - a last batch is left out where it is too small
+        assert len(shares[0]) == len(shares[1])
+        dealt = sorted(shares[0] + shares[1])
+        assert set(dealt) <= set(together)
+        assert len(dealt) == len(set(dealt)) == len(together) - len(together) % 2
+    used = sum(part.sizes[i] for part in parts for i in range(len(part)))
+    assert used == size - size % 8 + (size % 8 // 2 * 2 if size % 8 >= 4 else 0)
+    assert [len(share) for share in parts[0]] == parts[0].sizes
+
+
+def test_batches_that_cannot_be_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nni_jackpot.experiment.data.world", lambda: 4)
+    with pytest.raises(
+        ExperimentConfigError, match="batch_size: found 6, allowed for 4 processes: multiples of 4, from 8"
+    ):
+        load_data(DataConfig(name="digits", batch_size=6), seed=0)
+    with pytest.raises(ExperimentConfigError, match=r"found 4, .* from 8"):
+        load_data(DataConfig(name="digits", batch_size=4), seed=0)
+    assert load_data(DataConfig(name="digits", batch_size=8), seed=0).train.order.sizes[0] == 2

@@ -1,0 +1,43 @@
+"""What test_processes.py has torchrun start twice: a search, one that is interrupted and goes on, and a mistake."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import nullcontext, suppress
+from itertools import count
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from nni_jackpot.cli import main
+from nni_jackpot.experiment.processes import joined
+from nni_jackpot.tracking import Tracker
+
+
+def search(*options: str) -> int:
+    """Run the command with options in place of the file's."""
+    return main(["search", sys.argv[1], *(word for option in options for word in ("--set", option))])
+
+
+def stopping(at: int) -> Any:
+    """Have every process stop at a step of the search."""
+    steps, take = count(1), Tracker.step
+
+    def step(self: Tracker, *args: Any, **kwargs: Any) -> None:
+        take(self, *args, **kwargs)
+        if next(steps) == at:
+            raise KeyboardInterrupt
+
+    return mock.patch.object(Tracker, "step", step)
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1]).parent
+    # One group for all three commands: PyTorch does not reliably make a second one under torchrun.
+    with joined(), mock.patch("nni_jackpot.cli.joined", nullcontext):
+        codes = [search(f"output={folder / 'whole'}")]
+        with suppress(KeyboardInterrupt), stopping(at=30):
+            search(f"output={folder / 'resumed'}")
+        codes += [search(f"output={folder / 'resumed'}"), search("data.batch_size=63")]
+    print(f"process {os.environ['RANK']}: {codes}", file=sys.stderr, flush=True)
