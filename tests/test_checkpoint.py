@@ -177,7 +177,7 @@ def test_resumes_where_it_was(batches: Batches, tmp_path: Path, stop_after: int)
         {"init": "snip"},
         {"init": "random"},
         {"recipe": "paper", "swap_limit": 0.05},
-        {"growth": 0.5},
+        {"growth": 0.8},
         {"growth": 1.0, "budget": "global_rank"},
         {"budget": "global_rank", "length": (200, None)},  # with steps between rankings
         {"optimizer": lambda scores: torch.optim.Adam(scores, lr=0.01)},
@@ -186,7 +186,7 @@ def test_resumes_where_it_was(batches: Batches, tmp_path: Path, stop_after: int)
         {"method": "supermask", "lr": 0.3, "dropout": 0.3},
         {"method": "supermask", "lr": 300.0, "recipe": "paper", "length": (None, 3)},
     ],
-    ids=str,
+    ids=lambda options: ", ".join(f"{name}={getattr(v, '__name__', v)}" for name, v in options.items()),
 )
 def test_resumes_whatever_the_search_is(batches: Batches, tmp_path: Path, options: dict[str, Any]) -> None:
     check_resumed(batches, tmp_path / "search.pth", 10, **options)

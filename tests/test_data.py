@@ -68,6 +68,34 @@ def test_more_images_than_there_are() -> None:
         load_data(DataConfig(name="digits", train_images=1438), seed=0)
 
 
+def test_validation_images_are_kept_aside() -> None:
+    options: dict[str, Any] = {"name": "digits", "validation_images": 300, "augment": True}
+    data = [load_data(DataConfig(**options), seed) for seed in (0, 1)]
+    assert [(sum(part.train.order.sizes), len(part.test.dataset)) for part in data] == [(1137, 1437)] * 2  # type: ignore[arg-type]
+    images, labels = epoch(data[0].test)
+    assert len(labels) == 300
+    assert torch.equal(images, epoch(data[1].test)[0])
+    assert torch.equal(images, epoch(data[0].test)[0])  # as they are, whatever training does to its own
+    whole = load_data(DataConfig(name="digits"), seed=0).train.dataset.__getitems__(range(1437))[0]  # type: ignore[attr-defined]
+    kept = {image.numpy().tobytes() for image in images}
+    trained = load_data(DataConfig(**{**options, "augment": False}), seed=0).train
+    seen = {image.numpy().tobytes() for image in epoch(trained)[0]}
+    assert not kept & seen
+    assert kept | seen == {image.numpy().tobytes() for image in whole}
+    fewer = load_data(DataConfig(**{**options, "augment": False, "train_images": 100}), seed=0)
+    assert torch.equal(epoch(fewer.test)[0], images)
+    assert {image.numpy().tobytes() for image in epoch(fewer.train)[0]} < seen
+
+
+def test_more_validation_images_than_there_are() -> None:
+    with pytest.raises(
+        ExperimentConfigError, match=r"validation_images: found 1436, allowed: null or 1 to 1435"
+    ):
+        load_data(DataConfig(name="digits", validation_images=1436), seed=0)
+    with pytest.raises(ExperimentConfigError, match=r"train_images: found 1400, .* 2 to 1337, of 1437 less"):
+        load_data(DataConfig(name="digits", validation_images=100, train_images=1400), seed=0)
+
+
 def test_each_epoch_has_an_order_of_its_own_and_all_images() -> None:
     loader = load_data(DIGITS, seed=0).train
     (_, first), (_, second) = epoch(loader), epoch(loader)

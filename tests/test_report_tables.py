@@ -60,6 +60,7 @@ def test_the_paper_beside_the_same_rows(write_run: Write, measures: Measures) ->
         {"model__depth": 20},
         {"data__name": "fashion_mnist"},
         {"data__train_images": 1000},
+        {"data__validation_images": 1000},
         {"ratio": 0.91},
         {"search__epochs": 31},
         {"search__init": "snip"},

@@ -77,6 +77,12 @@ class DataConfig:
     train_images: int | None = _option(
         "number of training images used, the same ones at every seed; null for all", _at_least(2), None
     )
+    validation_images: int | None = _option(
+        "number of training images kept aside, the same ones at every seed, and tested on in place of the "
+        "test images, as when settings are chosen; null for none",
+        _at_least(1),
+        None,
+    )
     batch_size: int = _option("images per training batch", _at_least(2), 64)
     eval_batch_size: int = _option("images per test batch", _at_least(1), 512)
     image_size: int | None = _option(

@@ -61,43 +61,54 @@ def load_data(config: DataConfig, seed: int) -> Data:
         If fewer training images are there than the config wants, or batches cannot be dealt out to the
         processes of the run.
     """
-    train, test, num_classes = DATASETS[config.name](config)
+    train, unvaried, test, num_classes = DATASETS[config.name](config)
     part, parts = rank(), world()
     if config.batch_size % parts or config.batch_size < 2 * parts:
         raise ExperimentConfigError(
             f"data.batch_size: found {config.batch_size}, allowed for {parts} processes: multiples of "
             f"{parts}, from {2 * parts}"
         )
-    in_order = range(len(test))
-    blocks = [in_order[i : i + config.eval_batch_size] for i in in_order[:: config.eval_batch_size]]
+    used, kept_aside = used_images(config, len(train))
+    tested = unvaried if config.validation_images else test
+    in_order = kept_aside if config.validation_images else range(len(test))
+    starts = range(0, len(in_order), config.eval_batch_size)
+    blocks = [in_order[start : start + config.eval_batch_size] for start in starts]
     if parts > 1:
         blocks = [share for block in blocks if (share := block[part::parts])]
-    order = EpochShuffle(used_images(config, len(train)), config.batch_size, seed, part, parts)
+    order = EpochShuffle(used, config.batch_size, seed, part, parts)
     return Data(
         train=TrainLoader(train, order, config.workers, seed),
-        test=Loader(test, blocks, config.workers, seed),
+        test=Loader(tested, blocks, config.workers, seed),
         num_classes=num_classes,
         shape=train.shape,
     )
 
 
-def used_images(config: DataConfig, there: int) -> Sequence[int]:
-    """Return the indices of the training images that are used, out of all that are there.
+def used_images(config: DataConfig, there: int) -> tuple[Sequence[int], Sequence[int]]:
+    """Return which training images are trained on, and which are kept aside, out of all that are there.
 
     Raises
     ------
     ExperimentConfigError
         If fewer are there than the config wants.
     """
-    if config.train_images is None:
-        return range(there)
-    if config.train_images > there:
+    if config.train_images is None and config.validation_images is None:
+        return range(there), range(0)
+    aside = config.validation_images or 0
+    if aside > there - 2:
         raise ExperimentConfigError(
-            f"data.train_images: found {config.train_images}, allowed: null or 2 to {there}"
+            f"data.validation_images: found {aside}, allowed: null or 1 to {there - 2}"
+        )
+    wanted = there - aside if config.train_images is None else config.train_images
+    if wanted > there - aside:
+        rest = f", of {there} less data.validation_images" if aside else ""
+        raise ExperimentConfigError(
+            f"data.train_images: found {wanted}, allowed: null or 2 to {there - aside}{rest}"
         )
     # In random order, for files often come sorted by class; of a seed that is nobody's, for runs of several
     # seeds are to differ in their training, not in their data.
-    return np.random.default_rng(0).permutation(there)[: config.train_images].tolist()
+    order = np.random.default_rng(0).permutation(there).tolist()
+    return order[:wanted], order[there - aside :]
 
 
 class EpochShuffle(Sampler[list[int]]):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,8 +37,16 @@ IMAGENET_MEAN = 255 * torch.tensor([0.485, 0.456, 0.406])
 IMAGENET_STD = 255 * torch.tensor([0.229, 0.224, 0.225])
 IMAGENET_CLASSES = 1000
 
-Loaded = tuple[Images, Images, int]
 Pair = tuple[Tensor, Tensor]
+
+
+class Loaded(NamedTuple):
+    """A dataset: training images as training sees them, the same without variation, and test images."""
+
+    train: Images
+    unvaried: Images
+    test: Images
+    num_classes: int
 
 
 # -- in memory
@@ -46,16 +55,14 @@ Pair = tuple[Tensor, Tensor]
 def _in_memory(
     config: DataConfig, train: Pair, test: Pair, num_classes: int, max_shift: int, flip: bool = False
 ) -> Loaded:
-    """Make datasets of uint8 (N, C, S, S) images and their labels, both normalised as the training images."""
+    """Make datasets of uint8 (N, C, S, S) images and their labels, all normalised as the training images."""
     channels = [train[0][:, i].float() for i in range(train[0].shape[1])]
     mean = torch.stack([values.mean() for values in channels])
     std = torch.stack([values.std() for values in channels])
     size = config.image_size or train[0].shape[2]
-    if config.augment:
-        varied = ImageTensors(*train, mean, std, size, max_shift, flip)
-    else:
-        varied = ImageTensors(*train, mean, std, size)
-    return varied, ImageTensors(*test, mean, std, size), num_classes
+    plain = ImageTensors(*train, mean, std, size)
+    varied = ImageTensors(*train, mean, std, size, max_shift, flip) if config.augment else plain
+    return Loaded(varied, plain, ImageTensors(*test, mean, std, size), num_classes)
 
 
 def _digits(config: DataConfig) -> Loaded:
@@ -158,7 +165,7 @@ def _image_folder(config: DataConfig) -> Loaded:
     # The central 7/8: of 256 pixels, as in PyTorch's reference, the usual 224.
     plain = [v2.Resize(size * 8 // 7), v2.CenterCrop(size)]
     varied = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()] if config.augment else plain
-    images, held_out_images = (
+    varied_images, images, held_out_images = (
         ImageFiles(
             [path for path, _ in folder.samples],
             torch.tensor(folder.targets),
@@ -167,20 +174,20 @@ def _image_folder(config: DataConfig) -> Loaded:
             v2.Compose([*steps, v2.PILToTensor()]),
             size,
         )
-        for folder, steps in ((train, varied), (test, plain))
+        for folder, steps in ((train, varied), (train, plain), (test, plain))
     )
-    return images, held_out_images, len(train.classes)
+    return Loaded(varied_images, images, held_out_images, len(train.classes))
 
 
 def _imagenet(config: DataConfig) -> Loaded:
     """ImageNet-1K: ``root/train/<wnid>/*.JPEG`` and ``root/val/<wnid>/*.JPEG``."""
-    train, test, classes = _image_folder(config)
-    if classes != IMAGENET_CLASSES:
+    loaded = _image_folder(config)
+    if loaded.num_classes != IMAGENET_CLASSES:
         raise DatasetNotFoundError(
-            f"{config.root} has {classes} class folders, ImageNet has {IMAGENET_CLASSES}; set data.name to "
-            "image_folder for a part of it"
+            f"{config.root} has {loaded.num_classes} class folders, ImageNet has {IMAGENET_CLASSES}; set "
+            "data.name to image_folder for a part of it"
         )
-    return train, test, classes
+    return loaded
 
 
 def _scan(folder: Path) -> ImageFolder:

@@ -79,7 +79,7 @@ def _size(config: RunConfig) -> tuple[int, Shape, int]:
         data = load_data(config.data, config.seed)
         return sum(data.train.order.sizes), data.shape, data.num_classes
     images, (channels, height, width), classes = _KNOWN[config.data.name]
-    images = len(used_images(config.data, images))
+    images = len(used_images(config.data, images)[0])
     size = config.data.image_size
     return images, (channels, size or height, size or width), classes
 

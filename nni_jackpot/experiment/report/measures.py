@@ -93,9 +93,11 @@ class Measure:
 
     @property
     def data(self) -> str:
-        """The dataset's name, with the number of training images where not all are used."""
-        images = self.settings["data.train_images"]
-        return str(self.settings["data.name"]) + ("" if images is None else f" ({images:,} images)")
+        """The dataset's name, with the numbers of images where not all are used as they come."""
+        images, aside = self.settings["data.train_images"], self.settings["data.validation_images"]
+        said = [] if images is None else [f"{images:,} images"]
+        said += [] if aside is None else [f"tested on {aside:,} of the training images kept aside"]
+        return str(self.settings["data.name"]) + (f" ({', '.join(said)})" if said else "")
 
     @property
     def init(self) -> str:
