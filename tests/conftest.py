@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+# A thread for each of the processes that share the tests, and for what these start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import triton_interpreter  # isort: skip  # noqa: F401  # has to be told before Triton is loaded, by whomever
 
 from collections.abc import Callable

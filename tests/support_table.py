@@ -94,7 +94,7 @@ class Run:
         self.tests: dict[tuple[str, str], list[str]] = {}
         """Links to the tests by feature and verb."""
         self.not_passed: list[str] = []
-        self.exit_code = pytest.main([str(TESTS), *options], plugins=[self])
+        self.exit_code = pytest.main([str(TESTS), "-n0", *options], plugins=[self])
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         for item in session.items:

@@ -181,7 +181,8 @@ def test_masks_wait_until_somebody_asks(
                 assert score[kept].min() >= score[~kept].max()
         return training_step(batch, model)
 
-    pruner = LotteryJackpotPruner(model, CONFIG_LIST, make_evaluator(model, batches, step), lr=0.1)
+    evaluator = make_evaluator(model, batches, step)
+    pruner = LotteryJackpotPruner(model, CONFIG_LIST, evaluator, lr=0.1, growth=0.8)
     pruner.compress(max_steps=20, max_epochs=None)
     waits = [after - before for before, after in itertools.pairwise(calls)]
     assert waits[1:5] == [0] * 4
