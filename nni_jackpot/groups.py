@@ -7,16 +7,14 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from nni.compression.base.target_space import PruningTargetSpace, TargetType
 from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.pruning.tools.utils import is_active_target
-from torch import Tensor, nn
+from torch import nn
 
-from nni_jackpot.budget import Unit
 from nni_jackpot.channels import channels_of, input_dim, is_transposed, scaling_of, steps_of
 from nni_jackpot.config_list import has_align_of_its_own, parse_pattern
-from nni_jackpot.errors import ConfigListError, MaskError
+from nni_jackpot.errors import ConfigListError
 from nni_jackpot.granularity import Grains
 from nni_jackpot.targets import ScoredTarget, ScoreGroup, align
 
@@ -76,42 +74,6 @@ def _check_members(group: ScoreGroup) -> None:
         for key in keys:
             if getattr(other.space, key) != getattr(first.space, key):
                 raise ConfigListError(f"{first} and {other} share a dependency_group_id but differ in {key}")
-
-
-def unit_of(group: ScoreGroup, importance: Tensor) -> Unit:
-    """Describe a group to the rules of budgets."""
-    space, grains = group.space, group.grains
-    low, high = space.min_sparse_ratio or 0.0, space.max_sparse_ratio
-    ratio = space.sparse_ratio
-    if ratio is None:  # a threshold on the importance: the budget is what it leaves (NNI's sparse_threshold)
-        below = int((importance < space.sparse_threshold).sum())
-        # Half a grain more, so that ``int`` finds the count again.
-        ratio = min((below + 0.5) / grains.count, 1.0)
-    return Unit(
-        grains=grains.count,
-        weights_per_grain=group.weights // max(1, group.grains.count),
-        sparse_ratio=ratio,
-        min_sparse_ratio=low,
-        max_sparse_ratio=1.0 if high is None else high,
-        shape=grains.shape,
-        rows=grains.rows,
-    )
-
-
-def check_structure(target: ScoredTarget, mask: Tensor) -> None:
-    """A mask must keep whole grains, and as many in every row, or there is no score that stands for it.
-
-    Raises
-    ------
-    MaskError
-        If it does not.
-    """
-    grains = target.grains
-    kept = grains.of_mask(mask)
-    if not torch.equal(grains.expand(kept).expand(grains.shape), mask.bool()):
-        raise MaskError(f"the mask of {target} cuts through its granularity {target.space.granularity!r}")
-    if not torch.equal(grains.select(kept.float(), int(kept.sum())), kept):
-        raise MaskError(f"the mask of {target} does not keep as many in each of its {grains.rows} rows")
 
 
 def align_targets(

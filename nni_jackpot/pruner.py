@@ -22,25 +22,21 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from nni_jackpot.budget import BUDGETS, by_global_rank
+from nni_jackpot.budget import BUDGETS
 from nni_jackpot.calibration import losses_of
 from nni_jackpot.channels import is_transposed
 from nni_jackpot.checkpoint import Checkpoint
-from nni_jackpot.config_list import (
-    ConfigList,
-    check_config_list,
-    parse_pattern,
-    refuse_targets_taken,
-)
+from nni_jackpot.config_list import ConfigList, check_config_list, refuse_targets_taken
 from nni_jackpot.criteria import CRITERIA, NEEDS_LOSSES
-from nni_jackpot.errors import ConfigListError, MaskError, NothingKeptError
-from nni_jackpot.groups import align_targets, check_structure, group_targets, unit_of
+from nni_jackpot.errors import ConfigListError, MaskError
+from nni_jackpot.groups import align_targets, group_targets
 from nni_jackpot.growth import Growth
 from nni_jackpot.masks import Masks
 from nni_jackpot.norm import reestimate
 from nni_jackpot.recipe import RECIPES
 from nni_jackpot.schedule import cosine
 from nni_jackpot.search import Search
+from nni_jackpot.starts import budgets_of, check_budgets, kept_by, mask_of, pools_of
 from nni_jackpot.supermask import LOGITS, METHODS, SampledMask, recipe_of_logits
 from nni_jackpot.targets import (
     ScoredTarget,
@@ -297,23 +293,18 @@ class LotteryJackpotPruner(Pruner):
             self._start_from_masks(self._init)
             return
         self._importance = self._rank_grains()
-        for group, keep in self._budgets(self._importance).items():
-            if keep == 0:
-                raise NothingKeptError(
-                    f"none of the {group.grains.count * group.grains.size} weights of {group} would be kept "
-                    f"at sparse_ratio {group.space.sparse_ratio}: lower it, exclude "
-                    f"{group.members[0].module_name} from the config list, or take it out of its "
-                    "global_group_id"
-                )
+        budgets = budgets_of(self._groups, self._budget, self._importance)
+        check_budgets(budgets)
+        for group, keep in budgets.items():
             self._seed(group, group.grains.select(self._importance[group], keep))
 
     def _start_from_masks(self, masks: Masks) -> None:
-        missing = [str(target) for target in self._targets if _mask_of(masks, target) is None]
+        missing = [str(target) for target in self._targets if mask_of(masks, target) is None]
         if missing:
             raise MaskError(f"init has no mask for {', '.join(missing)}")
         starts: dict[str, dict[str, Tensor | None]] = defaultdict(dict)
         for target in self._targets:
-            starts[target.module_name][target.name] = _mask_of(masks, target)
+            starts[target.module_name][target.name] = mask_of(masks, target)
         self.update_masks(starts)
 
     def _rank_grains(self) -> dict[ScoreGroup, Tensor]:
@@ -331,21 +322,6 @@ class LotteryJackpotPruner(Pruner):
     def _seed(self, group: ScoreGroup, kept: Tensor) -> None:
         group.seed(kept, *self._initial_values)
         group.limit_swaps(self._swap_limit)
-
-    def _budgets(self, importance: dict[ScoreGroup, Tensor]) -> dict[ScoreGroup, int]:
-        """Return how many grains each group keeps, each global group ranked as a whole."""
-        budgets: dict[ScoreGroup, int] = {}
-        together: dict[Any, list[ScoreGroup]] = defaultdict(list)
-        for group in self._groups:
-            if (pattern := group.space.setting.get("sparse_pattern")) is not None:
-                budgets[group] = parse_pattern(pattern)[0] * group.grains.rows
-            else:
-                together[group.space.global_group_id].append(group)
-        for global_id, groups in together.items():
-            rule = BUDGETS[self._budget] if global_id is None else by_global_rank
-            units = {group: unit_of(group, importance[group]) for group in groups}
-            budgets |= rule(units, {group: importance[group] for group in groups})
-        return {group: budgets[group] for group in self._groups}
 
     # -- wrapping
 
@@ -454,32 +430,9 @@ class LotteryJackpotPruner(Pruner):
         NothingKeptError
             If a mask keeps nothing.
         """
-        searched = {(target.module_name, target.name): target for target in self._targets}
-        for module_name, module_masks in masks.items():
-            for name, mask in module_masks.items():
-                space = self._target_spaces.get(module_name, {}).get(name)
-                if space is None:
-                    raise MaskError(f"{module_name}.{name} is no target of this pruner")
-                if mask is not None and list(mask.shape) != space.shape:
-                    shapes = f"shape {list(mask.shape)}, its target {space.shape}"
-                    raise MaskError(f"the mask of {module_name}.{name} has {shapes}")
-                target = searched.get((module_name, name))
-                if target is None:
-                    continue
-                if mask is None or not mask.any():
-                    raise NothingKeptError(f"the mask of {target} keeps nothing")
-                check_structure(target, mask)
-        starts: dict[ScoreGroup, Tensor] = {}
-        for group in self._groups:
-            given = [(t, mask) for t in group.members if (mask := _mask_of(masks, t)) is not None]
-            for target, mask in given:
-                kept = (
-                    target.grains.of_mask(mask).view(group.grains.score_shape).to(given[0][0].weight.device)
-                )
-                if not torch.equal(starts.setdefault(group, kept), kept):
-                    raise MaskError(f"the masks of {group} differ, but they share one dependency_group_id")
-        for group, kept in starts.items():
+        for group, kept in kept_by(masks, self._groups, self._target_spaces).items():
             self._seed(group, kept)
+        searched = {(target.module_name, target.name) for target in self._targets}
         rest: dict[str, dict[str, Tensor | None]] = defaultdict(dict)
         for module_name, module_masks in masks.items():
             for name, mask in module_masks.items():
@@ -615,13 +568,7 @@ class LotteryJackpotPruner(Pruner):
         return self.recipe.optimizer([[group.score for group in pool] for pool in self._pools()])
 
     def _pools(self) -> list[list[ScoreGroup]]:
-        """Return the groups in pools that share a budget."""
-        pools: dict[Any, list[ScoreGroup]] = defaultdict(list)
-        for group in self._groups:
-            is_ranked = group.space.global_group_id is not None or self._budget == "global_rank"
-            is_pattern = group.space.setting.get("sparse_pattern") is not None
-            pools[group.space.global_group_id if is_ranked and not is_pattern else group].append(group)
-        return list(pools.values())
+        return pools_of(self._groups, self._budget)
 
     def _goal(self, group: ScoreGroup) -> tuple[float | None, ...]:
         # Not through NNI's properties, each of which copies all settings: this is asked for at every step.
@@ -638,12 +585,8 @@ class LotteryJackpotPruner(Pruner):
                 "sparse ratios cannot be scheduled where the search starts from given masks, nor after a "
                 "search without a schedule"
             )
-        for group, keep in self._budgets(self._importance).items():
+        for group, keep in budgets_of(self._groups, self._budget, self._importance).items():
             group.resize(keep, self._importance[group])
-
-
-def _mask_of(masks: Masks, target: ScoredTarget) -> Tensor | None:
-    return (masks.get(target.module_name) or {}).get(target.name)
 
 
 def _remove(hooks: list[RemovableHandle]) -> None:
