@@ -120,21 +120,18 @@ def by_global_rank(units: Mapping[Key, Unit], importance: Mapping[Key, Tensor]) 
     is_double = any(importance[key].dtype == torch.float64 for key in units)
     dtype = torch.float64 if is_double else torch.float32
     allowed = _zeros_of_group(units.values())
-    contested: dict[Key, Tensor] = {}
-    for key, unit in units.items():
+    counts = [unit.kept_at_most - unit.kept_at_least for unit in units.values()]
+    contested = torch.empty(sum(counts), dtype=dtype)
+    for (key, unit), part in zip(units.items(), contested.split(counts), strict=True):
         flat = importance[key].detach().reshape(-1).to("cpu", dtype)
         check_order(flat)
-        is_bound = unit.kept_at_most < unit.grains or unit.kept_at_least > 0
-        # Without ``previous``, the smaller of two kept sets is part of the larger one.
-        contested[key] = (
-            flat[keep_top(flat, unit.kept_at_most) & ~keep_top(flat, unit.kept_at_least)]
-            if is_bound
-            else flat
-        )
+        if len(part) < unit.grains:
+            # Without ``previous``, the smaller of two kept sets is part of the larger one.
+            flat = flat[keep_top(flat, unit.kept_at_most) & ~keep_top(flat, unit.kept_at_least)]
+        part.copy_(flat)
         allowed -= (unit.grains - unit.kept_at_most) * unit.weights_per_grain
-    counts = [values.numel() for values in contested.values()]
     sizes = [unit.weights_per_grain for unit in units.values()]
-    kept = _prune_least(torch.cat(list(contested.values())), counts, sizes, max(0, allowed))
+    kept = _prune_least(contested, counts, sizes, max(0, allowed))
 
     budgets: dict[Key, int] = {}
     for (key, unit), part in zip(units.items(), kept.split(counts), strict=True):

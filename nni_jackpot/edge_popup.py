@@ -178,7 +178,7 @@ class RelaxedMask:
 
     def settle(self, score: Tensor, flipped: Tensor | None = None) -> None:
         """Note that the mask is the scores', and which flat grains have flipped for it."""
-        self._flipped = flipped
+        self._flipped = None if flipped is None else _compact(flipped, self.grains.count)
         self._accepted = False
         self._kept = self.keep
         if self.temperature and not self.can_wait and self.masked is not None:
@@ -362,6 +362,15 @@ class RelaxedMask:
             kept.view(-1)[self._flipped] ^= True
             mask.copy_(self.grains.expand(kept))
             self._accepted = True
+
+
+def _compact(places: Tensor, count: int) -> Tensor:
+    """Return flat places out of so many, as a boolean tensor where that takes less memory."""
+    if places.dtype == torch.bool or places.element_size() * len(places) <= count:
+        return places
+    flipped = torch.zeros(count, dtype=torch.bool, device=places.device)
+    flipped[places] = True
+    return flipped
 
 
 Target = tuple[RelaxedMask, Tensor, Tensor]  # relaxed mask, score, mask

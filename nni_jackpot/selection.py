@@ -62,6 +62,8 @@ class Threshold:
     reach: float = math.nan
     # Whether many scores are equal to it, or nearly, as at first and where no gradient flows.
     is_crowded: bool = False
+    # Above all scores outside of the set, and below all inside, when these were last looked at.
+    between: float = math.nan
 
     def bracket(self) -> tuple[float, float] | None:
         """Return scores between which it should lie next; None until it has been seen to move."""
@@ -117,7 +119,12 @@ def update_top(
         return flipped
     if n_kept is None:
         n_kept = int(members.count_nonzero())
-    if threshold is not None and threshold.is_crowded and n_kept == keep and _stands(flat, members):
+    if (
+        threshold is not None
+        and threshold.is_crowded
+        and n_kept == keep
+        and _stands(flat, members, threshold)
+    ):
         return torch.empty(0, dtype=torch.int64)
     for low, high in _brackets(flat, keep, threshold):
         places = _places_in_doubt(flat, members, low, high)
@@ -211,8 +218,11 @@ def _smallest_kept(scores: Tensor, keep: int) -> Tensor:
     return scores.topk(n - keep + 1, largest=False, sorted=False).values.amax(1, keepdim=True)
 
 
-def _stands(flat: Tensor, members: Tensor) -> bool:
+def _stands(flat: Tensor, members: Tensor, threshold: Threshold) -> bool:
     """Tell whether no score outside of a set exceeds one inside; ties leave it as it is, NaN never does."""
+    if not math.isnan(threshold.between) and _has_numpy(flat) and _parts(flat, members, threshold.between):
+        return True
+    threshold.between = math.nan
     lowest, highest = math.inf, -math.inf
     worst = torch.tensor([math.inf, -math.inf]).to(flat.dtype)
     for start in range(0, len(flat), _CHUNK):
@@ -222,7 +232,27 @@ def _stands(flat: Tensor, members: Tensor) -> bool:
         if math.isnan(low) or math.isnan(high):
             return False
         lowest, highest = min(lowest, low), max(highest, high)
+    if highest < lowest:
+        threshold.between = (highest + lowest) / 2
     return highest <= lowest
+
+
+def _parts(flat: Tensor, members: Tensor, between: float) -> bool:
+    """Tell whether the members of a set are the scores above a number, and there is no NaN."""
+    scores, kept = flat.numpy(), members.numpy()
+    above = np.empty(min(_CHUNK, len(flat)), dtype=np.bool_)
+    for start in range(0, len(flat), _CHUNK):
+        part, is_kept = scores[start : start + _CHUNK], kept[start : start + _CHUNK]
+        a = above[: len(part)]
+        np.not_equal(np.greater(part, between, out=a), is_kept, out=a)
+        if a.any() or math.isnan(part.max()):
+            return False
+    return True
+
+
+def _has_numpy(flat: Tensor) -> bool:
+    """Return whether NumPy compares the scores: in a quarter of PyTorch's time, since it is vectorized."""
+    return flat.is_cpu and flat.dtype in (torch.float32, torch.float64)
 
 
 def _places_in_doubt(flat: Tensor, members: Tensor, low: float, high: float) -> Tensor:
@@ -232,9 +262,8 @@ def _places_in_doubt(flat: Tensor, members: Tensor, low: float, high: float) -> 
     """
     if low == -math.inf and high == math.inf:
         return torch.arange(len(flat), device=flat.device)
-    if not flat.is_cpu or flat.dtype not in (torch.float32, torch.float64):
+    if not _has_numpy(flat):
         return (((flat > high) != members) | ((flat < low) == members)).nonzero()[:, 0]
-    # NumPy's comparisons are vectorized: they take a quarter of the time of PyTorch's.
     scores, kept = flat.numpy(), members.numpy()
     above, doubt = np.empty((2, min(_CHUNK, len(flat))), dtype=np.bool_)
     found = []

@@ -91,6 +91,27 @@ def test_undo_goes_back_to_the_accepted_mask() -> None:
     assert torch.equal(mask, good)
 
 
+@pytest.mark.parametrize("flips", [2, 200])
+def test_flips_take_no_more_than_a_byte_a_weight(flips: int) -> None:
+    weight = torch.randn(20, 30)
+    relaxed = RelaxedMask(Grains((20, 30)), keep=300)
+    mask = torch.arange(600).view(20, 30) < 300
+    score = nn.Parameter(mask.float())
+    relaxed.settle(score)
+    relaxed.make(weight, score, mask)
+    good = mask.clone()
+    with torch.no_grad():
+        score.view(-1)[: flips // 2] = -1.0
+        score.view(-1)[300 : 300 + flips // 2] = 2.0
+    relaxed.refresh(score, mask)
+    flipped = relaxed.state()["flipped"]
+    assert flipped.nbytes <= 600
+    assert relaxed.flips == flips == int((mask != good).sum())
+    assert torch.equal(relaxed.make(weight, score, mask), weight * mask)
+    relaxed.undo(mask)
+    assert torch.equal(mask, good)
+
+
 def test_nan_leaves_the_mask_alone() -> None:
     weight, mask, score, relaxed = make()
     good = mask.clone()

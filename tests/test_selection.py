@@ -249,11 +249,35 @@ def test_nan_leaves_the_set_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for position in (0, 100, 299):
         broken = scores.clone()
         broken[position] = nan
-        for threshold in (None, Threshold(0.9, 0.0, 0.1)):
+        crowded = Threshold(0.9, 0.0, 0.1, is_crowded=True, between=float(scores[before].min()) - 1e-6)
+        for threshold in (None, Threshold(0.9, 0.0, 0.1), crowded):
             kept = before.clone()
             with pytest.raises(SearchDivergedError, match="NaN"):
                 update_top(broken, 30, kept, threshold=threshold)
             assert torch.equal(kept, before)
+
+
+@pytest.mark.parametrize("between", [0.97, 0.95, 0.0, 1.0, 2.0, nan])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_gap_seen_before_decides_nothing_by_itself(
+    monkeypatch: pytest.MonkeyPatch, between: float, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(selection, "_CHUNK", 64)
+    monkeypatch.setattr(selection, "_FEW", 0)
+    generator = Generator().manual_seed(0)
+    kept = keep_top(torch.rand(300, generator=generator), 30)
+    scores = torch.where(kept, 1.0, 0.95).to(dtype)
+    threshold = Threshold(0.95, 0.0, 0.1, is_crowded=True, between=between)
+    before = kept.clone()
+    assert not len(update_top(scores, 30, kept, n_kept=30, threshold=threshold))
+    assert torch.equal(kept, before)
+    for _ in range(3):  # a kept score falls below the others, one of these rises
+        scores[kept.nonzero()[7, 0]] = 0.9
+        scores[(~kept).nonzero()[150, 0]] = 0.96
+        expected = reference(scores, 30, kept)
+        update_top(scores, 30, kept, n_kept=30, threshold=threshold)
+        assert torch.equal(kept, expected)
+        threshold.is_crowded = True
 
 
 def test_a_steady_update_makes_nothing_of_the_size_of_the_scores() -> None:
