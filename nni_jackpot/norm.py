@@ -1,12 +1,12 @@
-"""Normalisation statistics: estimated anew, or the same in all processes."""
+"""Normalisation statistics: left as they are, estimated anew, or the same in all processes."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
+from torch.utils.hooks import RemovableHandle
 
 from nni_jackpot.ranks import add_up, take_from_first, world
 
@@ -34,8 +34,18 @@ def share(model: nn.Module) -> None:
     take_from_first(_statistics(model))
 
 
+def hold(model: nn.Module) -> list[RemovableHandle]:
+    """Have layers use the statistics they have, in train mode too, and leave them, while the hooks are on."""
+    return [layer.register_forward_pre_hook(_evaluate) for layer in _layers(model)]
+
+
+def _evaluate(layer: nn.Module, args: Any) -> None:  # at module level, for a wrapped model to be pickled
+    layer.eval()
+
+
+def _layers(model: nn.Module) -> list[Any]:
+    return [module for module in model.modules() if getattr(module, "running_mean", None) is not None]
+
+
 def _statistics(model: nn.Module) -> list[Tensor]:
-    found = [
-        getattr(module, name, None) for module in model.modules() for name in ("running_mean", "running_var")
-    ]
-    return [statistic for statistic in found if isinstance(statistic, torch.Tensor)]
+    return [statistic for layer in _layers(model) for statistic in (layer.running_mean, layer.running_var)]

@@ -32,7 +32,7 @@ from nni_jackpot.errors import ConfigListError, MaskError
 from nni_jackpot.groups import align_targets, group_targets
 from nni_jackpot.growth import Growth
 from nni_jackpot.masks import Masks
-from nni_jackpot.norm import reestimate
+from nni_jackpot.norm import hold, reestimate
 from nni_jackpot.recipe import RECIPES
 from nni_jackpot.schedule import cosine
 from nni_jackpot.search import Search
@@ -43,7 +43,6 @@ from nni_jackpot.targets import (
     ScoreGroup,
     drop_masked_weights,
     keep_masks_fresh,
-    keep_statistics,
     refresh_masks,
     share_weights,
 )
@@ -370,9 +369,7 @@ class LotteryJackpotPruner(Pruner):
             parameter.requires_grad_(takes)
 
     def _hold_statistics(self) -> None:
-        for module in self.bound_model.modules():
-            if getattr(module, "running_mean", None) is not None:
-                self._norm_hooks.append(module.register_forward_pre_hook(keep_statistics))
+        self._norm_hooks += hold(self.bound_model)
 
     def unwrap_model(self) -> None:
         """Give the model back: its own modules, all weights bit for bit, gradients where it took them."""

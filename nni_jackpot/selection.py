@@ -220,7 +220,7 @@ def _smallest_kept(scores: Tensor, keep: int) -> Tensor:
 
 def _stands(flat: Tensor, members: Tensor, threshold: Threshold) -> bool:
     """Tell whether no score outside of a set exceeds one inside; ties leave it as it is, NaN never does."""
-    if not math.isnan(threshold.between) and _has_numpy(flat) and _parts(flat, members, threshold.between):
+    if not math.isnan(threshold.between) and _has_numpy(flat) and _is_split(flat, members, threshold.between):
         return True
     threshold.between = math.nan
     lowest, highest = math.inf, -math.inf
@@ -237,7 +237,7 @@ def _stands(flat: Tensor, members: Tensor, threshold: Threshold) -> bool:
     return highest <= lowest
 
 
-def _parts(flat: Tensor, members: Tensor, between: float) -> bool:
+def _is_split(flat: Tensor, members: Tensor, between: float) -> bool:
     """Tell whether the members of a set are the scores above a number, and there is no NaN."""
     scores, kept = flat.numpy(), members.numpy()
     above = np.empty(min(_CHUNK, len(flat)), dtype=np.bool_)

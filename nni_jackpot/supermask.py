@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nni_jackpot.edge_popup import RelaxedMask, StraightThrough
+from nni_jackpot.edge_popup import RelaxedMask
 from nni_jackpot.granularity import Grains
+from nni_jackpot.masked_weights import StraightThrough
 from nni_jackpot.recipe import RECIPES, Recipe
 
 METHODS = ("edge_popup", "supermask")

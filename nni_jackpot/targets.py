@@ -382,8 +382,3 @@ def drop_masked_weights(module: nn.Module, args: Any, output: Any) -> None:
     for name in wrapper.pruning_target_spaces:
         if (own := wrapper._parameters.get(name)) is not None:
             module._buffers[name] = own.detach()
-
-
-def keep_statistics(module: nn.Module, args: Any) -> None:
-    """Before a forward of a normalisation layer: use the statistics it has, and leave them."""
-    module.eval()

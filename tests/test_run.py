@@ -6,7 +6,6 @@ import random
 import subprocess
 import sys
 import time
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 import torch
 import torchvision
 import yaml
+from interruption import stopping
 from PIL import Image
 from torch import nn
 
@@ -37,7 +37,6 @@ from nni_jackpot.experiment.pretrained import cache_path, load_weights
 from nni_jackpot.experiment.report import summary
 from nni_jackpot.experiment.run import pretrain, search
 from nni_jackpot.experiment.train import accuracy, train_weights
-from nni_jackpot.tracking import Tracker
 
 CPU = torch.device("cpu")
 
@@ -373,19 +372,10 @@ def _equal(a: Any, b: Any) -> bool:
     return a is b is None or torch.equal(a, b)
 
 
-def interrupt(config: RunConfig, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def interrupt(config: RunConfig, step: int) -> None:
     """Run a search up to a step."""
-    steps, take = count(1), Tracker.step
-
-    def stop(self: Tracker, loss: Any, **scalars: Any) -> None:
-        take(self, loss, **scalars)
-        if next(steps) == step:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Tracker, "step", stop)
-        with pytest.raises(KeyboardInterrupt):
-            search(config)
+    with stopping(at=step), pytest.raises(KeyboardInterrupt):
+        search(config)
 
 
 def dropping_model(config: Any, num_classes: int, in_channels: int) -> nn.Module:
@@ -419,7 +409,7 @@ def test_what_an_interrupted_search_has_seen_is_not_loaded_again(
     }
     config = load_config(longer, options)
     whole = search(load_config(longer, options | {"output": str(tmp_path / "whole")}))
-    interrupt(config, 60, monkeypatch)  # in the third epoch of 23 steps
+    interrupt(config, 60)  # in the third epoch of 23 steps
     monkeypatch.setattr(ImageTensors, "_pixels", load)
     result = search(config)
     assert result.resumed_step == 56
@@ -428,13 +418,13 @@ def test_what_an_interrupted_search_has_seen_is_not_loaded_again(
     assert _equal(torch.load(whole.folder / "masks.pth"), torch.load(result.folder / "masks.pth"))
 
 
-def test_a_search_goes_on_with_other_workers(longer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    interrupt(load_config(longer), 20, monkeypatch)
+def test_a_search_goes_on_with_other_workers(longer: Path) -> None:
+    interrupt(load_config(longer), 20)
     assert search(load_config(longer, {"data.workers": 1})).resumed_step == 14
 
 
-def test_a_checkpoint_of_other_settings_is_refused(longer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    interrupt(load_config(longer), 21, monkeypatch)
+def test_a_checkpoint_of_other_settings_is_refused(longer: Path) -> None:
+    interrupt(load_config(longer), 21)
     with pytest.raises(CheckpointError, match=r"data\.batch_size was 64 and is 32; max_steps"):
         search(load_config(longer, {"data.batch_size": 32}))
     assert search(load_config(longer, {"finetune.epochs": 1, "pretrain.epochs": 3})).resumed_step == 21

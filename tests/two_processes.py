@@ -5,31 +5,18 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import nullcontext, suppress
-from itertools import count
 from pathlib import Path
-from typing import Any
 from unittest import mock
+
+from interruption import stopping
 
 from nni_jackpot.cli import main
 from nni_jackpot.experiment.processes import joined
-from nni_jackpot.tracking import Tracker
 
 
 def search(*options: str) -> int:
     """Run the command with options in place of the file's."""
     return main(["search", sys.argv[1], *(word for option in options for word in ("--set", option))])
-
-
-def stopping(at: int) -> Any:
-    """Have every process stop at a step of the search."""
-    steps, take = count(1), Tracker.step
-
-    def step(self: Tracker, *args: Any, **kwargs: Any) -> None:
-        take(self, *args, **kwargs)
-        if next(steps) == at:
-            raise KeyboardInterrupt
-
-    return mock.patch.object(Tracker, "step", step)
 
 
 if __name__ == "__main__":

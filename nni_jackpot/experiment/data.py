@@ -69,16 +69,13 @@ def load_data(config: DataConfig, seed: int) -> Data:
             f"{parts}, from {2 * parts}"
         )
     used, kept_aside = used_images(config, len(train))
-    tested = unvaried if config.validation_images else test
-    in_order = kept_aside if config.validation_images else range(len(test))
+    tested, in_order = (unvaried, kept_aside) if config.validation_images else (test, range(len(test)))
     starts = range(0, len(in_order), config.eval_batch_size)
-    blocks = [in_order[start : start + config.eval_batch_size] for start in starts]
-    if parts > 1:
-        blocks = [share for block in blocks if (share := block[part::parts])]
+    blocks = [in_order[start : start + config.eval_batch_size][part::parts] for start in starts]
     order = EpochShuffle(used, config.batch_size, seed, part, parts)
     return Data(
         train=TrainLoader(train, order, config.workers, seed),
-        test=Loader(tested, blocks, config.workers, seed),
+        test=Loader(tested, list(filter(len, blocks)), config.workers, seed),
         num_classes=num_classes,
         shape=train.shape,
     )

@@ -163,20 +163,23 @@ def _image_folder(config: DataConfig) -> Loaded:
             f"{', '.join(only[:5])}{' and more' if len(only) > 5 else ''}"
         )
     # The central 7/8: of 256 pixels, as in PyTorch's reference, the usual 224.
-    plain = [v2.Resize(size * 8 // 7), v2.CenterCrop(size)]
-    varied = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()] if config.augment else plain
-    varied_images, images, held_out_images = (
+    plain = v2.Compose([v2.Resize(size * 8 // 7), v2.CenterCrop(size), v2.PILToTensor()])
+    images, held_out_images = (
         ImageFiles(
             [path for path, _ in folder.samples],
             torch.tensor(folder.targets),
             IMAGENET_MEAN,
             IMAGENET_STD,
-            v2.Compose([*steps, v2.PILToTensor()]),
+            plain,
             size,
         )
-        for folder, steps in ((train, varied), (train, plain), (test, plain))
+        for folder in (train, test)
     )
-    return Loaded(varied_images, images, held_out_images, len(train.classes))
+    varied = images
+    if config.augment:
+        steps = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), v2.PILToTensor()]
+        varied = images.seen_through(v2.Compose(steps))
+    return Loaded(varied, images, held_out_images, len(train.classes))
 
 
 def _imagenet(config: DataConfig) -> Loaded:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import zlib
 from collections.abc import Callable, Sequence
@@ -151,6 +152,12 @@ class ImageFiles(Images):
         # One array, since worker processes would copy a list of a million strings by counting references.
         self._paths = np.array([os.fsencode(path) for path in paths])
         self._transform = transform
+
+    def seen_through(self, transform: Callable[[Any], Tensor]) -> ImageFiles:
+        """Return the same images, of the same files, through another transform."""
+        others = copy.copy(self)
+        others._transform = transform
+        return others
 
     def _pixels(self, at: Tensor, seed: int) -> Tensor:
         with torch.random.fork_rng(devices=[]):
