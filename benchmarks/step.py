@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import copy
+import ctypes
 import gc
+import platform
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,7 +20,24 @@ from common import arguments, bars, interleave, ratio, report
 from contestants import CONTESTANTS, Step, Use
 from models import Case, Job, add_options
 
+# Of glibc's mallopt.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_FLOOR = "forward and backward"
+_DUEL = (_FLOOR, "search")
+
 CASES = ["vgg19@32:16", "vgg19@32:64", "resnet50@224:16", "resnet50@64:64", "vit_b_16@224:4"]
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep the memory that is freed, as other allocators do.
+
+    It would give large blocks back to the system, and fetch them anew page by page in the next step: in one
+    contestant's and not in another's, as blocks happen to lie.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 def all_at_once(
@@ -35,23 +54,34 @@ def all_at_once(
     contestants[len(steps)](own, lambda step: all_at_once(contestants, job, use, [*steps, step]))
 
 
-def measure(case: Case, names: Sequence[str], args: argparse.Namespace) -> dict[str, list[float]]:
-    """Return the times of every contestant's steps."""
-    times: dict[str, list[float]] = {}
+Times = dict[str, list[float]]
+
+
+def measure(case: Case, names: Sequence[str], args: argparse.Namespace) -> tuple[Times, Times]:
+    """Return the times of steps where search and floor alone take turns, and where all do.
+
+    What is to be told apart are a few hundredths there and multiples here, which a few rounds can tell.
+    """
+    found: list[Times] = []
 
     def use(steps: list[Step]) -> None:
-        times.update(interleave(dict(zip(names, steps, strict=True)), args.seconds, args.device))
+        every = dict(zip(names, steps, strict=True))
+        for runs in ({name: every[name] for name in _DUEL}, every):
+            found.append(interleave(runs, args.seconds / 2, args.device))
 
     all_at_once([CONTESTANTS[name] for name in names], Job.of(case, args), use)
     gc.collect()  # wrapped models are in cycles
-    return times
+    duel, turns = found
+    return duel, turns
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_options(parser, CASES)
-    parser.add_argument("--seconds", type=float, default=75, help="for each case; four rounds at least")
+    parser.add_argument(
+        "--seconds", type=float, default=75, help="for each case, half of them search and floor alone"
+    )
     parser.add_argument(
         "--against",
         choices=CONTESTANTS,
@@ -60,28 +90,33 @@ def main() -> None:
         help="what takes turns with it",
     )
     args = arguments(parser, "step")
+    keep_freed_memory()
     if args.smoke:
         args.cases, args.seconds = [Case("tiny", 8, 2)], 0.0
     # NNI's pruner fails on weights in that layout: "view size is not compatible".
     names = [n for n in CONTESTANTS if not (args.channels_last and n == "NNI's MovementPruner")]
-    names = [n for n in names if n in (*args.against, "forward and backward", "search")]
+    names = [n for n in names if n in (*args.against, *_DUEL)]
+    others = [n for n in names if n not in _DUEL]
     rows = []
     relative: dict[str, list[float]] = {name: [] for name in names}
     for case in args.cases:
-        times = measure(case, names, args)
-        own = times.pop("search")
-        ratios = [ratio(own, others) for others in times.values()]
-        rows.append([str(case), str(len(own)), f"{1000 * median(own):.4g} ms", *ratios])
+        duel, turns = measure(case, names, args)
+        floor, own = duel[_FLOOR], duel["search"]
+        ratios = [ratio(own, floor), *(ratio(turns["search"], turns[name]) for name in others)]
+        rounds = f"{len(own)}, {len(turns['search'])}"
+        rows.append([str(case), rounds, f"{1000 * median(own):.4g} ms", *ratios])
         print(*rows[-1], file=sys.stderr, flush=True)
-        for name, values in [*times.items(), ("search", own)]:
-            relative[name].append(median(values) / median(times["forward and backward"]))
-    others = [f"÷ {name}" for name in names if name != "search"]
+        relative[_FLOOR].append(1.0)
+        relative["search"].append(median(own) / median(floor))
+        for name in others:
+            relative[name].append(median(turns[name]) / median(turns[_FLOOR]))
 
     def draw(axes: Any) -> None:
         bars(axes, [row[0] for row in rows], relative)
         axes.set_ylabel("time of a step ÷ forward and backward")
 
-    report(args, ["model@pixels:batch", "rounds", "search step", *others], rows, draw)
+    header = ["model@pixels:batch", "rounds", "search step", *(f"÷ {name}" for name in (_FLOOR, *others))]
+    report(args, header, rows, draw)
 
 
 if __name__ == "__main__":
