@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,22 +20,21 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from nni_jackpot.budget import BUDGETS
 from nni_jackpot.calibration import losses_of
 from nni_jackpot.channels import is_transposed
 from nni_jackpot.checkpoint import Checkpoint
 from nni_jackpot.config_list import ConfigList, check_config_list, refuse_targets_taken
-from nni_jackpot.criteria import CRITERIA, NEEDS_LOSSES
+from nni_jackpot.criteria import CRITERIA
 from nni_jackpot.errors import ConfigListError, MaskError
 from nni_jackpot.groups import align_targets, group_targets
 from nni_jackpot.growth import Growth
 from nni_jackpot.masks import Masks
 from nni_jackpot.norm import hold, reestimate
-from nni_jackpot.recipe import RECIPES
+from nni_jackpot.options import SCORES, needs_losses, recipe_and_scores
 from nni_jackpot.schedule import cosine
 from nni_jackpot.search import Search
 from nni_jackpot.starts import budgets_of, check_budgets, kept_by, mask_of, pools_of
-from nni_jackpot.supermask import LOGITS, METHODS, SampledMask, recipe_of_logits
+from nni_jackpot.supermask import SampledMask
 from nni_jackpot.targets import (
     ScoredTarget,
     ScoreGroup,
@@ -51,8 +48,6 @@ _logger = logging.getLogger(__name__)
 
 # Where DistributedDataParallel looks up what not to send.
 _DDP_IGNORES = "_ddp_params_and_buffers_to_ignore"
-# Initial scores of kept and of pruned weights under edge-popup (Sec. 4.1).
-_SCORES = (1.0, 0.95)
 # What NNI's scheduled pruners change during a search.
 _GOALS = ("sparse_ratio", "sparse_threshold", "min_sparse_ratio", "max_sparse_ratio")
 
@@ -142,8 +137,8 @@ class LotteryJackpotPruner(Pruner):
         init_batches: int = 1,
         budget: str = "as_configured",
         method: str = "edge_popup",
-        kept_score: float = _SCORES[0],
-        pruned_score: float = _SCORES[1],
+        kept_score: float = SCORES[0],
+        pruned_score: float = SCORES[1],
         recipe: str = "jackpot",
         lr: float | None = None,
         momentum: float | None = None,
@@ -156,54 +151,19 @@ class LotteryJackpotPruner(Pruner):
         adapt_norm: bool = True,
         existed_wrappers: dict[str, ModuleWrapper] | None = None,
     ) -> None:
-        if isinstance(init, str) and init not in CRITERIA:
-            raise ValueError(f"init must be one of {', '.join(CRITERIA)}, or masks, got {init!r}")
-        self._needs_losses = isinstance(init, str) and init in NEEDS_LOSSES
-        if self._needs_losses and evaluator is None:
-            raise ValueError(f"init={init!r} takes gradients through an evaluator: give the pruner one")
-        if init_batches < 1:
-            raise ValueError(f"init_batches must be positive, got {init_batches}")
-        if budget not in BUDGETS:
-            raise ValueError(f"budget must be one of {', '.join(BUDGETS)}, got {budget!r}")
-        if method not in METHODS:
-            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-        if swap_limit is not None and not 0 < swap_limit <= 1:
-            raise ValueError(f"swap_limit must lie in (0, 1], got {swap_limit}")
-        if not math.isfinite(kept_score) or not pruned_score < kept_score:
-            raise ValueError(f"kept_score {kept_score} must be finite and above pruned_score {pruned_score}")
-        if recipe not in RECIPES:
-            raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, got {recipe!r}")
-        given: dict[str, Any] = {
+        self._needs_losses = needs_losses(init, init_batches, budget, evaluator is not None)
+        given = {
             "lr": lr,
             "momentum": momentum,
             "weight_decay": weight_decay,
             "growth": growth,
             "temperature": temperature,
         }
-        base = recipe_of_logits(recipe) if method == "supermask" else RECIPES[recipe]
-        self.recipe = replace(base, **{k: v for k, v in given.items() if v is not None})
-        if not 0 <= self.recipe.growth <= 1:
-            raise ValueError(f"growth must lie in [0, 1], got {growth}")
-        if not 0 <= self.recipe.temperature < math.inf:
-            raise ValueError(f"temperature must be at least 0, got {temperature}")
-        if temperature and not self.recipe.growth:
-            raise ValueError("temperature goes with growth: masks are soft until they have all their zeros")
-        if swap_limit is not None and (self.recipe.growth or self.recipe.trades):
-            raise ValueError(
-                "swap_limit goes with recipe='paper': it bounds how many weights take others' places, where "
-                "every target keeps its number of weights"
-            )
-        if method == "supermask":
-            if (growth, temperature, swap_limit, kept_score, pruned_score) != (None, None, None, *_SCORES):
-                raise ValueError(
-                    "growth, temperature, swap_limit, kept_score and pruned_score go with "
-                    "method='edge_popup': the scores of a supermask are logits, and its samples have the "
-                    "density of the budget throughout"
-                )
-            kept_score, pruned_score = LOGITS
+        self.recipe, self._initial_values = recipe_and_scores(
+            recipe, method, given, swap_limit, (kept_score, pruned_score)
+        )
         self._own_optimizer = optimizer
         self._schedule = schedule
-        self._initial_values = (kept_score, pruned_score)
         self._adapt_norm = adapt_norm
         self._budget = budget
         self._swap_limit = swap_limit

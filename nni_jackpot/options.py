@@ -1,0 +1,94 @@
+"""What the options of a pruner come to, and which of them do not go together."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from nni_jackpot.budget import BUDGETS
+from nni_jackpot.criteria import CRITERIA, NEEDS_LOSSES
+from nni_jackpot.recipe import RECIPES, Recipe
+from nni_jackpot.supermask import LOGITS, METHODS, recipe_of_logits
+
+# Initial scores of kept and of pruned weights under edge-popup (Sec. 4.1).
+SCORES = (1.0, 0.95)
+
+
+def needs_losses(init: Any, init_batches: int, budget: str, has_evaluator: bool) -> bool:
+    """Return whether the initial masks take gradients.
+
+    Raises
+    ------
+    ValueError
+        If there is no such start, or nothing to take its gradients through.
+    """
+    if isinstance(init, str) and init not in CRITERIA:
+        raise ValueError(f"init must be one of {', '.join(CRITERIA)}, or masks, got {init!r}")
+    needs = isinstance(init, str) and init in NEEDS_LOSSES
+    if needs and not has_evaluator:
+        raise ValueError(f"init={init!r} takes gradients through an evaluator: give the pruner one")
+    if init_batches < 1:
+        raise ValueError(f"init_batches must be positive, got {init_batches}")
+    if budget not in BUDGETS:
+        raise ValueError(f"budget must be one of {', '.join(BUDGETS)}, got {budget!r}")
+    return needs
+
+
+def recipe_and_scores(
+    recipe: str,
+    method: str,
+    given: dict[str, float | None],
+    swap_limit: float | None,
+    scores: tuple[float, float],
+) -> tuple[Recipe, tuple[float, float]]:
+    """Return the settings of a search, and the initial scores of kept and of pruned weights.
+
+    Parameters
+    ----------
+    recipe, method
+        By name.
+    given
+        What takes the place of the recipe's, by name; None for what does not.
+    swap_limit
+        That of the search, which not every recipe goes with.
+    scores
+        Initial scores under edge-popup.
+
+    Raises
+    ------
+    ValueError
+        If a setting is none, or does not go with the others.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if swap_limit is not None and not 0 < swap_limit <= 1:
+        raise ValueError(f"swap_limit must lie in (0, 1], got {swap_limit}")
+    kept_score, pruned_score = scores
+    if not math.isfinite(kept_score) or not pruned_score < kept_score:
+        raise ValueError(f"kept_score {kept_score} must be finite and above pruned_score {pruned_score}")
+    if recipe not in RECIPES:
+        raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, got {recipe!r}")
+    base = recipe_of_logits(recipe) if method == "supermask" else RECIPES[recipe]
+    growth, temperature = given["growth"], given["temperature"]
+    instead: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    settings = replace(base, **instead)
+    if not 0 <= settings.growth <= 1:
+        raise ValueError(f"growth must lie in [0, 1], got {growth}")
+    if not 0 <= settings.temperature < math.inf:
+        raise ValueError(f"temperature must be at least 0, got {temperature}")
+    if temperature and not settings.growth:
+        raise ValueError("temperature goes with growth: masks are soft until they have all their zeros")
+    if swap_limit is not None and (settings.growth or settings.trades):
+        raise ValueError(
+            "swap_limit goes with recipe='paper': it bounds how many weights take others' places, where "
+            "every target keeps its number of weights"
+        )
+    if method != "supermask":
+        return settings, scores
+    if (growth, temperature, swap_limit, scores) != (None, None, None, SCORES):
+        raise ValueError(
+            "growth, temperature, swap_limit, kept_score and pruned_score go with method='edge_popup': the "
+            "scores of a supermask are logits, and its samples have the density of the budget throughout"
+        )
+    return settings, LOGITS
