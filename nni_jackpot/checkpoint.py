@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Checkpoint:
-    """A file that a search writes as it goes on, goes on from when it begins again, and removes at its end.
+    """A file that a search writes as it goes on, goes on from when it begins again, and mostly removes then.
 
     Parameters
     ----------
@@ -42,6 +42,8 @@ class Checkpoint:
         Steps of the search from one writing to the next.
     settings
         What else the search depends on, by name: a file of other settings is refused.
+    keep
+        Whether the file stays at the end, that of the last step.
 
     Attributes
     ----------
@@ -49,10 +51,13 @@ class Checkpoint:
         Step of the search from which it has gone on; 0 if it began anew.
     """
 
-    def __init__(self, path: str | os.PathLike[str], every: int, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], every: int, settings: Mapping[str, Any], keep: bool
+    ) -> None:
         self.path = Path(path)
         self.resumed_step = 0
         self._every = every
+        self._keep = keep
         self._settings = settings
         self._searches = 0
         self._saved: dict[str, Any] | None = None
@@ -96,17 +101,23 @@ class Checkpoint:
 
     def after_step(self) -> None:
         """Write the file if it is time, or take over what it holds if the loop has come that far."""
+        clock = self._search.clock
         if self._saved is None:
-            if self._search.clock.step % self._every == 0:
+            if clock.step % self._every == 0 or (self._keep and clock.step == clock.max_steps):
                 self._write()
         elif self._losses == self._saved["losses"]:
             self._restore(self._saved)
             self._saved = None
 
     def end(self) -> None:
-        """Remove the file of a search that is over; raises CheckpointError if it never came as far again."""
+        """Take leave of a search that is over; raises CheckpointError if it never came as far again."""
         if self._saved is not None:
             raise self._another_course()
+        if not self._keep:
+            self.remove()
+
+    def remove(self) -> None:
+        """Remove the file, if it is there."""
         if rank() == 0:
             self.path.unlink(missing_ok=True)
 

@@ -446,6 +446,7 @@ class LotteryJackpotPruner(Pruner):
         path: str | os.PathLike[str],
         every: int = 500,
         settings: Mapping[str, Any] | None = None,
+        keep: bool = False,
     ) -> None:
         """Have `compress` keep a file of how far it has come, and go on from it when it is called again.
 
@@ -464,6 +465,9 @@ class LotteryJackpotPruner(Pruner):
         settings
             What else the search depends on, by name: a file that was written under others is refused.
             Weights, targets, length and optimizer are compared in any case.
+        keep
+            Whether the file stays when the search is over, if its ``max_steps`` are known, so that what comes
+            next may be interrupted too: the search that is begun again is then over at once.
 
         Raises
         ------
@@ -474,7 +478,7 @@ class LotteryJackpotPruner(Pruner):
         """
         if every < 1:
             raise ValueError(f"every must be positive, got {every}")
-        self._checkpoint = Checkpoint(path, every, settings or {})
+        self._checkpoint = Checkpoint(path, every, settings or {}, keep)
 
     @property
     def resumed_step(self) -> int:

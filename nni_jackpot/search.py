@@ -132,7 +132,7 @@ class Search:
                 self._checkpoint.end()
         except SearchDivergedError as error:
             if self._checkpoint is not None:
-                self._checkpoint.end()
+                self._checkpoint.remove()
             for group in self.groups:
                 group.undo(*self._initial_values)
             raise SearchDivergedError(

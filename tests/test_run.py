@@ -418,6 +418,20 @@ def test_what_an_interrupted_search_has_seen_is_not_loaded_again(
     assert _equal(torch.load(whole.folder / "masks.pth"), torch.load(result.folder / "masks.pth"))
 
 
+def test_a_search_that_is_over_is_not_repeated(longer: Path, tmp_path: Path) -> None:
+    options = {"finetune.epochs": 2, "search.growth": 1.0}  # the masks grow to the end, and are then settled
+    whole = search(load_config(longer, options | {"output": str(tmp_path / "whole")}))
+    config = load_config(longer, options)
+    interrupt(config, 8 * 23 + 10)  # in the tuning of weights
+    rows = metrics(tmp_path / "out", "epoch", "accuracy", "seconds")
+    result = search(config)
+    assert result.resumed_step == 8 * 23
+    assert result.rows == whole.rows
+    assert _equal(torch.load(whole.folder / "jackpot.pth"), torch.load(result.folder / "jackpot.pth"))
+    assert metrics(result.folder, "epoch", "accuracy", "seconds") == rows
+    assert not (result.folder / "checkpoint.pth").exists()
+
+
 def test_a_search_goes_on_with_other_workers(longer: Path) -> None:
     interrupt(load_config(longer), 20)
     assert search(load_config(longer, {"data.workers": 1})).resumed_step == 14

@@ -29,6 +29,8 @@ from nni_jackpot.pruner import LotteryJackpotPruner
 from nni_jackpot.ranks import from_first, rank, wait_for_all
 from nni_jackpot.tracking import Tracker, output_folder
 
+_CHECKPOINT = "checkpoint.pth"
+
 
 class Setting:
     """The parts that every command needs, made from a config with its seed.
@@ -116,7 +118,8 @@ def pretrain(config: RunConfig) -> tuple[Path, float]:
 def search(config: RunConfig) -> Result:
     """Find a jackpot in the pre-trained network, and write it to the run's folder.
 
-    A search that was interrupted there goes on from its last checkpoint, if the config is still the same.
+    A search that was interrupted there goes on from its last checkpoint, if the config is still the same; one
+    that was over when the tuning of weights was interrupted is not repeated.
 
     Raises
     ------
@@ -165,6 +168,7 @@ def search(config: RunConfig) -> Result:
         save_masks(masks, folder / "masks.pth")
         replace_file(folder / "jackpot.pth", lambda aside: torch.save(model.state_dict(), aside))
         save_result(result)
+        (folder / _CHECKPOINT).unlink(missing_ok=True)
     wait_for_all()
     return result
 
@@ -214,7 +218,10 @@ def _make_pruner(setting: Setting, tracker: Tracker) -> tuple[LotteryJackpotPrun
         **pruner_options(options),
     )
     pruner.checkpoint_to(
-        setting.folder / "checkpoint.pth", options.checkpoint_every, _what_a_search_depends_on(setting)
+        setting.folder / _CHECKPOINT,
+        options.checkpoint_every,
+        _what_a_search_depends_on(setting),
+        keep=True,  # until weights have been tuned as well
     )
     setting.data.restart()
     searching = True
