@@ -8,15 +8,12 @@ loop to their places; then scores, masks, optimizers, statistics and random stat
 
 from __future__ import annotations
 
-import hashlib
 import os
-import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from nni.compression.utils import Evaluator, LightningEvaluator, TransformersEvaluator
 from torch import Tensor, nn
@@ -24,6 +21,7 @@ from torch import Tensor, nn
 from nni_jackpot.errors import CheckpointError
 from nni_jackpot.files import load_tensors, replace_file
 from nni_jackpot.ranks import of_all, rank, world
+from nni_jackpot.resuming import digest, random_states, refuse_other, set_random_states
 from nni_jackpot.schedule import SearchClock
 from nni_jackpot.targets import remake_values
 
@@ -77,8 +75,9 @@ class Checkpoint:
             "max_steps": max_steps,
             "max_epochs": max_epochs,
             "number of the search": self._searches,
+            "the number of processes": world(),
             "targets": {str(t): list(t.weight.shape) for group in search.groups for t in group.members},
-            "weights": _digest(p for p in model.parameters() if not p.requires_grad),
+            "weights": digest(p for p in model.parameters() if not p.requires_grad),
             "method": search.groups[0].members[0].relaxed.method,
             "growth": search.growth.share,
             "temperature": search.growth.temperature,
@@ -88,12 +87,12 @@ class Checkpoint:
         }
         self._losses = 0
         self._may_skip = True
-        self._random_start = _random_states()
+        self._random_start = random_states()
         self.resumed_step = 0
         if self.path.exists():
             self._saved = self._read()
             self._random_start = self._saved["random_start"][rank()]
-            _set_random_states(self._random_start)
+            set_random_states(self._random_start)
             self._may_skip = self._saved["may_skip"]
             self.resumed_step = self._saved["clock"]["step"]
         owner, name = _training_step_of(search.evaluator)
@@ -146,9 +145,9 @@ class Checkpoint:
         """
         if not self._may_skip:
             return training_step()
-        before = _random_states()
+        before = random_states()
         output = training_step()
-        self._may_skip = isinstance(output, Tensor) and _random_states() == before
+        self._may_skip = isinstance(output, Tensor) and random_states() == before
         return output
 
     def _another_course(self) -> CheckpointError:
@@ -184,7 +183,7 @@ class Checkpoint:
             "optimizer": search.optimizer.state_dict(),
             "driver": search.driver.state_dict(),
             "random_start": of_all(self._random_start),
-            "random": of_all(_random_states()),
+            "random": of_all(random_states()),
         }
         if rank() == 0:
             replace_file(self.path, lambda aside: torch.save(state, aside))
@@ -193,19 +192,7 @@ class Checkpoint:
         saved = load_tensors(self.path, "checkpoint of a search")
         if not isinstance(saved, dict) or not isinstance(saved.get("identity"), dict):
             raise CheckpointError(f"{self.path} is not a checkpoint of a search")
-        theirs = saved["identity"]
-        differing = [
-            f"{name} {_difference(theirs.get(name), self._identity.get(name))}"
-            for name in sorted({*theirs, *self._identity})
-            if theirs.get(name) != self._identity.get(name)
-        ]
-        if len(saved["random"]) != world():
-            differing.append(f"the number of processes was {len(saved['random'])} and is {world()}")
-        if differing:
-            raise CheckpointError(
-                f"{self.path} is the checkpoint of another search: {'; '.join(differing)}. Remove it to "
-                "start anew, or give another path"
-            )
+        refuse_other(self.path, "search", saved["identity"], self._identity)
         return saved
 
     def _restore(self, saved: dict[str, Any]) -> None:
@@ -231,7 +218,7 @@ class Checkpoint:
         search.driver.load_state_dict(saved["driver"])
         search.clock = SearchClock(**saved["clock"])
         search.growth.rankings = saved["rankings"]
-        _set_random_states(saved["random"][rank()])
+        set_random_states(saved["random"][rank()])
 
 
 def _training_step_of(evaluator: Evaluator) -> tuple[Any, str]:
@@ -252,44 +239,3 @@ def _with_loss(output: Any, loss: Tensor) -> Any:
 def _settings_of(optimizer: torch.optim.Optimizer) -> dict[str, str]:
     settings = {name: repr(value) for name, value in optimizer.param_groups[0].items() if name != "params"}
     return {"optimizer": type(optimizer).__name__, **settings}
-
-
-def _difference(was: Any, now: Any) -> str:
-    text = f"was {was!r} and is {now!r}"
-    return text if len(text) < 100 else "differ"
-
-
-def _digest(parameters: Iterable[Tensor]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for parameter in parameters:
-        digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-# -- random states, one a process
-
-
-def _random_states() -> dict[str, Any]:
-    """Return the states of all global generators, as plain data that can be compared and saved."""
-    _, keys, position, has_gauss, gauss = cast(tuple[Any, ...], np.random.get_state(legacy=True))
-    states: dict[str, Any] = {
-        "torch": torch.get_rng_state().numpy().tobytes(),
-        "numpy": (keys.tobytes(), position, has_gauss, gauss),
-        "python": random.getstate(),
-    }
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        states["cuda"] = [state.numpy().tobytes() for state in torch.cuda.get_rng_state_all()]
-    return states
-
-
-def _set_random_states(states: dict[str, Any]) -> None:
-    torch.set_rng_state(_bytes(states["torch"]))
-    keys, *rest = states["numpy"]
-    np.random.set_state(("MT19937", np.frombuffer(keys, dtype=np.uint32), *rest))
-    random.setstate(states["python"])
-    if "cuda" in states:
-        torch.cuda.set_rng_state_all([_bytes(state) for state in states["cuda"]])
-
-
-def _bytes(state: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(state), dtype=torch.uint8)

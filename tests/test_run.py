@@ -31,12 +31,14 @@ from nni_jackpot.errors import (
 )
 from nni_jackpot.experiment.config import RunConfig, load_config
 from nni_jackpot.experiment.data import load_data
+from nni_jackpot.experiment.epochs import EpochFile
 from nni_jackpot.experiment.images import ImageTensors
 from nni_jackpot.experiment.models import build_model
 from nni_jackpot.experiment.pretrained import cache_path, load_weights
 from nni_jackpot.experiment.report import summary
 from nni_jackpot.experiment.run import pretrain, search
 from nni_jackpot.experiment.train import accuracy, train_weights
+from nni_jackpot.tracking import Tracker
 
 CPU = torch.device("cpu")
 
@@ -288,9 +290,10 @@ def test_diverging_pretraining_leaves_no_weights(config_file: Path, tmp_path: Pa
     with pytest.raises(TrainingDivergedError, match="lower the lr"):
         pretrain(load_config(config_file, {"pretrain.lr": 1e30}))
     assert not list((tmp_path / "pretrained").glob("*.pth"))
+    pretrain(load_config(config_file, {"pretrain.lr": 0.1}))  # nothing of it is in the way
 
 
-def test_tuned_weights_stay_under_the_mask(config: RunConfig) -> None:
+def test_tuned_weights_stay_under_the_mask(config: RunConfig, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = model_of(config)
     pruner = LotteryJackpotPruner(model, list(config.config_list))
@@ -298,7 +301,9 @@ def test_tuned_weights_stay_under_the_mask(config: RunConfig) -> None:
     pruner.unwrap_model()
     data = load_data(config.data, 0)
     before = model.conv1.weight.detach().clone()
-    train_weights(model, config.finetune, data.train, lambda loss: None, lambda: None, masks)
+    file = EpochFile(tmp_path / "epoch.pth", {})
+    nothing: Any = lambda *_: None  # noqa: E731
+    train_weights(model, config.finetune, data.train, file, nothing, nothing, nothing, masks)
     mask = masks["conv1"]["weight"]
     assert (model.conv1.weight[mask == 0] == 0).all()
     assert not torch.equal(model.conv1.weight[mask == 1], before[mask == 1])
@@ -430,6 +435,47 @@ def test_a_search_that_is_over_is_not_repeated(longer: Path, tmp_path: Path) -> 
     assert _equal(torch.load(whole.folder / "jackpot.pth"), torch.load(result.folder / "jackpot.pth"))
     assert metrics(result.folder, "epoch", "accuracy", "seconds") == rows
     assert not (result.folder / "checkpoint.pth").exists()
+
+
+@pytest.mark.parametrize("build", [build_model, dropping_model])
+def test_training_of_weights_goes_on_after_its_last_epoch(
+    longer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, build: Any
+) -> None:
+    monkeypatch.setattr("nni_jackpot.experiment.run.build_model", build)
+    options = {"data.augment": True, "pretrain.epochs": 4, "search.epochs": 1, "finetune.epochs": 3}
+    caches = [{"pretrain.cache": str(tmp_path / name)} for name in ("one", "other")]
+    whole = search(load_config(longer, options | caches[0] | {"output": str(tmp_path / "whole")}))
+    config = load_config(longer, options | caches[1])
+    interrupt(config, 2 * 23 + 5)  # in the third epoch of pre-training
+    assert (tmp_path / "out" / "pretrain" / "epoch.pth").exists()
+    interrupt(config, 2 * 23 + 23 + 23 + 1)  # what is left of it, the search, and an epoch of tuning
+    assert not (tmp_path / "out" / "pretrain" / "epoch.pth").exists()
+    taken = 0
+    take = Tracker.step
+
+    def step(self: Tracker, *args: Any, **kwargs: Any) -> None:
+        nonlocal taken
+        taken += 1
+        take(self, *args, **kwargs)
+
+    monkeypatch.setattr(Tracker, "step", step)
+    result = search(config)
+    assert taken == 2 * 23  # of tuning
+    assert result.rows == whole.rows
+    for phase in ("pretrain", "initial_tuned"):
+        columns = ("epoch", "step", "accuracy", "loss")
+        assert metrics(result.folder / phase, *columns) == metrics(whole.folder / phase, *columns)
+    assert not list(result.folder.rglob("epoch.pth"))
+
+
+def test_training_of_other_settings_is_refused(longer: Path, tmp_path: Path) -> None:
+    options = {"pretrain.cache": str(tmp_path / "other")}
+    interrupt(load_config(longer, options), 30)
+    with pytest.raises(CheckpointError, match=r"another training: lr was .* and is 0\.07\. Remove it"):
+        search(load_config(longer, options | {"pretrain.lr": 0.07}))
+    (tmp_path / "out" / "pretrain" / "epoch.pth").write_bytes(b"nonsense")
+    with pytest.raises(CheckpointError, match="is not a checkpoint of a training"):
+        search(load_config(longer, options))
 
 
 def test_a_search_goes_on_with_other_workers(longer: Path) -> None:

@@ -1,4 +1,4 @@
-"""What test_processes.py has torchrun start twice: a search, one that is interrupted and goes on, and a mistake."""
+"""What test_processes.py has torchrun start twice: a search, one that is interrupted and goes on, a mistake."""
 
 from __future__ import annotations
 
@@ -24,7 +24,12 @@ if __name__ == "__main__":
     # One group for all three commands: PyTorch does not reliably make a second one under torchrun.
     with joined(), mock.patch("nni_jackpot.cli.joined", nullcontext):
         codes = [search(f"output={folder / 'whole'}")]
-        with suppress(KeyboardInterrupt), stopping(at=30):
-            search(f"output={folder / 'resumed'}")
-        codes += [search(f"output={folder / 'resumed'}"), search("data.batch_size=63")]
+        resumed = f"output={folder / 'resumed'}", f"pretrain.cache={folder / 'other'}"
+        for step in (
+            30,
+            2 * 23 + 30,
+        ):  # in the second epoch of training weights; in the search after the third
+            with suppress(KeyboardInterrupt), stopping(at=step):
+                search(*resumed)
+        codes += [search(*resumed), search("data.batch_size=63")]
     print(f"process {os.environ['RANK']}: {codes}", file=sys.stderr, flush=True)

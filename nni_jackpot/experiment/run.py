@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.optim import SGD
 from nni_jackpot.errors import JackpotError, NothingKeptError
 from nni_jackpot.experiment.config import RunConfig, SearchConfig, TrainConfig, dump_config, to_dict
 from nni_jackpot.experiment.data import Data, load_data
+from nni_jackpot.experiment.epochs import EpochFile
 from nni_jackpot.experiment.models import build_model, try_model
 from nni_jackpot.experiment.pretrained import check_start, ensure_pretrained
 from nni_jackpot.experiment.processes import averaged
@@ -27,9 +29,8 @@ from nni_jackpot.masks import Masks, apply_masks, densities, mask_overlap, save_
 from nni_jackpot.norm import reestimate
 from nni_jackpot.pruner import LotteryJackpotPruner
 from nni_jackpot.ranks import from_first, rank, wait_for_all
+from nni_jackpot.resuming import digest
 from nni_jackpot.tracking import Tracker, output_folder
-
-_CHECKPOINT = "checkpoint.pth"
 
 
 class Setting:
@@ -48,6 +49,7 @@ class Setting:
         # give the same mask.
         torch.backends.cudnn.deterministic = True
         self.folder = output_folder(Path(config.output))
+        self._resumable: list[Path] = []
         if rank() == 0:
             forget_other(config)
             dump_config(config, self.folder / "config.yml")
@@ -70,26 +72,63 @@ class Setting:
             self.train(self.model, self.config.pretrain, "pretrain")
 
         path = ensure_pretrained(self.model, self.config, train)
+        self.forget_interruptions()
         # What follows must not depend on whether the weights were trained just now.
         torch.manual_seed(self.config.seed)
         self.data.restart()
         return path
 
     def train(self, model: nn.Module, config: TrainConfig, name: str, masks: Masks | None = None) -> None:
-        """Train weights, tracked under the name of the phase."""
-        loader = self.data.train
-        steps = config.epochs * len(loader)
+        """Train weights, tracked under the name of the phase; goes on where it was interrupted."""
+        folder, loader = self.folder / name, self.data.train
+        file = EpochFile(
+            self.resumable(f"{name}/epoch.pth"), self._what_training_depends_on(model, config, masks)
+        )
         with Tracker(
-            self.folder / name, steps, description=name, rank=rank(), report_to_nni=False
+            folder, config.epochs * len(loader), description=name, rank=rank(), report_to_nni=False
         ) as tracker:
+
+            def skip(epochs: int) -> None:
+                for _ in range(epochs):
+                    for _ in range(len(loader)):
+                        tracker.skip_step()
+                    tracker.skip_epoch()
+
             train_weights(
                 model,
                 config,
                 loader,
+                file,
                 on_step=tracker.step,
                 on_epoch=lambda: tracker.epoch(self.evaluate(model)),
+                on_skip=skip,
                 masks=masks,
             )
+
+    def _what_training_depends_on(
+        self, model: nn.Module, config: TrainConfig, masks: Masks | None
+    ) -> dict[str, Any]:
+        settings = settings_of(self.config).items()
+        found = [mask for of_module in (masks or {}).values() for mask in of_module.values()]
+        return {
+            **{name: value for name, value in settings if name.startswith(("seed", "data.", "model."))},
+            **{field.name: getattr(config, field.name) for field in fields(TrainConfig)},
+            "device": self.device.type,
+            "weights": digest(model.state_dict().values()),
+            "masks": digest(mask for mask in found if mask is not None),
+        }
+
+    def resumable(self, name: str) -> Path:
+        """Return the path of a file in the run's folder that interrupted work goes on from."""
+        path = self.folder / name
+        self._resumable.append(path)
+        return path
+
+    def forget_interruptions(self) -> None:
+        """Remove the files that interrupted work would have gone on from: what it was for is on disk now."""
+        if rank() == 0:
+            for path in self._resumable:
+                path.unlink(missing_ok=True)
 
 
 def pruner_options(config: SearchConfig) -> dict[str, Any]:
@@ -118,8 +157,8 @@ def pretrain(config: RunConfig) -> tuple[Path, float]:
 def search(config: RunConfig) -> Result:
     """Find a jackpot in the pre-trained network, and write it to the run's folder.
 
-    A search that was interrupted there goes on from its last checkpoint, if the config is still the same; one
-    that was over when the tuning of weights was interrupted is not repeated.
+    What was interrupted there goes on, if the config is still the same: a search from its last checkpoint, a
+    training of weights after its last epoch.
 
     Raises
     ------
@@ -168,7 +207,7 @@ def search(config: RunConfig) -> Result:
         save_masks(masks, folder / "masks.pth")
         replace_file(folder / "jackpot.pth", lambda aside: torch.save(model.state_dict(), aside))
         save_result(result)
-        (folder / _CHECKPOINT).unlink(missing_ok=True)
+    setting.forget_interruptions()
     wait_for_all()
     return result
 
@@ -218,7 +257,7 @@ def _make_pruner(setting: Setting, tracker: Tracker) -> tuple[LotteryJackpotPrun
         **pruner_options(options),
     )
     pruner.checkpoint_to(
-        setting.folder / _CHECKPOINT,
+        setting.resumable("checkpoint.pth"),
         options.checkpoint_every,
         _what_a_search_depends_on(setting),
         keep=True,  # until weights have been tuned as well

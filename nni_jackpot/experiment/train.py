@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader
 
 from nni_jackpot.errors import TrainingDivergedError
 from nni_jackpot.experiment.config import TrainConfig
+from nni_jackpot.experiment.data import TrainLoader
+from nni_jackpot.experiment.epochs import EpochFile
 from nni_jackpot.experiment.images import Batch
 from nni_jackpot.experiment.processes import averaged
 from nni_jackpot.masks import Masks
@@ -77,17 +79,41 @@ def fit(
 def train_weights(
     model: nn.Module,
     config: TrainConfig,
-    loader: DataLoader[Any],
+    loader: TrainLoader,
+    file: EpochFile,
     on_step: Callable[[Tensor], None],
     on_epoch: Callable[[], None],
+    on_skip: Callable[[int], None],
     masks: Masks | None = None,
 ) -> None:
     """Train weights by SGD with a cosine schedule; under masks, pruned weights stay zero (Eq. 9).
+
+    Parameters
+    ----------
+    model
+        Its weights, in place.
+    config
+        How long, and how.
+    loader
+        About to begin its first epoch.
+    file
+        Is written after every epoch; the training goes on from it. It stays at the end, for who called to
+        remove it when the weights are safe.
+    on_step
+        Called with the detached loss after each step.
+    on_epoch
+        Called after each epoch.
+    on_skip
+        Called at first, with the number of epochs that an interrupted training has been through.
+    masks
+        Of what is to stay zero.
 
     Raises
     ------
     TrainingDivergedError
         If the loss is not finite at the end of an epoch.
+    CheckpointError
+        If the file is damaged, or of another training.
     """
     optimizer = SGD(model.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
     total_steps = max(1, config.epochs * len(loader))  # no epochs: the weights as they are drawn
@@ -99,6 +125,9 @@ def train_weights(
         for parameter, places in pruned:
             parameter.masked_fill_(places, 0)
 
+    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+    epochs = loader.order.epoch = file.load(parts)
+    on_skip(epochs)
     last_loss = torch.zeros(())
 
     def remember(loss: Tensor) -> None:
@@ -106,12 +135,16 @@ def train_weights(
         last_loss = loss
         on_step(loss)
 
-    def check() -> None:
+    def end_epoch() -> None:
+        nonlocal epochs
         if not last_loss.isfinite():  # once an epoch, for a look at each loss would wait for the device
+            file.remove()
             raise TrainingDivergedError(
                 f"the loss became {last_loss.item()}: lower the lr, which is {config.lr}"
             )
         on_epoch()
+        epochs += 1
+        file.save(epochs, parts)
 
     keep_zeros()
     optimizer.register_step_post_hook(keep_zeros)
@@ -120,10 +153,10 @@ def train_weights(
         optimizer,
         cross_entropy_step,
         scheduler,
-        max_epochs=config.epochs,
+        max_epochs=config.epochs - epochs,
         loader=loader,
         on_step=remember,
-        on_epoch=check,
+        on_epoch=end_epoch,
     )
 
 
