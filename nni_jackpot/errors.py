@@ -1,4 +1,7 @@
-"""Every error a user can cause, each of its own type; all of them are `JackpotError`."""
+"""Errors of input and of runs, each of its own type, all of them `JackpotError`.
+
+An argument that no call could take, whatever the model and the files, is a plain ValueError.
+"""
 
 
 class JackpotError(Exception):

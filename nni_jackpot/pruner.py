@@ -56,8 +56,9 @@ class LotteryJackpotPruner(Pruner):
     """Find a lottery jackpot: a sparse sub-network of a pre-trained network with frozen weights (Eq. 8).
 
     Masks start from a pruning criterion and follow scores, one a weight, which edge-popup trains (Eq. 4-6).
-    A target of k weights at sparse ratio p has exactly ``int(p * k)`` zeros at every moment. All parameters
-    of the model are frozen while it is wrapped; `unwrap_model` gives it back as it came, bit for bit.
+    A target of k weights at sparse ratio p has exactly ``int(p * k)`` zeros, a global group as many in all:
+    at the end, and under ``recipe="paper"`` at every moment. All parameters of the model are frozen while it
+    is wrapped; `unwrap_model` gives them back as they came, bit for bit.
 
     Parameters
     ----------
@@ -66,8 +67,9 @@ class LotteryJackpotPruner(Pruner):
     config_list
         `NNI's config list <https://nni.readthedocs.io/en/stable/compression/config_list.html>`__. Single
         weights are searched unless a ``granularity`` asks for channels or blocks, each of which then has one
-        score. Targets of one ``global_group_id`` are ranked together by initial importance; that fixes each
-        one's budget, within which it is then searched, as does a ``sparse_threshold`` on the importance.
+        score. Targets of one ``global_group_id`` are ranked together by initial importance, which gives each
+        its budget, as does a ``sparse_threshold`` on the importance; where the recipe lets them, they trade
+        weights in the course of the search.
         Targets of one ``dependency_group_id`` share scores and masks. Biases follow the channels of their
         weights (``align``), and stay whole where single weights are searched. Beyond NNI, ``sparse_pattern``
         (``"2:4"``) keeps N of every M weights along the input dimension.
@@ -80,9 +82,9 @@ class LotteryJackpotPruner(Pruner):
     init_batches
         How many batches SNIP and GraSP take their gradients from.
     budget
-        How zeros are shared out among targets: ``"as_configured"``, every target at its own sparse ratio;
-        ``"global_rank"``, all of them in one ranking; or ``"erdos_renyi_kernel"``, densities by the shapes of
-        the weights. The total of zeros is the same.
+        How zeros are shared out among targets that are in no global group: ``"as_configured"``, every target
+        at its own sparse ratio; ``"global_rank"``, all of them in one ranking; or ``"erdos_renyi_kernel"``,
+        densities by the shapes of the weights. The total of zeros is the same.
     method
         ``"edge_popup"``, or ``"supermask"``: training sees masks drawn by probabilities, of which the scores
         are the logits (`nni_jackpot.supermask`), and of the recipe there is only the optimizer, at a rate for
@@ -99,8 +101,8 @@ class LotteryJackpotPruner(Pruner):
         learning rates are those at the start of the schedule.
     swap_limit
         Largest share of a target's kept weights that may be replaced in one step (the short restriction of
-        the paper's journal version), annealed by the schedule; None for no limit. Not with a
-        ``sparse_pattern`` or ``internal_metric_block``.
+        the paper's journal version), annealed by the schedule; None for no limit. With ``recipe="paper"`` and
+        edge-popup only, and not with a ``sparse_pattern`` or ``internal_metric_block``.
     schedule
         Factor of the learning rate at a progress in [0, 1]; half a cosine by default (Sec. 4.1).
     adapt_norm
@@ -115,6 +117,8 @@ class LotteryJackpotPruner(Pruner):
     JackpotError
         One of its kinds (`nni_jackpot.errors`) for a config list that does not fit the model; the model is
         then as it was.
+    ValueError
+        If an option is none of those above, or does not go with the others.
 
     Examples
     --------
@@ -418,8 +422,9 @@ class LotteryJackpotPruner(Pruner):
     ) -> tuple[nn.Module, dict[str, dict[str, Tensor | None]]]:
         """Search for the given time through the evaluator, and return the wrapped model and its masks.
 
-        The learning rate follows the schedule over ``max_steps``. With ``max_epochs`` alone, the evaluator
-        trains one epoch at a time; the first, whose length is not known yet, runs at the initial rate.
+        The search follows its schedule over ``max_steps``. With ``max_epochs`` alone, a `TorchEvaluator`
+        trains one epoch at a time; in the first, whose length is not known yet, rate and zeros stay as at the
+        start.
         Without an evaluator nothing is searched, and the masks are returned as they are.
 
         Raises

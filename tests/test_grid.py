@@ -56,6 +56,10 @@ def test_an_experiment_is_a_grid_of_runs(experiment: Path) -> None:
     }
     assert runs[1][1].output == "runs/here/sparse_ratio=0.95-lr=null-seed=7-init=random"
     assert len(runs_of(experiment)) == 4
+    fixed = runs_of(experiment, {"seed": 5})
+    assert [(len(swept), config.seed) for swept, config in fixed] == [(2, 5), (2, 5)]
+    with pytest.raises(ExperimentConfigError, match="seed: is both set and swept"):
+        runs_of(experiment, {"seed": 5}, {"seed": [6, 7]})
 
 
 def test_a_run_is_a_run(experiment: Path) -> None:

@@ -28,18 +28,21 @@ def runs_of(
         A run's YAML file, or that of an NNI experiment whose trials are ``nni-jackpot search FILE`` and whose
         search space is a grid: ``choice`` alone. The runs are those of NNI's GridSearch.
     fixed
-        Values by dotted name, in place of the file's.
+        Values by dotted name, in place of the file's, and of the search space's.
     sweep
         Values to try by dotted name, in place of the search space's; one run for every combination.
 
     Raises
     ------
     ExperimentConfigError
-        If a file cannot be read, or one of the runs is not valid.
+        If a file cannot be read, a name is both fixed and swept, or one of the runs is not valid.
     """
+    if twice := sorted({*fixed} & {*sweep}):
+        raise ExperimentConfigError(f"{', '.join(twice)}: is both set and swept, allowed: one of them")
     content = _mapping(path)
     if "trialCommand" in content:
-        sweep = {**_grid(path, content), **sweep}
+        grid = {name: values for name, values in _grid(path, content).items() if name not in fixed}
+        sweep = {**grid, **sweep}
         path = _trial_file(path, content)
     runs = []
     for values in itertools.product(*sweep.values()):
