@@ -41,7 +41,7 @@ class Checkpoint:
     settings
         What else the search depends on, by name: a file of other settings is refused.
     keep
-        Whether the file stays at the end, that of the last step.
+        Whether the file stays at the end, and is that of the last step where the length is known in steps.
 
     Attributes
     ----------

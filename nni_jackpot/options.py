@@ -21,7 +21,7 @@ def needs_losses(init: Any, init_batches: int, budget: str, has_evaluator: bool)
     Raises
     ------
     ValueError
-        If there is no such start, or nothing to take its gradients through.
+        If there is no such start or budget, or nothing to take its gradients through.
     """
     if isinstance(init, str) and init not in CRITERIA:
         raise ValueError(f"init must be one of {', '.join(CRITERIA)}, or masks, got {init!r}")

@@ -459,7 +459,7 @@ class LotteryJackpotPruner(Pruner):
         bit on one device. The training loop is taken through its steps up to the checkpoint without forward
         and backward passes, which brings its loaders, schedulers and random numbers to their places. If
         training steps draw random numbers (dropout) or return more than a loss, the forward passes are done
-        once more. A training step must keep no state of its own. When the search is over the file is removed.
+        once more. A training step must keep no state of its own. The file is removed when the search is over.
 
         Parameters
         ----------
@@ -471,8 +471,8 @@ class LotteryJackpotPruner(Pruner):
             What else the search depends on, by name: a file that was written under others is refused.
             Weights, targets, length and optimizer are compared in any case.
         keep
-            Whether the file stays when the search is over, if its ``max_steps`` are known, so that what comes
-            next may be interrupted too: the search that is begun again is then over at once.
+            Whether the file stays instead, for what comes next to be interrupted too: the search that is
+            begun again, by a pruner made anew and of the same ``max_steps``, is then over at once.
 
         Raises
         ------

@@ -29,7 +29,18 @@ def random_states() -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any]) -> None:
-    """Put all global generators where they were."""
+    """Put all global generators where they were.
+
+    Raises
+    ------
+    CheckpointError
+        If there are more or fewer GPUs now.
+    """
+    were, are = len(states.get("cuda", ())), torch.cuda.device_count()
+    if were not in (0, are):
+        raise CheckpointError(
+            f"the checkpoint has random states of {were} GPUs, and {are} are visible: go on with as many"
+        )
     torch.set_rng_state(_bytes(states["torch"]))
     keys, *rest = states["numpy"]
     np.random.set_state(("MT19937", np.frombuffer(keys, dtype=np.uint32), *rest))
@@ -55,8 +66,7 @@ def refuse_other(path: Path, work: str, theirs: Mapping[str, Any], own: Mapping[
     ]
     if differing:
         raise CheckpointError(
-            f"{path} is the checkpoint of another {work}: {'; '.join(differing)}. Remove it to start anew, "
-            "or give another path"
+            f"{path} is the checkpoint of another {work}: {'; '.join(differing)}. Remove it to start anew"
         )
 
 

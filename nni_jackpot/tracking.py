@@ -7,7 +7,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import nni
@@ -16,6 +16,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from nni_jackpot.errors import JackpotError, OutputFolderError
+from nni_jackpot.files import replace_file
 
 Scalar = float | torch.Tensor
 
@@ -58,8 +59,8 @@ class Tracker:
     Parameters
     ----------
     folder
-        Gets ``metrics.csv``, replaced if there is one, and the event files in ``tensorboard``. A run that is
-        resumed takes over the rows of the old file by `skip_epoch`.
+        Gets ``metrics.csv``, and the event files in ``tensorboard``. The file of an earlier run is replaced
+        at the end of the first epoch; a run that is resumed takes over its rows by `skip_epoch`.
     total_steps
         Training steps of the whole run, for the progress bar.
     description
@@ -88,9 +89,9 @@ class Tracker:
         self._reports = report_to_nni and running_as_nni_trial()
         # The subfolder of a trial's output folder that NNI's web portal asks for.
         self._events = SummaryWriter(str(folder / "tensorboard"))
-        self._rows_on_file = _read_rows(folder / "metrics.csv")
-        self._csv_file = (folder / "metrics.csv").open("w", newline="", encoding="utf-8")
-        self._csv: csv.DictWriter[str] | None = None
+        self._path = folder / "metrics.csv"
+        self._rows_on_file = _read_rows(self._path)
+        self._rows: list[Mapping[str, object]] = []
         self._bar = tqdm(total=total_steps, desc=description, unit="step", disable=None)
         self._postfix: dict[str, float] = {}
         self._start = time.perf_counter()
@@ -168,7 +169,7 @@ class Tracker:
             return
         self._epochs += 1
         if (row := self._rows_on_file.get(self._epochs)) is not None:
-            self._write(row)
+            self._rows.append(row)
 
     def final(self, accuracy: float) -> None:
         """Report the run's final accuracy, a fraction, to NNI if this is a trial."""
@@ -178,14 +179,19 @@ class Tracker:
     def _write_row(self, values: Mapping[str, float]) -> None:
         row: dict[str, float] = {"epoch": self._epochs, "step": self._steps, "accuracy": values["accuracy"]}
         row |= {name: float(value) for name, value in self._scalars.items()}
-        self._write(row | {**values, "seconds": round(time.perf_counter() - self._start, 3)})
+        row |= {**values, "seconds": round(time.perf_counter() - self._start, 3)}
+        self._write([*self._rows, row])
+        self._rows.append(row)
 
-    def _write(self, row: Mapping[str, object]) -> None:
-        if self._csv is None:
-            self._csv = csv.DictWriter(self._csv_file, list(row))
-            self._csv.writeheader()
-        self._csv.writerow(row)
-        self._csv_file.flush()  # an interrupted run keeps its rows
+    def _write(self, rows: Sequence[Mapping[str, object]]) -> None:
+        def write(path: Path) -> None:
+            with path.open("w", newline="", encoding="utf-8") as file:
+                if rows:
+                    writer = csv.DictWriter(file, list(rows[0]))
+                    writer.writeheader()
+                    writer.writerows(rows)
+
+        replace_file(self._path, write)
 
     def __enter__(self) -> Tracker:
         return self
@@ -193,8 +199,9 @@ class Tracker:
     def __exit__(self, *exception: object) -> None:
         if not self._silent:
             self._bar.close()
-            self._csv_file.close()
             self._events.close()
+            if not any(exception):
+                self._write(self._rows)  # also where there has been no epoch
 
 
 def _read_rows(path: Path) -> dict[int, dict[str, str]]:

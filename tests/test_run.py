@@ -447,9 +447,9 @@ def test_training_of_weights_goes_on_after_its_last_epoch(
     whole = search(load_config(longer, options | caches[0] | {"output": str(tmp_path / "whole")}))
     config = load_config(longer, options | caches[1])
     interrupt(config, 2 * 23 + 5)  # in the third epoch of pre-training
-    assert (tmp_path / "out" / "pretrain" / "epoch.pth").exists()
+    assert len(list((tmp_path / "other").glob("*.epoch"))) == 1
     interrupt(config, 2 * 23 + 23 + 23 + 1)  # what is left of it, the search, and an epoch of tuning
-    assert not (tmp_path / "out" / "pretrain" / "epoch.pth").exists()
+    assert not list((tmp_path / "other").glob("*.epoch"))
     taken = 0
     take = Tracker.step
 
@@ -468,14 +468,25 @@ def test_training_of_weights_goes_on_after_its_last_epoch(
     assert not list(result.folder.rglob("epoch.pth"))
 
 
-def test_training_of_other_settings_is_refused(longer: Path, tmp_path: Path) -> None:
-    options = {"pretrain.cache": str(tmp_path / "other")}
-    interrupt(load_config(longer, options), 30)
+def test_tuning_with_other_settings_is_refused(longer: Path, tmp_path: Path) -> None:
+    options = {"search.epochs": 1, "finetune.epochs": 3}
+    interrupt(load_config(longer, options), 23 + 30)
+    before = metrics(tmp_path / "out" / "initial_tuned", "epoch", "seconds")
     with pytest.raises(CheckpointError, match=r"another training: lr was .* and is 0\.07\. Remove it"):
-        search(load_config(longer, options | {"pretrain.lr": 0.07}))
-    (tmp_path / "out" / "pretrain" / "epoch.pth").write_bytes(b"nonsense")
+        search(load_config(longer, options | {"finetune.lr": 0.07}))
+    assert metrics(tmp_path / "out" / "initial_tuned", "epoch", "seconds") == before
+    # Of another search there is nothing to go on from.
+    (tmp_path / "out" / "checkpoint.pth").unlink()
+    assert search(load_config(longer, options | {"search.epochs": 2})).resumed_step == 0
+
+
+def test_damaged_file_of_interrupted_training(longer: Path, tmp_path: Path) -> None:
+    config = load_config(longer, {"pretrain.cache": str(tmp_path / "other")})
+    interrupt(config, 30)
+    (file,) = (tmp_path / "other").glob("*.epoch")
+    file.write_bytes(b"nonsense")
     with pytest.raises(CheckpointError, match="is not a checkpoint of a training"):
-        search(load_config(longer, options))
+        search(config)
 
 
 def test_a_search_goes_on_with_other_workers(longer: Path) -> None:

@@ -56,7 +56,7 @@ def check_start(config: RunConfig, num_classes: int) -> None:
         )
 
 
-def ensure_pretrained(model: nn.Module, config: RunConfig, train: Callable[[], None]) -> Path:
+def ensure_pretrained(model: nn.Module, config: RunConfig, train: Callable[[Path], None]) -> Path:
     """Load pre-trained weights into the model, training them first if nobody has.
 
     Parameters
@@ -66,7 +66,8 @@ def ensure_pretrained(model: nn.Module, config: RunConfig, train: Callable[[], N
     config
         The run.
     train
-        Trains the model in place.
+        Trains the model in place, given the path of a file to go on from if it is interrupted: beside the
+        weights' own, so that another run with the same pre-training finds it as well.
 
     Returns
     -------
@@ -94,11 +95,14 @@ def ensure_pretrained(model: nn.Module, config: RunConfig, train: Callable[[], N
     except OSError as error:
         raise OutputFolderError(f"cannot keep pre-trained weights in {path.parent}: {error}") from error
     try:
+        interrupted = path.with_suffix(".epoch")
         if not from_first(path.exists):
-            train()
+            train(interrupted)
             if rank() == 0:
                 replace_file(path, lambda aside: torch.save(model.state_dict(), aside))
             wait_for_all()
+        if rank() == 0:
+            interrupted.unlink(missing_ok=True)
     finally:
         lock.release()
     load_weights(model, path)

@@ -68,7 +68,8 @@ class Result:
         Where ``start.pth`` (the initial masks), ``masks.pth``, ``jackpot.pth`` (the sparse network as a plain
         state dict) and the metrics are.
     resumed_step
-        Step of the search at which it was resumed; 0 if it was not interrupted.
+        Step of the search at which it was resumed, its last where only what came next had been interrupted; 0
+        if nothing was.
     """
 
     rows: list[Row]
@@ -124,9 +125,8 @@ def finished(config: RunConfig) -> Result | None:
     return load_result(folder)
 
 
-def forget_other(config: RunConfig) -> None:
+def forget_other(folder: Path, config: RunConfig) -> None:
     """Remove results of other settings from the folder of a run whose config is about to be written there."""
-    folder = Path(config.output)
     if not _is_of(folder, config):
         (folder / RESULTS).unlink(missing_ok=True)
 

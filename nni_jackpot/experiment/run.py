@@ -15,7 +15,7 @@ from nni.compression.utils import TorchEvaluator
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from nni_jackpot.errors import JackpotError, NothingKeptError
+from nni_jackpot.errors import JackpotError, NothingKeptError, TrainingDivergedError
 from nni_jackpot.experiment.config import RunConfig, SearchConfig, TrainConfig, dump_config, to_dict
 from nni_jackpot.experiment.data import Data, load_data
 from nni_jackpot.experiment.epochs import EpochFile
@@ -31,6 +31,10 @@ from nni_jackpot.pruner import LotteryJackpotPruner
 from nni_jackpot.ranks import from_first, rank, wait_for_all
 from nni_jackpot.resuming import digest
 from nni_jackpot.tracking import Tracker, output_folder
+
+# What an interrupted run goes on from: the search, and weights that are tuned after it.
+_SEARCH = "checkpoint.pth"
+_TUNED = {kind: f"{kind}/epoch.pth" for kind in ("initial_tuned", "jackpot_tuned")}
 
 
 class Setting:
@@ -49,9 +53,8 @@ class Setting:
         # give the same mask.
         torch.backends.cudnn.deterministic = True
         self.folder = output_folder(Path(config.output))
-        self._resumable: list[Path] = []
         if rank() == 0:
-            forget_other(config)
+            forget_other(self.folder, config)
             dump_config(config, self.folder / "config.yml")
         self.data: Data = load_data(config.data, config.seed)
         torch.manual_seed(config.seed)
@@ -68,24 +71,24 @@ class Setting:
     def pretrain(self) -> Path:
         """Give the model its pre-trained weights, trained now if they are not there yet."""
 
-        def train() -> None:
-            self.train(self.model, self.config.pretrain, "pretrain")
+        def train(interrupted: Path) -> None:
+            self.train(self.model, self.config.pretrain, "pretrain", interrupted)
 
         path = ensure_pretrained(self.model, self.config, train)
-        self.forget_interruptions()
         # What follows must not depend on whether the weights were trained just now.
         torch.manual_seed(self.config.seed)
         self.data.restart()
         return path
 
-    def train(self, model: nn.Module, config: TrainConfig, name: str, masks: Masks | None = None) -> None:
-        """Train weights, tracked under the name of the phase; goes on where it was interrupted."""
-        folder, loader = self.folder / name, self.data.train
-        file = EpochFile(
-            self.resumable(f"{name}/epoch.pth"), self._what_training_depends_on(model, config, masks)
-        )
+    def train(
+        self, model: nn.Module, config: TrainConfig, name: str, interrupted: Path, masks: Masks | None = None
+    ) -> None:
+        """Train weights, tracked under the name of the phase; goes on from a file if it was interrupted."""
+        loader = self.data.train
+        file = EpochFile(interrupted, self._what_training_depends_on(model, config, masks))
+        steps = config.epochs * len(loader)
         with Tracker(
-            folder, config.epochs * len(loader), description=name, rank=rank(), report_to_nni=False
+            self.folder / name, steps, description=name, rank=rank(), report_to_nni=False
         ) as tracker:
 
             def skip(epochs: int) -> None:
@@ -111,24 +114,22 @@ class Setting:
         settings = settings_of(self.config).items()
         found = [mask for of_module in (masks or {}).values() for mask in of_module.values()]
         return {
-            **{name: value for name, value in settings if name.startswith(("seed", "data.", "model."))},
+            **{
+                name: value
+                for name, value in settings
+                if name.startswith(("seed", "data.", "model.")) and name != "data.eval_batch_size"
+            },
             **{field.name: getattr(config, field.name) for field in fields(TrainConfig)},
             "device": self.device.type,
             "weights": digest(model.state_dict().values()),
             "masks": digest(mask for mask in found if mask is not None),
         }
 
-    def resumable(self, name: str) -> Path:
-        """Return the path of a file in the run's folder that interrupted work goes on from."""
-        path = self.folder / name
-        self._resumable.append(path)
-        return path
-
-    def forget_interruptions(self) -> None:
-        """Remove the files that interrupted work would have gone on from: what it was for is on disk now."""
+    def forget(self, *names: str) -> None:
+        """Remove files of the run's folder, if they are there."""
         if rank() == 0:
-            for path in self._resumable:
-                path.unlink(missing_ok=True)
+            for name in names:
+                (self.folder / name).unlink(missing_ok=True)
 
 
 def pruner_options(config: SearchConfig) -> dict[str, Any]:
@@ -167,14 +168,15 @@ def search(config: RunConfig) -> Result:
         if the search diverges.
     """
     setting = Setting(config)
-    if rank() == 0:
-        (setting.folder / RESULTS).unlink(missing_ok=True)  # of an earlier run there
+    setting.forget(RESULTS)  # of an earlier run there
     setting.pretrain()
     model, folder = setting.model, setting.folder
     dense = copy.deepcopy(model.state_dict())
     rows = [Row("dense", setting.evaluate(model), 0.0, 0)]
 
     steps = config.search.epochs * len(setting.data.train)
+    if steps and not (folder / _SEARCH).exists():
+        setting.forget(*_TUNED.values())  # of another search
     with Tracker(folder, steps, description="search", rank=rank()) as tracker:
         pruner, start = _make_pruner(setting, tracker)
         sparsity = sparsity_of(start)
@@ -207,7 +209,7 @@ def search(config: RunConfig) -> Result:
         save_masks(masks, folder / "masks.pth")
         replace_file(folder / "jackpot.pth", lambda aside: torch.save(model.state_dict(), aside))
         save_result(result)
-    setting.forget_interruptions()
+    setting.forget(_SEARCH, *_TUNED.values())
     wait_for_all()
     return result
 
@@ -257,7 +259,7 @@ def _make_pruner(setting: Setting, tracker: Tracker) -> tuple[LotteryJackpotPrun
         **pruner_options(options),
     )
     pruner.checkpoint_to(
-        setting.resumable("checkpoint.pth"),
+        setting.folder / _SEARCH,
         options.checkpoint_every,
         _what_a_search_depends_on(setting),
         keep=True,  # until weights have been tuned as well
@@ -288,7 +290,11 @@ def _tuned(setting: Setting, kind: str, state: dict[str, Tensor], masks: Masks, 
     setting.data.restart()
     model = copy.deepcopy(setting.model)
     model.load_state_dict(state)
-    setting.train(model, setting.config.finetune, kind, masks)
+    try:
+        setting.train(model, setting.config.finetune, kind, setting.folder / _TUNED[kind], masks)
+    except TrainingDivergedError:
+        setting.forget(*_TUNED.values())  # the remedy is another lr, for both
+        raise
     return Row(kind, setting.evaluate(model), sparsity_of(masks), epochs)
 
 
