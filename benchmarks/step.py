@@ -23,7 +23,8 @@ from models import Case, Job, add_options
 # Of glibc's mallopt.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _FLOOR = "forward and backward"
-_DUEL = (_FLOOR, "search")
+# What take about as long as each other, so that many rounds are needed to tell them apart.
+_CLOSE = (_FLOOR, "dense training", "recipe jackpot", "search")
 
 CASES = ["vgg19@32:16", "vgg19@32:64", "resnet50@224:16", "resnet50@64:64", "vit_b_16@224:4"]
 
@@ -58,21 +59,19 @@ Times = dict[str, list[float]]
 
 
 def measure(case: Case, names: Sequence[str], args: argparse.Namespace) -> tuple[Times, Times]:
-    """Return the times of steps where search and floor alone take turns, and where all do.
-
-    What is to be told apart are a few hundredths there and multiples here, which a few rounds can tell.
-    """
+    """Return the times of steps where those that are close take turns, and where the others and search do."""
     found: list[Times] = []
 
     def use(steps: list[Step]) -> None:
         every = dict(zip(names, steps, strict=True))
-        for runs in ({name: every[name] for name in _DUEL}, every):
-            found.append(interleave(runs, args.seconds / 2, args.device))
+        for group in (_CLOSE, {*every}.difference(_CLOSE) | {"search"}):
+            runs = {name: step for name, step in every.items() if name in group}
+            found.append(interleave(runs, args.seconds / 2, args.device) if len(runs) > 1 else {})
 
     all_at_once([CONTESTANTS[name] for name in names], Job.of(case, args), use)
     gc.collect()  # wrapped models are in cycles
-    duel, turns = found
-    return duel, turns
+    close, others = found
+    return close, others
 
 
 def main() -> None:
@@ -80,7 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_options(parser, CASES)
     parser.add_argument(
-        "--seconds", type=float, default=75, help="for each case, half of them search and floor alone"
+        "--seconds", type=float, default=75, help="for each case, half of them for those that are close"
     )
     parser.add_argument(
         "--against",
@@ -95,28 +94,28 @@ def main() -> None:
         args.cases, args.seconds = [Case("tiny", 8, 2)], 0.0
     # NNI's pruner fails on weights in that layout: "view size is not compatible".
     names = [n for n in CONTESTANTS if not (args.channels_last and n == "NNI's MovementPruner")]
-    names = [n for n in names if n in (*args.against, *_DUEL)]
-    others = [n for n in names if n not in _DUEL]
+    names = [n for n in names if n in (*args.against, _FLOOR, "search")]
     rows = []
     relative: dict[str, list[float]] = {name: [] for name in names}
     for case in args.cases:
-        duel, turns = measure(case, names, args)
-        floor, own = duel[_FLOOR], duel["search"]
-        ratios = [ratio(own, floor), *(ratio(turns["search"], turns[name]) for name in others)]
-        rounds = f"{len(own)}, {len(turns['search'])}"
-        rows.append([str(case), rounds, f"{1000 * median(own):.4g} ms", *ratios])
-        print(*rows[-1], file=sys.stderr, flush=True)
-        relative[_FLOOR].append(1.0)
-        relative["search"].append(median(own) / median(floor))
-        for name in others:
-            relative[name].append(median(turns[name]) / median(turns[_FLOOR]))
+        close, others = measure(case, names, args)
+        own, floor = close["search"], median(close[_FLOOR])
+        rounds = ", ".join(str(len(times["search"])) for times in (close, others) if times)
+        row = [str(case), rounds, f"{1000 * median(own):.4g} ms"]
+        for name in names:
+            beside = close if name in close else others
+            relative[name].append(median(beside[name]) / median(beside["search"]) * median(own) / floor)
+            if name != "search":
+                row.append(ratio(beside["search"], beside[name]))
+        rows.append(row)
+        print(*row, file=sys.stderr, flush=True)
 
     def draw(axes: Any) -> None:
         bars(axes, [row[0] for row in rows], relative)
         axes.set_ylabel("time of a step ÷ forward and backward")
 
-    header = ["model@pixels:batch", "rounds", "search step", *(f"÷ {name}" for name in (_FLOOR, *others))]
-    report(args, header, rows, draw)
+    columns = [f"÷ {name}" for name in names if name != "search"]
+    report(args, ["model@pixels:batch", "rounds", "search step", *columns], rows, draw)
 
 
 if __name__ == "__main__":
