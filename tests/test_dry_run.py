@@ -41,11 +41,13 @@ def test_the_command_prints_and_trains_nothing(
     monkeypatch.setattr(cli, "search", None)
     monkeypatch.chdir(tmp_path)
     file = str(CONFIGS / "digits" / "table1.yml")
-    assert cli.main(["search", file, "--dry-run", "--set", "seed=0"]) == 0
+    assert cli.main(["search", file, "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert "sparse_ratio=0.95, recipe=jackpot, epochs=20" in shown
     assert "24 runs" in shown
     assert "nothing was trained" in shown
+    assert cli.main(["search", file, "--dry-run", "--set", "seed=0"]) == 0
+    assert "8 runs" in capsys.readouterr().out  # one seed out of three
     assert not list(tmp_path.iterdir())
 
 
