@@ -19,9 +19,15 @@ from nni.compression.utils import Evaluator, LightningEvaluator, TransformersEva
 from torch import Tensor, nn
 
 from nni_jackpot.errors import CheckpointError
-from nni_jackpot.files import load_tensors, replace_file
-from nni_jackpot.ranks import of_all, rank, world
-from nni_jackpot.resuming import digest, random_states, refuse_other, set_random_states
+from nni_jackpot.ranks import of_all, rank
+from nni_jackpot.resuming import (
+    digest,
+    random_states,
+    read_state,
+    remove_files,
+    set_random_states,
+    write_state,
+)
 from nni_jackpot.schedule import SearchClock
 from nni_jackpot.targets import remake_values
 
@@ -71,11 +77,10 @@ class Checkpoint:
             raise CheckpointError("a checkpoint of the search needs Lightning's automatic optimization")
         self._searches += 1
         self._search, self._model = search, model
-        self._identity = {
+        self._depends_on = {
             "max_steps": max_steps,
             "max_epochs": max_epochs,
             "number of the search": self._searches,
-            "the number of processes": world(),
             "targets": {str(t): list(t.weight.shape) for group in search.groups for t in group.members},
             "weights": digest(p for p in model.parameters() if not p.requires_grad),
             "method": search.groups[0].members[0].relaxed.method,
@@ -90,7 +95,7 @@ class Checkpoint:
         self._random_start = random_states()
         self.resumed_step = 0
         if self.path.exists():
-            self._saved = self._read()
+            self._saved = read_state(self.path, "search", self._depends_on)
             self._random_start = self._saved["random_start"][rank()]
             set_random_states(self._random_start)
             self._may_skip = self._saved["may_skip"]
@@ -117,8 +122,7 @@ class Checkpoint:
 
     def remove(self) -> None:
         """Remove the file, if it is there."""
-        if rank() == 0:
-            self.path.unlink(missing_ok=True)
+        remove_files(self.path)
 
     def _follow(self, training_step: Callable[..., Any]) -> Callable[..., Any]:
         def followed(*args: Any, **kwargs: Any) -> Any:
@@ -164,7 +168,6 @@ class Checkpoint:
         searched = {id(target.mask) for group in search.groups for target in group.members}
         shared = {parameter.data_ptr() for parameter in self._model.parameters()}
         state = {
-            "identity": self._identity,
             "losses": self._losses,
             "may_skip": all(of_all(self._may_skip)),
             "clock": asdict(search.clock),
@@ -185,15 +188,7 @@ class Checkpoint:
             "random_start": of_all(self._random_start),
             "random": of_all(random_states()),
         }
-        if rank() == 0:
-            replace_file(self.path, lambda aside: torch.save(state, aside))
-
-    def _read(self) -> dict[str, Any]:
-        saved = load_tensors(self.path, "checkpoint of a search")
-        if not isinstance(saved, dict) or not isinstance(saved.get("identity"), dict):
-            raise CheckpointError(f"{self.path} is not a checkpoint of a search")
-        refuse_other(self.path, "search", saved["identity"], self._identity)
-        return saved
+        write_state(self.path, self._depends_on, state)
 
     def _restore(self, saved: dict[str, Any]) -> None:
         search, model = self._search, self._model

@@ -69,10 +69,10 @@ class LotteryJackpotPruner(Pruner):
         weights are searched unless a ``granularity`` asks for channels or blocks, each of which then has one
         score. Targets of one ``global_group_id`` are ranked together by initial importance, which gives each
         its budget, as does a ``sparse_threshold`` on the importance; where the recipe lets them, they trade
-        weights in the course of the search.
-        Targets of one ``dependency_group_id`` share scores and masks. Biases follow the channels of their
-        weights (``align``), and stay whole where single weights are searched. Beyond NNI, ``sparse_pattern``
-        (``"2:4"``) keeps N of every M weights along the input dimension.
+        weights in the course of the search. Targets of one ``dependency_group_id`` share scores and masks.
+        Biases follow the channels of their weights (``align``), and stay whole where single weights are
+        searched. Beyond NNI, ``sparse_pattern`` (``"2:4"``) keeps N of every M weights along the input
+        dimension.
     evaluator
         NNI's evaluator; `compress` searches through its training loop. Without one, train
         `score_parameters` in a loop of your own.
@@ -424,8 +424,7 @@ class LotteryJackpotPruner(Pruner):
 
         The search follows its schedule over ``max_steps``. With ``max_epochs`` alone, a `TorchEvaluator`
         trains one epoch at a time; in the first, whose length is not known yet, rate and zeros stay as at the
-        start.
-        Without an evaluator nothing is searched, and the masks are returned as they are.
+        start. Without an evaluator nothing is searched, and the masks are returned as they are.
 
         Raises
         ------

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 
 from nni_jackpot.errors import CheckpointError
+from nni_jackpot.files import load_tensors, replace_file
+from nni_jackpot.ranks import rank, world
+from nni_jackpot.sealed import as_bytes, from_bytes
 
 
 def random_states() -> dict[str, Any]:
@@ -41,24 +44,50 @@ def set_random_states(states: dict[str, Any]) -> None:
         raise CheckpointError(
             f"the checkpoint has random states of {were} GPUs, and {are} are visible: go on with as many"
         )
-    torch.set_rng_state(_bytes(states["torch"]))
+    torch.set_rng_state(from_bytes(states["torch"]))
     keys, *rest = states["numpy"]
     np.random.set_state(("MT19937", np.frombuffer(keys, dtype=np.uint32), *rest))
     random.setstate(states["python"])
     if "cuda" in states:
-        torch.cuda.set_rng_state_all([_bytes(state) for state in states["cuda"]])
+        torch.cuda.set_rng_state_all([from_bytes(state) for state in states["cuda"]])
 
 
 def digest(tensors: Iterable[Tensor]) -> str:
     """Return a number of 128 bits, in hexadecimal digits, that no other values are likely to have."""
     found = hashlib.blake2b(digest_size=16)
     for tensor in tensors:
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        found.update(as_bytes(tensor).numpy().data)
     return found.hexdigest()
 
 
-def refuse_other(path: Path, work: str, theirs: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Raise CheckpointError, with what differs, for a file of work that depends on other things than ours."""
+def write_state(path: Path, depends_on: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Have rank 0 write where work stands, beside all that the work depends on, by name."""
+    if rank() == 0:
+        content = {"depends on": _with_processes(depends_on), **state}
+        replace_file(path, lambda aside: torch.save(content, aside))
+
+
+def read_state(path: Path, work: str, depends_on: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `write_state` wrote, to any rank.
+
+    Parameters
+    ----------
+    path
+        The file.
+    work
+        What it should be of, for messages: ``"search"``.
+    depends_on
+        What ours depends on.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is damaged, or of work that depends on other things; the message has what differs.
+    """
+    saved = load_tensors(path, f"checkpoint of a {work}")
+    if not isinstance(saved, dict) or not isinstance(saved.get("depends on"), dict):
+        raise CheckpointError(f"{path} is not a checkpoint of a {work}")
+    theirs, own = saved["depends on"], _with_processes(depends_on)
     differing = [
         f"{name} {_difference(theirs.get(name), own.get(name))}"
         for name in sorted({*theirs, *own})
@@ -68,12 +97,20 @@ def refuse_other(path: Path, work: str, theirs: Mapping[str, Any], own: Mapping[
         raise CheckpointError(
             f"{path} is the checkpoint of another {work}: {'; '.join(differing)}. Remove it to start anew"
         )
+    return saved
+
+
+def remove_files(*paths: Path) -> None:
+    """Have rank 0 remove files, if they are there."""
+    if rank() == 0:
+        for path in paths:
+            path.unlink(missing_ok=True)
+
+
+def _with_processes(depends_on: Mapping[str, Any]) -> dict[str, Any]:
+    return {**depends_on, "the number of processes": world()}
 
 
 def _difference(was: Any, now: Any) -> str:
     text = f"was {was!r} and is {now!r}"
     return text if len(text) < 100 else "differ"
-
-
-def _bytes(state: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(state), dtype=torch.uint8)

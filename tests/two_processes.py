@@ -25,10 +25,8 @@ if __name__ == "__main__":
     with joined(), mock.patch("nni_jackpot.cli.joined", nullcontext):
         codes = [search(f"output={folder / 'whole'}")]
         resumed = f"output={folder / 'resumed'}", f"pretrain.cache={folder / 'other'}"
-        for step in (
-            30,
-            2 * 23 + 30,
-        ):  # in the second epoch of training weights; in the search after the third
+        # In the second epoch of training weights; in the search after the third.
+        for step in (30, 2 * 23 + 30):
             with suppress(KeyboardInterrupt), stopping(at=step):
                 search(*resumed)
         codes += [search(*resumed), search("data.batch_size=63")]

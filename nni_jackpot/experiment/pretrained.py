@@ -18,6 +18,7 @@ from nni_jackpot.experiment.config import RunConfig, config_hash, to_dict
 from nni_jackpot.experiment.models import has_new_classifier
 from nni_jackpot.files import load_tensors, replace_file
 from nni_jackpot.ranks import from_first, rank, wait_for_all
+from nni_jackpot.resuming import remove_files
 
 
 def cache_path(config: RunConfig) -> Path:
@@ -101,8 +102,7 @@ def ensure_pretrained(model: nn.Module, config: RunConfig, train: Callable[[Path
             if rank() == 0:
                 replace_file(path, lambda aside: torch.save(model.state_dict(), aside))
             wait_for_all()
-        if rank() == 0:
-            interrupted.unlink(missing_ok=True)
+        remove_files(interrupted)
     finally:
         lock.release()
     load_weights(model, path)

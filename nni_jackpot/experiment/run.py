@@ -29,7 +29,7 @@ from nni_jackpot.masks import Masks, apply_masks, densities, mask_overlap, save_
 from nni_jackpot.norm import reestimate
 from nni_jackpot.pruner import LotteryJackpotPruner
 from nni_jackpot.ranks import from_first, rank, wait_for_all
-from nni_jackpot.resuming import digest
+from nni_jackpot.resuming import digest, remove_files
 from nni_jackpot.tracking import Tracker, output_folder
 
 # What an interrupted run goes on from: the search, and weights that are tuned after it.
@@ -127,9 +127,7 @@ class Setting:
 
     def forget(self, *names: str) -> None:
         """Remove files of the run's folder, if they are there."""
-        if rank() == 0:
-            for name in names:
-                (self.folder / name).unlink(missing_ok=True)
+        remove_files(*(self.folder / name for name in names))
 
 
 def pruner_options(config: SearchConfig) -> dict[str, Any]:
