@@ -86,6 +86,7 @@ class Checkpoint:
             "method": search.groups[0].members[0].relaxed.method,
             "growth": search.growth.share,
             "temperature": search.growth.temperature,
+            "hardening": search.growth.hardening,
             "trades": search.growth.trades,
             **_settings_of(search.optimizer),
             **self._settings,

@@ -20,8 +20,8 @@ class Growth:
     them. The share of weights kept falls from 1 at the start to the budget at the progress ``share``, by the
     cubic law of Zhu and Gupta ("To prune, or not to prune", 2017, Eq. 1).
 
-    Masks may harden: while zeros grow, training sees soft masks (`nni_jackpot.soft_mask`), whose temperature
-    falls in a straight line to 0.
+    Masks may harden: until the progress ``hardening`` training sees soft masks (`nni_jackpot.soft_mask`),
+    whose temperature falls in a straight line to 0.
 
     Budgets may move: targets of one pool trade weights, ranked together by their scores, and keep the number
     of zeros in all. Once all zeros are there, budgets stay.
@@ -35,6 +35,8 @@ class Growth:
         Progress at which there are all zeros, in [0, 1]; 0 for the start.
     temperature
         Of the soft masks at the start; 0 for none.
+    hardening
+        Progress at which it is 0, in [0, 1].
     trades
         Whether budgets move.
 
@@ -44,9 +46,17 @@ class Growth:
         Number of the last ranking, from 0; -1 before the first.
     """
 
-    def __init__(self, pools: list[list[ScoreGroup]], share: float, temperature: float, trades: bool) -> None:
+    def __init__(
+        self,
+        pools: list[list[ScoreGroup]],
+        share: float,
+        temperature: float,
+        hardening: float,
+        trades: bool,
+    ) -> None:
         self.share = share
         self.temperature = temperature
+        self.hardening = hardening
         self.trades = trades
         self._budgets = {group: group.keep for pool in pools for group in pool}
         self._pools = [pool for pool in pools if trades and len(pool) > 1]
@@ -57,9 +67,8 @@ class Growth:
 
     def follow(self, progress: float) -> None:
         """Set the numbers that the next refresh keeps, and how softly, at a progress in [0, 1]."""
-        ahead = max(0.0, 1 - progress / self.share) if self.share else 0.0
-        surplus = ahead**3
-        self._soften(self.temperature * ahead)
+        surplus = _ahead(progress, self.share) ** 3
+        self._soften(self.temperature * _ahead(progress, self.hardening))
         for group in self._alone:
             pruned = (group.grains.count - self._budgets[group]) // group.grains.rows  # of a row
             group.aim_at(self._budgets[group] + group.grains.rows * math.ceil(surplus * pruned))
@@ -92,6 +101,11 @@ class Growth:
         self.follow(1.0)
         for group in self._budgets:
             group.resize(group.keep, group.pool({t: t.weight.detach().abs() for t in group.members}))
+
+
+def _ahead(progress: float, end: float) -> float:
+    """Return the share that is ahead of what goes from the start of the search to its progress ``end``."""
+    return max(0.0, 1 - progress / end) if end else 0.0
 
 
 def _unit(group: ScoreGroup, ratio: float, grown: float) -> Unit:

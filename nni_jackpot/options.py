@@ -70,25 +70,27 @@ def recipe_and_scores(
     if recipe not in RECIPES:
         raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, got {recipe!r}")
     base = recipe_of_logits(recipe) if method == "supermask" else RECIPES[recipe]
-    growth, temperature = given["growth"], given["temperature"]
     instead: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     settings = replace(base, **instead)
-    if not 0 <= settings.growth <= 1:
-        raise ValueError(f"growth must lie in [0, 1], got {growth}")
+    for name in ("growth", "hardening"):
+        if not 0 <= getattr(settings, name) <= 1:
+            raise ValueError(f"{name} must lie in [0, 1], got {given[name]}")
     if not 0 <= settings.temperature < math.inf:
-        raise ValueError(f"temperature must be at least 0, got {temperature}")
-    if temperature and not settings.growth:
-        raise ValueError("temperature goes with growth: masks are soft until they have all their zeros")
-    if swap_limit is not None and (settings.growth or settings.trades):
+        raise ValueError(f"temperature must be at least 0, got {settings.temperature}")
+    if given["temperature"] and not settings.hardening:
+        raise ValueError("temperature goes with hardening, the progress at which masks are soft no more")
+    if swap_limit is not None and (settings.growth or settings.temperature or settings.trades):
         raise ValueError(
             "swap_limit goes with recipe='paper': it bounds how many weights take others' places, where "
             "every target keeps its number of weights"
         )
     if method != "supermask":
         return settings, scores
-    if (growth, temperature, swap_limit, scores) != (None, None, None, SCORES):
+    is_given = any(given[name] is not None for name in ("growth", "temperature", "hardening"))
+    if is_given or swap_limit is not None or scores != SCORES:
         raise ValueError(
-            "growth, temperature, swap_limit, kept_score and pruned_score go with method='edge_popup': the "
-            "scores of a supermask are logits, and its samples have the density of the budget throughout"
+            "growth, temperature, hardening, swap_limit, kept_score and pruned_score go with "
+            "method='edge_popup': the scores of a supermask are logits, and its samples have the density of "
+            "the budget throughout"
         )
     return settings, LOGITS

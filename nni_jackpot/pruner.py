@@ -94,7 +94,7 @@ class LotteryJackpotPruner(Pruner):
     recipe
         How scores are trained: ``"jackpot"``, found to need fewer epochs (docs/recipes.md), or ``"paper"``,
         the settings of Sec. 4.1. See `nni_jackpot.recipe.Recipe`.
-    lr, momentum, weight_decay, growth, temperature
+    lr, momentum, weight_decay, growth, temperature, hardening
         Take the place of the recipe's.
     optimizer
         Makes another optimizer from the list of scores; replaces the recipe's and its three settings. Its
@@ -149,6 +149,7 @@ class LotteryJackpotPruner(Pruner):
         weight_decay: float | None = None,
         growth: float | None = None,
         temperature: float | None = None,
+        hardening: float | None = None,
         optimizer: Callable[[list[nn.Parameter]], Optimizer] | None = None,
         swap_limit: float | None = None,
         schedule: Callable[[float], float] = cosine,
@@ -162,6 +163,7 @@ class LotteryJackpotPruner(Pruner):
             "weight_decay": weight_decay,
             "growth": growth,
             "temperature": temperature,
+            "hardening": hardening,
         }
         self.recipe, self._initial_values = recipe_and_scores(
             recipe, method, given, swap_limit, (kept_score, pruned_score)
@@ -505,7 +507,7 @@ class LotteryJackpotPruner(Pruner):
             self._hold_statistics()
         # With an interval it is NNI that schedules sparse ratios.
         recipe = self.recipe if self.interval_steps is None else self.recipe.steady()
-        growth = Growth(self._pools(), recipe.growth, recipe.temperature, recipe.trades)
+        growth = Growth(self._pools(), recipe.growth, recipe.temperature, recipe.hardening, recipe.trades)
         self._search = Search(
             self.bound_model,
             self._groups,

@@ -30,8 +30,10 @@ class Recipe:
         Progress of the search, in [0, 1], at which the masks have all their zeros; it begins with none. At 0
         they have all of them from the start.
     temperature
-        Of the soft masks that training sees until then (`nni_jackpot.soft_mask`), at the start; it falls to 0
+        Of the soft masks that training sees at first (`nni_jackpot.soft_mask`), at the start; it falls to 0
         in a straight line. At 0, training sees the masks.
+    hardening
+        Progress at which it is 0, in [0, 1]: from there on training sees the masks.
     trades
         Whether targets of one pool (``global_group_id``) trade weights in the course of the search, ranked
         together by their scores. If not, budgets are those of the initial importance (Sec. 3.1).
@@ -43,11 +45,12 @@ class Recipe:
     normalize: bool
     growth: float
     temperature: float
+    hardening: float
     trades: bool
 
     def steady(self) -> Recipe:
         """Return the recipe with masks that have their budgets, and are seen by training, throughout."""
-        return replace(self, growth=0.0, temperature=0.0, trades=False)
+        return replace(self, growth=0.0, temperature=0.0, hardening=0.0, trades=False)
 
     def optimizer(self, pools: list[list[nn.Parameter]]) -> Optimizer:
         """Return the optimizer of the scores, which come in pools of targets that share a budget."""
@@ -66,10 +69,24 @@ class Recipe:
 RECIPES = {
     # Sec. 4.1 of the paper.
     "paper": Recipe(
-        lr=0.1, momentum=0.9, weight_decay=5e-4, normalize=False, growth=0.0, temperature=0.0, trades=False
+        lr=0.1,
+        momentum=0.9,
+        weight_decay=5e-4,
+        normalize=False,
+        growth=0.0,
+        temperature=0.0,
+        hardening=0.0,
+        trades=False,
     ),
     "jackpot": Recipe(
-        lr=0.003, momentum=0.9, weight_decay=0.0, normalize=True, growth=0.5, temperature=0.5, trades=True
+        lr=0.003,
+        momentum=0.9,
+        weight_decay=0.05,
+        normalize=True,
+        growth=0.5,
+        temperature=0.5,
+        hardening=0.9,
+        trades=True,
     ),
 }
 

@@ -178,6 +178,7 @@ def test_resumes_where_it_was(batches: Batches, tmp_path: Path, stop_after: int)
         {"init": "random"},
         {"recipe": "paper", "swap_limit": 0.05},
         {"growth": 0.8},
+        {"growth": 0.8, "hardening": 0.3},
         {"growth": 1.0, "budget": "global_rank"},
         {"budget": "global_rank", "length": (200, None)},  # with steps between rankings
         {"optimizer": lambda scores: torch.optim.Adam(scores, lr=0.01)},

@@ -239,6 +239,7 @@ BAD_VALUES: list[tuple[str, Any, str]] = [
     ("search.swap_limit", 1.01, "null or a number > 0 and <= 1"),
     ("search.recipe", "soup", "a string out of paper, jackpot"),
     ("search.growth", 1.1, "null or a number >= 0 and <= 1"),
+    ("search.hardening", -0.1, "null or a number >= 0 and <= 1"),
     ("finetune.under", "none", "a string out of initial, jackpot, both"),
     ("search.adapt_norm", None, "true or false"),
     ("search.reestimate_norm", 1, "null or true or false"),
@@ -513,19 +514,21 @@ def test_timm_is_wanted_only_for_its_networks(path: Path, monkeypatch: pytest.Mo
         load_config(path, {"model.name": "timm/resnet50"})
 
 
-def test_soft_masks_go_with_growth(path: Path) -> None:
-    for where in ({"search.recipe": "paper"}, {"search.growth": 0}):
+def test_soft_masks_harden(path: Path) -> None:
+    for where in ({"search.recipe": "paper"}, {"search.hardening": 0}):
         said = message(path, {"search.temperature": 0.5, **where})
-        assert "search.temperature: found 0.5, allowed with growth > 0" in said
-    both = {"search.temperature": 0.5, "search.recipe": "paper", "search.growth": 0.8}
+        assert "search.temperature: found 0.5, allowed with hardening > 0" in said
+    both = {"search.temperature": 0.5, "search.recipe": "paper", "search.hardening": 0.8}
     assert load_config(path, both).search.temperature == 0.5
-    assert load_config(path, {"search.temperature": 0, "search.recipe": "paper"}).search.growth is None
+    assert load_config(path, {"search.temperature": 0, "search.recipe": "paper"}).search.hardening is None
 
 
-def test_limited_swaps_and_growth_exclude_each_other(tmp_path: Path) -> None:
+def test_limited_swaps_go_with_masks_that_training_sees_whole(tmp_path: Path) -> None:
     path = write(tmp_path, MINIMAL)
-    said = message(path, {"search.swap_limit": 0.1})
-    assert "search.swap_limit: found 0.1, allowed with recipe paper and no growth" in said
+    soft = {"search.recipe": "paper", "search.temperature": 0.5, "search.hardening": 0.5}
+    for others in ({}, {"search.recipe": "paper", "search.growth": 0.5}, soft):
+        said = message(path, {"search.swap_limit": 0.1, **others})
+        assert "search.swap_limit: found 0.1, allowed with recipe paper, no growth and no temperature" in said
     assert load_config(path, {"search.swap_limit": 0.1, "search.recipe": "paper"}).search.growth is None
 
 
@@ -538,7 +541,14 @@ def test_random_weights_and_published_ones_exclude_each_other(path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("growth", 0.5), ("temperature", 0.5), ("swap_limit", 0.1), ("kept_score", 3.0), ("pruned_score", -3.0)],
+    [
+        ("growth", 0.5),
+        ("temperature", 0.5),
+        ("hardening", 0.5),
+        ("swap_limit", 0.1),
+        ("kept_score", 3.0),
+        ("pruned_score", -3.0),
+    ],
 )
 def test_a_supermask_has_settings_of_its_own(path: Path, name: str, value: float) -> None:
     chosen = {"search.method": "supermask", "search.recipe": "paper"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -83,7 +84,7 @@ def test_the_search_does_not_depend_on_the_scale_of_the_loss(batches: Batches) -
 
 def test_no_gradient_anywhere_moves_nothing() -> None:
     score = nn.Parameter(torch.ones(1000))
-    optimizer = RECIPES["jackpot"].optimizer([[score]])
+    optimizer = replace(RECIPES["jackpot"], weight_decay=0.0).optimizer([[score]])
     score.grad = torch.zeros(1000)
     optimizer.step()
     assert torch.equal(score.detach(), torch.ones(1000))
@@ -191,7 +192,7 @@ def test_nni_schedules_sparsity_itself(model: nn.Module, batches: Batches) -> No
 def test_what_is_given_takes_the_place_of_the_recipe(model: nn.Module) -> None:
     pruner = LotteryJackpotPruner(model, CONFIG_LIST, recipe="paper", lr=0.7, growth=0.25)
     assert pruner.recipe == Recipe(
-        0.7, 0.9, 5e-4, normalize=False, growth=0.25, temperature=0.0, trades=False
+        0.7, 0.9, 5e-4, normalize=False, growth=0.25, temperature=0.0, hardening=0.0, trades=False
     )
     assert LotteryJackpotPruner(ConvNet(), CONFIG_LIST).recipe == RECIPES["jackpot"]
 
@@ -202,7 +203,12 @@ def test_what_is_given_takes_the_place_of_the_recipe(model: nn.Module) -> None:
         ({"recipe": "soup"}, "recipe must be one of paper, jackpot, got 'soup'"),
         ({"growth": 1.5}, "growth must lie in .0, 1., got 1.5"),
         ({"growth": -0.1}, "growth must lie in .0, 1., got -0.1"),
+        ({"hardening": 1.5}, "hardening must lie in .0, 1., got 1.5"),
         ({"swap_limit": 0.1}, "swap_limit goes with recipe='paper'"),
+        (
+            {"swap_limit": 0.1, "recipe": "paper", "temperature": 0.5, "hardening": 0.5},
+            "swap_limit goes with recipe='paper'",
+        ),
     ],
 )
 def test_what_does_not_go(model: nn.Module, options: dict[str, Any], message: str) -> None:

@@ -156,7 +156,8 @@ class SearchConfig:
     momentum: float | None = option("momentum of SGD", _BELOW_ONE, None)
     weight_decay: float | None = option("weight decay of SGD", at_least(0), None)
     growth: float | None = option("progress at which masks have all their zeros", _PROGRESS, None)
-    temperature: float | None = option("of the soft masks until then, 0 for none", at_least(0), None)
+    temperature: float | None = option("of the soft masks at the start, 0 for none", at_least(0), None)
+    hardening: float | None = option("progress at which masks are soft no more", _PROGRESS, None)
     kept_score: float = option("initial score of kept weights", default=1.0)
     pruned_score: float = option("initial score of pruned weights", default=0.95)
     swap_limit: float | None = option(
@@ -182,13 +183,14 @@ class SearchConfig:
                 "pruned_score",
                 f"found {self.pruned_score}, allowed: a number < kept_score, which is {self.kept_score}",
             )
-        if self.swap_limit is not None and (self.recipe != "paper" or self.growth):
-            raise Invalid("swap_limit", f"found {self.swap_limit}, allowed with recipe paper and no growth")
-        growth = RECIPES[self.recipe].growth if self.growth is None else self.growth
-        if self.method == "edge_popup" and self.temperature and not growth:
-            raise Invalid("temperature", f"found {self.temperature}, allowed with growth > 0")
+        if self.swap_limit is not None and (self.recipe != "paper" or self.growth or self.temperature):
+            allowed = "allowed with recipe paper, no growth and no temperature"
+            raise Invalid("swap_limit", f"found {self.swap_limit}, {allowed}")
+        hardening = RECIPES[self.recipe].hardening if self.hardening is None else self.hardening
+        if self.method == "edge_popup" and self.temperature and not hardening:
+            raise Invalid("temperature", f"found {self.temperature}, allowed with hardening > 0")
         if self.method == "supermask":
-            for name in ("growth", "temperature", "swap_limit", "kept_score", "pruned_score"):
+            for name in ("growth", "temperature", "hardening", "swap_limit", "kept_score", "pruned_score"):
                 if (value := getattr(self, name)) != getattr(SearchConfig, name):
                     raise Invalid(name, f"found {shown(value)}, allowed with method edge_popup")
 

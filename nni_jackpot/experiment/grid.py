@@ -64,7 +64,10 @@ def shown(value: object) -> str:
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    """Read a file as far as to tell what it is; what is wrong with a run's is `load_config`'s to say."""
+    """Read a file as far as to tell what it is; what is wrong with a run's is `load_config`'s to say.
+
+    By PyYAML's own rules, which are NNI's: what it would hand to its trials as a string is one here too.
+    """
     try:
         content = yaml.safe_load(path.read_bytes())
     except (OSError, ValueError, yaml.YAMLError):
