@@ -5,19 +5,18 @@ The loop is the user's, made to train. Here it may run all it likes, and afterwa
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
-import numpy as np
 import torch
 from nni.compression.utils import Evaluator, LightningEvaluator
 from torch import Tensor, nn
 
 from nni_jackpot.criteria import Losses
 from nni_jackpot.errors import CalibrationError
+from nni_jackpot.resuming import same_random_states
 
 
 def losses_of(
@@ -73,7 +72,7 @@ def losses_of(
                     visit(loss.mean())
             return loss.detach() + 0 * dummy.sum().to(loss)
 
-        with _same_random_states(), _unchanged(model):
+        with same_random_states(), _unchanged(model):
             model.requires_grad_(False)
             for weight in weights:
                 weight.requires_grad_(True)
@@ -97,18 +96,6 @@ def losses_of(
             )
 
     return losses
-
-
-@contextmanager
-def _same_random_states() -> Iterator[None]:
-    """Leave with the random states that there were, on every device."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count()), device_type="cuda"):
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
 
 
 @contextmanager

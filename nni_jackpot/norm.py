@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,6 +29,17 @@ def reestimate(model: nn.Module, batches: Any) -> None:
     add_up(statistics)
     for statistic in statistics:
         statistic.div_(world())
+
+
+@contextmanager
+def kept(model: nn.Module) -> Iterator[None]:
+    """Leave with the statistics that there were."""
+    before = [(buffer, buffer.clone()) for layer in _layers(model) for buffer in layer.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            buffer.copy_(value)
 
 
 def share(model: nn.Module) -> None:

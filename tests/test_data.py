@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any
@@ -30,6 +31,16 @@ def test_batches() -> None:
     assert len(next(iter(data.test))[1]) == 360
     assert len(data.train) == len(list(data.train)) == 23
     assert (len(data.train.dataset), len(data.test.dataset)) == (1437, 360)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("batch_size", "batches"), [(64, 4), (8, 11), (1437, 1)])
+def test_a_sample_is_of_the_first_batches(batch_size: int, batches: int) -> None:
+    data = load_data(DataConfig(name="digits", batch_size=batch_size, augment=True), seed=0)
+    first = [images for images, _ in itertools.islice(data.train, batches)]
+    for _ in range(2):
+        found = [images for images, _ in data.sample]
+        assert len(found) == batches
+        assert all(torch.equal(one, other) for one, other in zip(first, found, strict=True))
 
 
 def test_test_images_keep_their_order() -> None:

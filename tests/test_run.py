@@ -188,6 +188,30 @@ def test_norm_statistics_can_be_held_and_estimated_anew(config_file: Path) -> No
     assert held.rows[-1].accuracy != anew.rows[-1].accuracy
 
 
+def test_accuracies_in_the_midst_are_of_norm_statistics_that_fit(config_file: Path, tmp_path: Path) -> None:
+    curves = []
+    for anew in (False, True):
+        out = tmp_path / str(anew)
+        search(
+            load_config(
+                config_file,
+                {
+                    "search.epochs": 4,
+                    "search.reestimate_norm": anew,
+                    "finetune.epochs": 0,
+                    "output": str(out),
+                },
+            )
+        )
+        with (out / "metrics.csv").open() as file:
+            curves.append([float(line["accuracy"]) for line in csv.DictReader(file)])
+    # Training has seen soft masks, and their statistics.
+    assert curves[1][1] > curves[0][1] + 0.1
+    # Nobody has looked, as far as the search can tell.
+    adapted, anew = (load_masks(tmp_path / name / "masks.pth") for name in ("False", "True"))
+    assert mask_overlap(adapted, anew).total == 1.0
+
+
 def test_limited_swaps_stay_nearer_to_the_initial_mask(config_file: Path) -> None:
     free, limited = (
         search(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,10 @@ from nni_jackpot.experiment.datasets import DATASETS
 from nni_jackpot.experiment.images import Batch, Images
 from nni_jackpot.ranks import rank, world
 
+# One batch of so many is in the sample that norm statistics are estimated by in the midst of a search, and
+# at least so many are.
+_SAMPLE, _AT_LEAST = 16, 4
+
 
 @dataclass(frozen=True)
 class Data:
@@ -25,6 +30,8 @@ class Data:
     ----------
     train, test
         Loaders of batches ``(images, labels)``: float32 (N, C, S, S), normalised, and int64 (N,).
+    sample
+        The first few batches of training, the same at every pass.
     num_classes
         Labels are 0 to ``num_classes - 1``.
     shape
@@ -33,6 +40,7 @@ class Data:
 
     train: TrainLoader
     test: Loader
+    sample: Loader
     num_classes: int
     shape: tuple[int, int, int]
 
@@ -73,9 +81,12 @@ def load_data(config: DataConfig, seed: int) -> Data:
     starts = range(0, len(in_order), config.eval_batch_size)
     blocks = [in_order[start : start + config.eval_batch_size][part::parts] for start in starts]
     order = EpochShuffle(used, config.batch_size, seed, part, parts)
+    first = list(islice(order, max(_AT_LEAST, len(order) // _SAMPLE)))
+    order.epoch = 0
     return Data(
         train=TrainLoader(train, order, config.workers, seed),
         test=Loader(tested, list(filter(len, blocks)), config.workers, seed),
+        sample=Loader(train, first, config.workers, seed),
         num_classes=num_classes,
         shape=train.shape,
     )

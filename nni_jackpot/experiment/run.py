@@ -26,10 +26,10 @@ from nni_jackpot.experiment.result import RESULTS, Result, Row, forget_other, sa
 from nni_jackpot.experiment.train import accuracy, cross_entropy_step, fit, train_weights
 from nni_jackpot.files import replace_file
 from nni_jackpot.masks import Masks, apply_masks, densities, mask_overlap, save_masks, sparsity_of
-from nni_jackpot.norm import reestimate
+from nni_jackpot.norm import kept, reestimate
 from nni_jackpot.pruner import LotteryJackpotPruner
 from nni_jackpot.ranks import from_first, rank, wait_for_all
-from nni_jackpot.resuming import digest, remove_files
+from nni_jackpot.resuming import digest, remove_files, same_random_states
 from nni_jackpot.tracking import Tracker, output_folder
 
 # What an interrupted run goes on from: the search, and weights that are tuned after it.
@@ -239,7 +239,15 @@ def _make_pruner(setting: Setting, tracker: Tracker) -> tuple[LotteryJackpotPrun
             return
         masks = pruner.get_masks()
         overlap = mask_overlap(start, masks).total
-        tracker.epoch(setting.evaluate(model), overlap=overlap, layers=densities(masks))
+        tracker.epoch(accuracy_so_far(), overlap=overlap, layers=densities(masks))
+
+    def accuracy_so_far() -> float:
+        """Return what the accuracy would be if the search ended here."""
+        if not options.reestimates_norm:
+            return setting.evaluate(model)
+        with same_random_states(), kept(model):  # the search goes on as if nobody had looked
+            pruner.reestimate_norm(setting.data.sample)
+            return setting.evaluate(model)
 
     def training_func(model: nn.Module, *args: Any, **kwargs: Any) -> None:
         setting.data.train.pass_over(pruner.resumed_step if searching else 0)

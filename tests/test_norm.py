@@ -1,0 +1,20 @@
+"""Normalisation statistics that are estimated for a look, and those that there were."""
+
+from __future__ import annotations
+
+import torch
+from conftest import Batches, ConvNet
+
+from nni_jackpot.norm import kept, reestimate
+
+
+def test_statistics_are_kept(batches: Batches) -> None:
+    model = ConvNet()
+    model(batches[0][0])
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with kept(model):
+        reestimate(model, batches)
+        assert not torch.equal(model.bn1.running_mean, before["bn1.running_mean"])
+        assert model.bn1.num_batches_tracked == len(batches)
+    assert before
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
