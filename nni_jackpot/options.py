@@ -9,7 +9,7 @@ from typing import Any
 from nni_jackpot.budget import BUDGETS
 from nni_jackpot.criteria import CRITERIA, NEEDS_LOSSES
 from nni_jackpot.recipe import RECIPES, Recipe
-from nni_jackpot.supermask import LOGITS, METHODS, recipe_of_logits
+from nni_jackpot.supermask import LOGITS, METHODS, recipe_of
 
 # Initial scores of kept and of pruned weights under edge-popup (Sec. 4.1).
 SCORES = (1.0, 0.95)
@@ -69,9 +69,8 @@ def recipe_and_scores(
         raise ValueError(f"kept_score {kept_score} must be finite and above pruned_score {pruned_score}")
     if recipe not in RECIPES:
         raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, got {recipe!r}")
-    base = recipe_of_logits(recipe) if method == "supermask" else RECIPES[recipe]
     instead: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    settings = replace(base, **instead)
+    settings = replace(recipe_of(recipe, method), **instead)
     for name in ("growth", "hardening"):
         if not 0 <= getattr(settings, name) <= 1:
             raise ValueError(f"{name} must lie in [0, 1], got {given[name]}")

@@ -23,9 +23,11 @@ _RATES = {"paper": 100.0, "jackpot": 0.03}
 _STEPS, _STRIDE = 3, 1.0
 
 
-def recipe_of_logits(name: str) -> Recipe:
-    """Return a recipe as it trains logits: at a rate of theirs, without all that is edge-popup's."""
-    return replace(RECIPES[name].steady(), lr=_RATES[name], weight_decay=0.0)
+def recipe_of(name: str, method: str) -> Recipe:
+    """Return a recipe; as it trains logits, at a rate of theirs and without all that is edge-popup's."""
+    if method == "supermask":
+        return replace(RECIPES[name].steady(), lr=_RATES[name], weight_decay=0.0)
+    return RECIPES[name]
 
 
 class SampledMask(RelaxedMask):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import yaml
 from nni_jackpot import cli
 from nni_jackpot.experiment.config import RunConfig, dump_config
 from nni_jackpot.experiment.result import Result, Row, save_result
+from nni_jackpot.recipe import RECIPES
 
 FILE = Path(__file__).parents[1] / "configs" / "digits" / "resnet.yml"
 
@@ -55,7 +57,7 @@ def test_a_sweep_goes_on_after_the_runs_that_are_finished(
 
     def search(config: RunConfig) -> Result:
         searched.append(config)
-        dump_config(config, Path(config.output) / "config.yml")
+        dump_config(replace(config, search=config.search.in_full()), Path(config.output) / "config.yml")
         kinds = ("dense", "initial", "initial_norm", "jackpot")
         result = Result(
             [Row(kind, 0.9 + config.seed / 100, 0.0, 0) for kind in kinds], 0.95, 1.0, Path(config.output)
@@ -76,6 +78,8 @@ def test_a_sweep_goes_on_after_the_runs_that_are_finished(
     assert seeds("--sweep", "seed=0,1", "--resume", "--set", "device=cpu") == []  # of no consequence
     assert seeds("--sweep", "seed=0,1", "--resume", "--set", "search.lr=0.5") == [0, 1]
     assert seeds("--sweep", "seed=0,1") == [0, 1]  # as it was asked for
+    monkeypatch.setitem(RECIPES, "jackpot", replace(RECIPES["jackpot"], lr=0.5))  # by a later version
+    assert seeds("--sweep", "seed=0,1", "--resume") == [0, 1]
 
 
 def test_a_sweep_of_one_value(ran: list[RunConfig]) -> None:

@@ -24,6 +24,7 @@ from nni_jackpot.experiment.report.measures import measure
 from nni_jackpot.experiment.report.runs import find_runs
 from nni_jackpot.experiment.result import Result, Row
 from nni_jackpot.experiment.run import search
+from nni_jackpot.recipe import RECIPES
 
 
 @pytest.fixture
@@ -73,7 +74,8 @@ def test_the_csv_files_have_every_number(runs: Path) -> None:
     assert (line["overlap %"], line["seeds"], line["epochs"]) == ("96.0", "0 1", "20")
     commands = [f"nni-jackpot search 'runs/<b>/{seed}-0.9/config.yml'" for seed in (0, 1)]
     assert line["commands"].split("; ") == commands
-    assert json.loads(line["settings"])["search.recipe"] == "jackpot"
+    settings = json.loads(line["settings"])
+    assert (settings["search.recipe"], settings["search.lr"]) == ("jackpot", RECIPES["jackpot"].lr)
     assert lines["dense", "0.0"]["overlap %"] == ""
     with Path("out/resnet-8-of-width-16-on-digits-fig3.csv").open(newline="") as file:
         points = list(csv.DictReader(file))

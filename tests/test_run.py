@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from nni_jackpot.experiment.pretrained import cache_path, load_weights
 from nni_jackpot.experiment.report import summary
 from nni_jackpot.experiment.run import pretrain, search
 from nni_jackpot.experiment.train import accuracy, train_weights
+from nni_jackpot.recipe import RECIPES
 from nni_jackpot.tracking import Tracker
 
 CPU = torch.device("cpu")
@@ -95,7 +97,10 @@ def test_search_end_to_end(config_file: Path, tmp_path: Path) -> None:
     assert accuracy(jackpot, data.test, CPU) == rows["jackpot"].accuracy
     assert mask_overlap(load_masks(out / "start.pth"), masks).total == result.overlap
 
-    assert load_config(out / "config.yml") == config
+    written = load_config(out / "config.yml").search
+    assert (written.lr, written.growth) == (RECIPES["jackpot"].lr, RECIPES["jackpot"].growth)
+    assert replace(config, search=written) == load_config(out / "config.yml")
+    assert written.in_short() == config.search
     assert json.loads((out / "results.json").read_text())["rows"][3]["accuracy"] == rows["jackpot"].accuracy
     with (out / "metrics.csv").open() as file:
         lines = list(csv.DictReader(file))

@@ -31,7 +31,7 @@ from nni_jackpot.experiment.schema import (
 )
 from nni_jackpot.files import replace_file
 from nni_jackpot.recipe import RECIPES
-from nni_jackpot.supermask import METHODS
+from nni_jackpot.supermask import METHODS, recipe_of
 
 # -- the schema
 
@@ -144,6 +144,15 @@ class PretrainConfig(TrainConfig):
     cache: str = option("folder of the weights trained once", _NOT_EMPTY, "runs/pretrained")
 
 
+def settings_of_recipe(recipe: str, method: str) -> dict[str, Any]:
+    """Return what a recipe says of the settings of a search that can be given beside it."""
+    own = recipe_of(recipe, method)
+    names = ["lr", "momentum", "weight_decay"]
+    if method == "edge_popup":
+        names += ["growth", "temperature", "hardening"]
+    return {name: getattr(own, name) for name in names}
+
+
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
     """The search for the jackpot."""
@@ -176,6 +185,18 @@ class SearchConfig:
         if self.reestimate_norm is None:
             return self.recipe != "paper" or self.method == "supermask"
         return self.reestimate_norm
+
+    def in_full(self) -> SearchConfig:
+        """Say what the recipe says: the search stays the same when a later version has another recipe."""
+        own = settings_of_recipe(self.recipe, self.method)
+        left_alone = {name: value for name, value in own.items() if getattr(self, name) is None}
+        return dataclasses.replace(self, **left_alone)
+
+    def in_short(self) -> SearchConfig:
+        """Leave out what the recipe says, for searches to be equal if they do the same."""
+        own = settings_of_recipe(self.recipe, self.method)
+        same: dict[str, Any] = {name: None for name, value in own.items() if getattr(self, name) == value}
+        return dataclasses.replace(self, **same)
 
     def __post_init__(self) -> None:
         if not self.pruned_score < self.kept_score:

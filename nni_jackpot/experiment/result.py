@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +140,9 @@ def _is_of(folder: Path, config: RunConfig) -> bool:
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
-    """Return all that the results of a run depend on, by dotted name."""
-    return {name: value for name, value in _flat(to_dict(config)) if name not in _OF_NO_CONSEQUENCE}
+    """Return all that the results of a run depend on, by dotted name; null for what the recipe says."""
+    short = replace(config, search=config.search.in_short())
+    return {name: value for name, value in _flat(to_dict(short)) if name not in _OF_NO_CONSEQUENCE}
 
 
 def _flat(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:

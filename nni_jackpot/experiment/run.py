@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class Setting:
         self.folder = output_folder(Path(config.output))
         if rank() == 0:
             forget_other(self.folder, config)
-            dump_config(config, self.folder / "config.yml")
+            dump_config(replace(config, search=config.search.in_full()), self.folder / "config.yml")
         self.data: Data = load_data(config.data, config.seed)
         torch.manual_seed(config.seed)
         check_start(config, self.data.num_classes)
