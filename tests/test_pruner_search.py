@@ -55,7 +55,7 @@ def test_epochs_are_the_loop_s_epochs(batches: Batches) -> None:
 
 
 def test_steps_and_epochs_agree_where_the_rate_does(batches: Batches) -> None:
-    constant = {"schedule": lambda progress: 1.0, "growth": 0.0}
+    constant = {"schedule": lambda progress: 1.0, "growth": 0.0, "temperature": 0.0}
     assert same(
         search(batches, steps=12, **constant)[2], search(batches, steps=None, epochs=2, **constant)[2]
     )
