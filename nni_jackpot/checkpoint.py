@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from nni_jackpot.errors import CheckpointError
 from nni_jackpot.ranks import of_all, rank
+from nni_jackpot.recipe import OF_MASKS
 from nni_jackpot.resuming import (
     digest,
     random_states,
@@ -84,10 +85,7 @@ class Checkpoint:
             "targets": {str(t): list(t.weight.shape) for group in search.groups for t in group.members},
             "weights": digest(p for p in model.parameters() if not p.requires_grad),
             "method": search.groups[0].members[0].relaxed.method,
-            "growth": search.growth.share,
-            "temperature": search.growth.temperature,
-            "hardening": search.growth.hardening,
-            "trades": search.growth.trades,
+            **{name: getattr(search.growth.recipe, name) for name in (*OF_MASKS, "trades")},
             **_settings_of(search.optimizer),
             **self._settings,
         }

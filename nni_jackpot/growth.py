@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from nni_jackpot.budget import Unit, by_global_rank
+from nni_jackpot.recipe import Recipe
 from nni_jackpot.targets import ScoreGroup
 
 # Rankings of all scores of a pool in one search: each takes about as long as a step.
@@ -17,7 +18,7 @@ class Growth:
     """Set the number that every target keeps, which is its budget but for what is said here, and how softly.
 
     Zeros may grow: the search begins with all weights, and prunes by scores that have been trained on all of
-    them. The share of weights kept falls from 1 at the start to the budget at the progress ``share``, by the
+    them. The share of weights kept falls from 1 at the start to the budget at the progress ``growth``, by the
     cubic law of Zhu and Gupta ("To prune, or not to prune", 2017, Eq. 1).
 
     Masks may harden: until the progress ``hardening`` training sees soft masks (`nni_jackpot.soft_mask`),
@@ -31,14 +32,8 @@ class Growth:
     pools
         What is searched, in pools of targets that share a budget, of which the numbers that they keep now are
         the sum.
-    share
-        Progress at which there are all zeros, in [0, 1]; 0 for the start.
-    temperature
-        Of the soft masks at the start; 0 for none.
-    hardening
-        Progress at which it is 0, in [0, 1].
-    trades
-        Whether budgets move.
+    recipe
+        Of which ``growth``, ``temperature``, ``hardening`` and ``trades`` are followed.
 
     Attributes
     ----------
@@ -46,29 +41,20 @@ class Growth:
         Number of the last ranking, from 0; -1 before the first.
     """
 
-    def __init__(
-        self,
-        pools: list[list[ScoreGroup]],
-        share: float,
-        temperature: float,
-        hardening: float,
-        trades: bool,
-    ) -> None:
-        self.share = share
-        self.temperature = temperature
-        self.hardening = hardening
-        self.trades = trades
+    def __init__(self, pools: list[list[ScoreGroup]], recipe: Recipe) -> None:
+        self.recipe = recipe
         self._budgets = {group: group.keep for pool in pools for group in pool}
-        self._pools = [pool for pool in pools if trades and len(pool) > 1]
-        self._alone = [group for pool in pools if pool not in self._pools for group in pool] if share else []
+        self._pools = [pool for pool in pools if recipe.trades and len(pool) > 1]
+        alone = [pool for pool in pools if pool not in self._pools]
+        self._alone = [group for pool in alone for group in pool] if recipe.growth else []
         self.rankings = -1
         # The last ranking is that of all zeros, so that normalisation statistics have time to follow.
-        self._last_ranking = math.ceil(_RANKINGS * (share or 1))
+        self._last_ranking = math.ceil(_RANKINGS * (recipe.growth or 1))
 
     def follow(self, progress: float) -> None:
         """Set the numbers that the next refresh keeps, and how softly, at a progress in [0, 1]."""
-        surplus = _ahead(progress, self.share) ** 3
-        self._soften(self.temperature * _ahead(progress, self.hardening))
+        surplus = _ahead(progress, self.recipe.growth) ** 3
+        self._soften(self.recipe.temperature * _ahead(progress, self.recipe.hardening))
         for group in self._alone:
             pruned = (group.grains.count - self._budgets[group]) // group.grains.rows  # of a row
             group.aim_at(self._budgets[group] + group.grains.rows * math.ceil(surplus * pruned))
@@ -95,7 +81,7 @@ class Growth:
         """Have all zeros, where a search was cut short: by score, then by magnitude."""
         self._soften(0.0)
         is_ranked = not self._pools or self.rankings == self._last_ranking
-        if not self.share or (is_ranked and all(g.keep == self._budgets[g] for g in self._alone)):
+        if not self.recipe.growth or (is_ranked and all(g.keep == self._budgets[g] for g in self._alone)):
             return
         self.rankings = -1
         self.follow(1.0)

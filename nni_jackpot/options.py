@@ -8,7 +8,7 @@ from typing import Any
 
 from nni_jackpot.budget import BUDGETS
 from nni_jackpot.criteria import CRITERIA, NEEDS_LOSSES
-from nni_jackpot.recipe import RECIPES, Recipe
+from nni_jackpot.recipe import OF_MASKS, RECIPES, Recipe
 from nni_jackpot.supermask import LOGITS, METHODS, recipe_of
 
 # Initial scores of kept and of pruned weights under edge-popup (Sec. 4.1).
@@ -85,11 +85,10 @@ def recipe_and_scores(
         )
     if method != "supermask":
         return settings, scores
-    is_given = any(given[name] is not None for name in ("growth", "temperature", "hardening"))
+    is_given = any(given[name] is not None for name in OF_MASKS)
     if is_given or swap_limit is not None or scores != SCORES:
         raise ValueError(
-            "growth, temperature, hardening, swap_limit, kept_score and pruned_score go with "
-            "method='edge_popup': the scores of a supermask are logits, and its samples have the density of "
-            "the budget throughout"
+            f"{', '.join(OF_MASKS)}, swap_limit, kept_score and pruned_score go with method='edge_popup': "
+            "the scores of a supermask are logits, and its samples have the density of the budget throughout"
         )
     return settings, LOGITS

@@ -507,7 +507,7 @@ class LotteryJackpotPruner(Pruner):
             self._hold_statistics()
         # With an interval it is NNI that schedules sparse ratios.
         recipe = self.recipe if self.interval_steps is None else self.recipe.steady()
-        growth = Growth(self._pools(), recipe.growth, recipe.temperature, recipe.hardening, recipe.trades)
+        growth = Growth(self._pools(), recipe)
         self._search = Search(
             self.bound_model,
             self._groups,

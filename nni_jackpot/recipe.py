@@ -12,6 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
+# What can be given in the place of a recipe's own: settings of the optimizer, and of edge-popup's masks.
+OF_OPTIMIZER = ("lr", "momentum", "weight_decay")
+OF_MASKS = ("growth", "temperature", "hardening")
+
 
 @dataclass(frozen=True)
 class Recipe:

@@ -217,6 +217,14 @@ def test_accuracies_in_the_midst_are_of_norm_statistics_that_fit(config_file: Pa
     assert mask_overlap(adapted, anew).total == 1.0
 
 
+def test_a_look_takes_no_samples_of_a_supermask(config_file: Path, tmp_path: Path) -> None:
+    for anew in (False, True):
+        overrides = {"search.method": "supermask", "search.reestimate_norm": anew, "finetune.epochs": 0}
+        search(load_config(config_file, {**overrides, "output": str(tmp_path / str(anew))}))
+    adapted, anew = (load_masks(tmp_path / name / "masks.pth") for name in ("False", "True"))
+    assert mask_overlap(adapted, anew).total == 1.0
+
+
 def test_limited_swaps_stay_nearer_to_the_initial_mask(config_file: Path) -> None:
     free, limited = (
         search(

@@ -319,7 +319,8 @@ def test_it_beats_the_mask_that_it_starts_from_on_digits(tmp_path: Path) -> None
     ("options", "message"),
     [
         ({"method": "lottery"}, "method must be one of edge_popup, supermask, got 'lottery'"),
-        ({"hardening": 0.5}, "growth.* go with method='edge_popup'"),
+        ({"growth": 0.5}, "growth.* go with method='edge_popup'"),
+        ({"hardening": 0.5}, "hardening.* go with method='edge_popup'"),
         ({"swap_limit": 0.1, "recipe": "paper"}, "swap_limit.* go with method='edge_popup'"),
         ({"kept_score": 3.0}, "kept_score.* go with method='edge_popup'"),
         ({"pruned_score": 0.5}, "pruned_score.* go with method='edge_popup'"),

@@ -30,7 +30,7 @@ from nni_jackpot.experiment.schema import (
     shown,
 )
 from nni_jackpot.files import replace_file
-from nni_jackpot.recipe import RECIPES
+from nni_jackpot.recipe import OF_MASKS, OF_OPTIMIZER, RECIPES
 from nni_jackpot.supermask import METHODS, recipe_of
 
 # -- the schema
@@ -147,9 +147,7 @@ class PretrainConfig(TrainConfig):
 def settings_of_recipe(recipe: str, method: str) -> dict[str, Any]:
     """Return what a recipe says of the settings of a search that can be given beside it."""
     own = recipe_of(recipe, method)
-    names = ["lr", "momentum", "weight_decay"]
-    if method == "edge_popup":
-        names += ["growth", "temperature", "hardening"]
+    names = OF_OPTIMIZER if method == "supermask" else OF_OPTIMIZER + OF_MASKS
     return {name: getattr(own, name) for name in names}
 
 
@@ -211,7 +209,7 @@ class SearchConfig:
         if self.method == "edge_popup" and self.temperature and not hardening:
             raise Invalid("temperature", f"found {self.temperature}, allowed with hardening > 0")
         if self.method == "supermask":
-            for name in ("growth", "temperature", "hardening", "swap_limit", "kept_score", "pruned_score"):
+            for name in (*OF_MASKS, "swap_limit", "kept_score", "pruned_score"):
                 if (value := getattr(self, name)) != getattr(SearchConfig, name):
                     raise Invalid(name, f"found {shown(value)}, allowed with method edge_popup")
 

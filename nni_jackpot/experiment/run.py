@@ -285,10 +285,10 @@ def _what_a_search_depends_on(setting: Setting) -> dict[str, Any]:
 
 def _with_norm_reestimated(setting: Setting) -> float:
     """Return the accuracy under the masks as they are, had the normalisation statistics followed them."""
-    model = copy.deepcopy(setting.model)
-    reestimate(model, setting.data.train)
-    setting.data.restart()
-    return setting.evaluate(model)
+    with kept(setting.model):
+        reestimate(setting.model, setting.data.train)
+        setting.data.restart()
+        return setting.evaluate(setting.model)
 
 
 def _tuned(setting: Setting, kind: str, state: dict[str, Tensor], masks: Masks, epochs: int) -> Row:
