@@ -31,7 +31,7 @@ from nni_jackpot.errors import (
     SparseRatioError,
     TargetWithoutParametersError,
 )
-from nni_jackpot.parameters import check_maskable
+from nni_jackpot.parameters import check_initialized, check_maskable
 from nni_jackpot.selected import SELECTING_KEYS, Entry, resolve
 
 _LEGACY_KEYS = {"exclude", "sparsity", "sparsity_per_layer", "total_sparsity", "op_partial_names"}
@@ -90,6 +90,7 @@ def check_config_list(model: nn.Module, config_list: ConfigList) -> list[dict[st
     selections = resolve(model, checked)
     for selection in selections:
         for name, module in selection.modules.items():
+            check_initialized(name, module)
             for target, setting in _settings(name, module, selection.entry).items():
                 _check_target(f"{name}.{target}", module, getattr(module, target, None), setting)
                 _check_groups(f"{name}.{target}", setting, group_ratios)

@@ -73,6 +73,13 @@ def steady_parametrizations(model: nn.Module) -> Iterator[None]:
             part.training = training
 
 
+def check_initialized(name: str, module: nn.Module) -> None:
+    """Raise WeightDtypeError for a module whose parameters have no shapes yet."""
+    for target, parameter in module._parameters.items():
+        if is_lazy(parameter):
+            raise WeightDtypeError(f"{name}.{target} has no shape yet: run one forward of the model first")
+
+
 def check_maskable(where: str, module: nn.Module, name: str) -> None:
     """Refuse a tensor whose mask some of its readers would not see, or that takes no mask.
 
@@ -88,15 +95,13 @@ def check_maskable(where: str, module: nn.Module, name: str) -> None:
     TargetWithoutParametersError
         If it is no parameter of the module, nor computed by a parametrization from parameters.
     WeightDtypeError
-        If it has no values yet, or a dtype without arithmetic.
+        If it has no values, or a dtype without arithmetic.
     WeightValueError
         If it holds NaN or infinite values.
     """
     if name not in module._parameters and not parametrize.is_parametrized(module, name):
         raise TargetWithoutParametersError(f"{where} is no parameter but {_what_else(module, name)}")
     value: Tensor = getattr(module, name)
-    if is_lazy(value):
-        raise WeightDtypeError(f"{where} has no shape yet: run one forward of the model first")
     if value.is_meta:
         raise WeightDtypeError(f"{where} is on the meta device, without values: load the weights first")
     if value.is_inference():

@@ -176,6 +176,7 @@ class LotteryJackpotPruner(Pruner):
         self._is_settled = False
         self._importance: dict[ScoreGroup, Tensor] | None = None
         self._norm_hooks: list[RemovableHandle] = []
+        self._ignored_before: tuple[nn.Module, Any] | None = None
         self._search: Search | None = None
         self._checkpoint: Checkpoint | None = None
 
@@ -212,6 +213,12 @@ class LotteryJackpotPruner(Pruner):
                 group._replace(relax=partial(SampledMask, seed=seed))
                 for group, seed in zip(self._groups, seeds, strict=True)
             ]
+        for target in self._targets:
+            if self._needs_losses and not isinstance(target.weight, nn.Parameter):
+                raise ConfigListError(
+                    f"{target} is computed by a parametrization, and init={self._init!r} takes gradients of "
+                    "parameters: start from 'magnitude', 'random' or masks"
+                )
         for group in self._groups:
             if self._swap_limit is not None and group.grains.rows > 1:
                 raise ConfigListError(
@@ -317,15 +324,13 @@ class LotteryJackpotPruner(Pruner):
         self._ids = {name: id(parameter) for name, parameter in parameters.items()}
         try:
             super().wrap_model()
+            self._freeze()
+            self._spare_ddp()
+            if not self._adapt_norm:
+                self._hold_statistics()
         except BaseException:
-            for wrapper in self._module_wrappers.values():
-                if hasattr(wrapper.module, "_nni_wrapper"):
-                    wrapper.unwrap()
+            self._release()
             raise
-        self._freeze()
-        self._spare_ddp()
-        if not self._adapt_norm:
-            self._hold_statistics()
 
     def _spare_ddp(self) -> None:
         """Have DistributedDataParallel not send masks and frozen weights at every step, as it does buffers.
@@ -336,7 +341,7 @@ class LotteryJackpotPruner(Pruner):
         is_distributed = isinstance(model, DistributedDataParallel)
         inner = model.module if is_distributed else model
         self._ignored_before = (inner, getattr(inner, _DDP_IGNORES, None))
-        names = set(self._ignored_before[1] or ())
+        names = set(getattr(inner, _DDP_IGNORES, None) or ())
         for target in self._targets:
             module_name = target.module_name.removeprefix("module." if is_distributed else "")
             names.add(f"{module_name}._nni_wrapper.{target.name}_mask")
@@ -367,12 +372,21 @@ class LotteryJackpotPruner(Pruner):
         if not self._is_wrapped:
             _logger.warning("The model is not wrapped, there is nothing to unwrap.")
             return
+        self._release()
+
+    def _release(self) -> None:
+        """Give back what wrapping has taken, as far as it has come."""
         _remove(self._norm_hooks)
-        super().unwrap_model()
-        inner, before = self._ignored_before
-        delattr(inner, _DDP_IGNORES)
-        if before is not None:
-            setattr(inner, _DDP_IGNORES, before)
+        for wrapper in self._module_wrappers.values():
+            if hasattr(wrapper.module, "_nni_wrapper"):
+                wrapper.unwrap()
+        self._is_wrapped = False
+        if self._ignored_before is not None:
+            inner, before = self._ignored_before
+            delattr(inner, _DDP_IGNORES)
+            if before is not None:
+                setattr(inner, _DDP_IGNORES, before)
+            self._ignored_before = None
         self._unfreeze()
 
     # -- masks and scores

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from nni.compression.base.config import select_modules_by_config
 from nni.compression.base.setting import PruningSetting, canonicalize_settings
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from nni_jackpot.errors import ConfigListError, EmptyMatchError
@@ -76,7 +78,7 @@ def resolve(model: nn.Module, entries: Sequence[Entry]) -> list[Selection]:
 def _select(model: nn.Module, entry: Entry) -> dict[str, nn.Module]:
     """Return the modules that an entry selects by NNI's rules, at least one."""
     try:
-        modules, _, _ = select_modules_by_config(model, _with_parametrized_types(model, entry.entry))
+        modules, _, _ = select_modules_by_config(model, _with_other_forms_of_types(model, entry.entry))
     except KeyError as error:  # NNI looks every op name up
         raise EmptyMatchError(f"the model has no module {error}, which {entry.said} names") from None
     if not modules:
@@ -88,18 +90,22 @@ def _select(model: nn.Module, entry: Entry) -> dict[str, nn.Module]:
     return modules
 
 
-def _with_parametrized_types(model: nn.Module, entry: dict[str, Any]) -> dict[str, Any]:
-    """Let a type stand for its parametrized form, whose class PyTorch names ParametrizedConv2d."""
-    parametrized: dict[str, str] = {}
+def _with_other_forms_of_types(model: nn.Module, entry: dict[str, Any]) -> dict[str, Any]:
+    """Let a type stand for its other forms, PyTorch's ParametrizedConv2d and LazyConv2d."""
+    forms: dict[str, set[str]] = defaultdict(set)
     for module in model.modules():
+        kind = type(module).__name__
         if parametrize.is_parametrized(module):
-            kind = type(module).__name__
-            plain = kind.removeprefix("Parametrized")
-            parametrized[plain] = kind
-            if plain in PruningSetting.registry and kind not in PruningSetting.registry:
-                PruningSetting.register(kind, PruningSetting.registry[plain])
+            plain = parametrize.type_before_parametrizations(module).__name__
+        elif isinstance(module, LazyModuleMixin) and module.cls_to_become is not None:
+            plain = module.cls_to_become.__name__
+        else:
+            continue
+        forms[plain].add(kind)
+        if plain in PruningSetting.registry and kind not in PruningSetting.registry:
+            PruningSetting.register(kind, PruningSetting.registry[plain])
     types = {
-        key: [*entry[key], *(parametrized[kind] for kind in entry[key] if kind in parametrized)]
+        key: [*entry[key], *(form for kind in entry[key] for form in sorted(forms[kind]))]
         for key in ("op_types", "exclude_op_types")
         if entry.get(key)
     }

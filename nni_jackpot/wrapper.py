@@ -110,6 +110,7 @@ class SearchedWrapper(ModuleWrapper):
     # What NNI's forward has assigned to attributes of the module, for the time of one forward; else None.
     _given: dict[str, Tensor | None] | None
     _is_plain: bool
+    _had_forward: bool
 
     @classmethod
     def adopt(cls, wrapper: ModuleWrapper, holders: Holders) -> None:
@@ -157,6 +158,7 @@ class SearchedWrapper(ModuleWrapper):
 
     def wrap(self) -> None:
         """Take the parameters out of all modules that hold them, and let these read them here."""
+        self._had_forward = "forward" in vars(self.module)
         with self._without_spaces():
             super().wrap()
         for name, holders in self.holders.items():
@@ -171,6 +173,8 @@ class SearchedWrapper(ModuleWrapper):
                     stop_computing(holder, attribute, self._parameters.get(name))
         with self._without_spaces():
             super().unwrap()
+        if not self._had_forward:  # NNI leaves an attribute where there was none
+            del self.module.forward
 
     @contextmanager
     def _without_spaces(self) -> Iterator[None]:
