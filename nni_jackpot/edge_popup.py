@@ -82,7 +82,8 @@ class RelaxedMask:
         self.masked: Masked | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "masked": None}  # made again when needed
+        # Made again when needed. A copy of the scores counts its versions anew.
+        return {**self.__dict__, "masked": None, "_seen_version": -1}
 
     @property
     def flips(self) -> int | Tensor:
