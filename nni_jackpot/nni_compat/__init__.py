@@ -21,11 +21,14 @@ from .evaluators import (
     set_max_steps_of_lightning,
     trace_default_optimizer_of_transformers,
 )
+from .replacers import replace_layer_norms_of_any_shape, replace_norms_without_statistics
 from .speedup import (
+    find_dimension_of_concatenations,
     free_randomized_values,
     import_without_registering_twice,
     keep_sizes_whole,
     load_masks_files,
+    pass_back_no_gradient,
 )
 from .tracer import (
     accept_new_is_impure_signature,
@@ -63,6 +66,10 @@ REPAIRS: tuple[Callable[[], None], ...] = (
     import_without_replacements,
     keep_sizes_whole,
     free_randomized_values,
+    pass_back_no_gradient,
+    find_dimension_of_concatenations,
+    replace_norms_without_statistics,
+    replace_layer_norms_of_any_shape,
     load_masks_files,
     set_max_steps_of_lightning,
     trace_default_optimizer_of_transformers,

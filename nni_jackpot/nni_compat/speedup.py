@@ -7,9 +7,11 @@ import io
 import pickle
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.fx
 from torch.utils import _pytree
 
 
@@ -88,6 +90,52 @@ def load_masks_files() -> None:
             init(*args, **kwargs)
 
     ModelSpeedup.__init__ = with_defaultdict
+
+
+def pass_back_no_gradient() -> None:
+    r"""nni/compression/speedup/mask_updater.py:383 and 400 multiply an output's gradient by its mask.
+
+    Whole numbers, as the indices of ``F.max_pool2d(x, 2, return_indices=True)``, get a mask and no gradient,
+    nor does what is asked only for its shape: "unsupported operand type(s) for \*: 'NoneType' and 'Tensor'".
+    """
+    from nni.compression.speedup.mask_updater import NoChangeMaskUpdater
+
+    def where_there_is_one(pass_back: Callable[[Any, Any, torch.fx.Node], None]) -> Any:
+        @functools.wraps(pass_back)
+        def pass_back_gradient(self: Any, speedup: Any, node: torch.fx.Node) -> None:
+            if any(grad is not None for grad in _pytree.tree_leaves(speedup.node_infos[node].output_grad)):
+                pass_back(self, speedup, node)
+
+        return pass_back_gradient
+
+    if not hasattr(NoChangeMaskUpdater.indirect_getitem, "__wrapped__"):
+        for name in ("indirect_activation", "indirect_getitem"):
+            setattr(NoChangeMaskUpdater, name, where_there_is_one(getattr(NoChangeMaskUpdater, name)))
+
+
+def find_dimension_of_concatenations() -> None:
+    """nni/compression/speedup/dependency.py:335 takes the dimension from a concatenation's second argument.
+
+    ``torch.stack(tensors)`` leaves it at 0, and ``torch.hstack`` has none: "tuple index out of range".
+    """
+    from nni.compression.speedup import dependency, mask_conflict
+
+    build = dependency.build_channel_dependency
+    if hasattr(build, "__wrapped__"):
+        return
+    for function in (torch.hstack, torch.column_stack, torch.dstack, torch.row_stack):
+        dependency.CALL_FUNCTION_CONCAT.remove(function)
+    # Like a sum, these two take as many channels from each of their inputs; the others put channels in a row.
+    dependency.CALL_FUNCTION_REDUCE.extend((torch.dstack, torch.row_stack))
+
+    @functools.wraps(build)
+    def build_with_dimensions(graph_module: torch.fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
+        for node in graph_module.graph.nodes:
+            if node.target in dependency.CALL_FUNCTION_CONCAT and len(node.args) < 2:
+                node.kwargs = {"dim": node.kwargs.get("axis", 0), **node.kwargs}
+        return build(graph_module, *args, **kwargs)
+
+    dependency.build_channel_dependency = mask_conflict.build_channel_dependency = build_with_dimensions
 
 
 def _loads_defaultdict() -> bool:
