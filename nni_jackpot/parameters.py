@@ -76,7 +76,7 @@ def steady_parametrizations(model: nn.Module) -> Iterator[None]:
 def check_initialized(name: str, module: nn.Module) -> None:
     """Raise WeightDtypeError for a module whose parameters have no shapes yet."""
     for target, parameter in module._parameters.items():
-        if is_lazy(parameter):
+        if parameter is not None and is_lazy(parameter):
             raise WeightDtypeError(f"{name}.{target} has no shape yet: run one forward of the model first")
 
 
@@ -111,6 +111,8 @@ def check_maskable(where: str, module: nn.Module, name: str) -> None:
         )
     if value.layout is not torch.strided:
         raise WeightDtypeError(f"{where} has layout {value.layout}: masks need dense weights, .to_dense()")
+    if any(stride == 0 and size > 1 for size, stride in zip(value.shape, value.stride(), strict=True)):
+        raise WeightDtypeError(f"{where} is an expanded tensor, whose weights share memory: clone() it first")
     if not value.is_floating_point():
         raise WeightDtypeError(f"{where} is {value.dtype}: scores need floating-point weights")
     if value.element_size() < 2:
