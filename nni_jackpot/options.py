@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +24,7 @@ def needs_losses(init: Any, init_batches: int, budget: str, has_evaluator: bool)
     ValueError
         If there is no such start or budget, or nothing to take its gradients through.
     """
-    if isinstance(init, str) and init not in CRITERIA:
+    if init not in CRITERIA if isinstance(init, str) else not isinstance(init, Mapping):
         raise ValueError(f"init must be one of {', '.join(CRITERIA)}, or masks, got {init!r}")
     needs = isinstance(init, str) and init in NEEDS_LOSSES
     if needs and not has_evaluator:
