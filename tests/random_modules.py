@@ -110,7 +110,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
 AROUND: dict[str, Callable[[nn.Module], nn.Module]] = {
     "nested": Nested,
     "residual": lambda inner: Calls(lambda x, inner: x + inner(x), inner),
-    "called twice": lambda inner: Calls(lambda x, inner: inner(inner(x)), inner),
+    "called three times": lambda inner: Calls(lambda x, inner: inner(inner(inner(x))), inner),
     "under two names": lambda inner: Calls(lambda x, first, second: second(x), inner, inner),
     "checkpointed": lambda inner: Calls(lambda x, inner: checkpoint(inner, x, use_reentrant=False), inner),
     "frozen": lambda inner: inner.requires_grad_(False),
