@@ -141,6 +141,9 @@ def _check_form(entry: dict[str, Any]) -> None:
             "target_settings must be a dict of dicts, such as {'weight': {'sparse_ratio': 0.5}}, "
             f"got {targets!r} in {entry}"
         )
+    ratios = [key for key in (*_RATIO_KEYS, "sparse_threshold") if key in entry]
+    if len(ratios) > 1 and entry.keys() & {*_LEGACY_RATIO_KEYS}:
+        raise SparseRatioError(f"{' and '.join(ratios)} say one thing twice: write one of them in {entry}")
     for legacy in (key for key in _LEGACY_RATIO_KEYS if key in entry):
         lost = [key for key in ("sparse_pattern", *_LOST_WITH_LEGACY_KEYS) if key in entry]
         if lost:
@@ -167,8 +170,13 @@ def _check_ratios(entry: dict[str, Any]) -> None:
                 raise SparseRatioError(f"{key} must lie in [0, 1), got {ratio} in {entry}{hint}")
             setting[key] = float(ratio)
         _refuse_ratio_and_threshold(f"{entry}", setting)
-        if isinstance(setting.get("sparse_threshold"), int):
-            setting["sparse_threshold"] = float(setting["sparse_threshold"])
+        if (threshold := setting.get("sparse_threshold")) is not None:
+            is_number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+            if not is_number or not math.isfinite(threshold):
+                raise SparseRatioError(
+                    f"sparse_threshold must be a finite number, got {threshold!r} in {entry}"
+                )
+            setting["sparse_threshold"] = float(threshold)
     for setting in targets.values():
         if "sparse_pattern" in setting:
             kept, of = parse_pattern(setting["sparse_pattern"])

@@ -73,7 +73,8 @@ class RelaxedMask:
         self.temperature = 0.0
         self.is_told = False
         self.is_read = False
-        self._kept = keep  # by the mask as it is
+        # By the mask as it was of this version; somebody may have loaded another.
+        self._kept, self._mask_version = keep, -1
         self._threshold = Threshold()
         self._flipped: Tensor | None = None  # places of flat grains, or true where one has flipped
         self._accepted = True
@@ -82,8 +83,8 @@ class RelaxedMask:
         self.masked: Masked | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # Made again when needed. A copy of the scores counts its versions anew.
-        return {**self.__dict__, "masked": None, "_seen_version": -1}
+        # Made again when needed. Copies of scores and masks count their versions anew.
+        return {**self.__dict__, "masked": None, "_seen_version": -1, "_mask_version": -1}
 
     @property
     def flips(self) -> int | Tensor:
@@ -283,7 +284,9 @@ class RelaxedMask:
     def _update(self, score: Tensor, mask: Tensor) -> None:
         """Refresh a mask of single weights, and the masked weights at the few places that change."""
         masked, is_fresh = self.masked, self.has_values(mask)
-        places = update_top(score, self.keep, mask, n_kept=self._kept, threshold=self._threshold)
+        n_kept = self._kept if mask._version == self._mask_version else None
+        places = update_top(score, self.keep, mask, n_kept=n_kept, threshold=self._threshold)
+        self._mask_version = mask._version
         has_changed = is_fresh and not self.temperature and len(places) > 0
         if masked is not None and has_changed and masked.weight.is_contiguous():
             values = self.lend_values()

@@ -31,7 +31,7 @@ from nni_jackpot.growth import Growth
 from nni_jackpot.masked_weights import without_gradients
 from nni_jackpot.masks import Masks
 from nni_jackpot.norm import hold, reestimate
-from nni_jackpot.options import SCORES, needs_losses, recipe_and_scores
+from nni_jackpot.options import SCORES, check_length, needs_losses, recipe_and_scores
 from nni_jackpot.parameters import holders_of, names_of_all, refuse_other_readers, steady_parametrizations
 from nni_jackpot.schedule import cosine
 from nni_jackpot.search import Search
@@ -493,10 +493,9 @@ class LotteryJackpotPruner(Pruner):
                     "without one, train score_parameters() yourself and call compress() for the masks"
                 )
             return self.bound_model, self.get_masks()
+        max_steps, max_epochs = check_length("max_steps", max_steps), check_length("max_epochs", max_epochs)
         if max_steps is None and max_epochs is None:
             raise ValueError("say how long to search: compress(max_steps, max_epochs)")
-        if max(max_steps or 0, max_epochs or 0) <= 0:
-            raise ValueError(f"max_steps={max_steps} and max_epochs={max_epochs}: one must be positive")
         return super().compress(max_steps, max_epochs)
 
     def checkpoint_to(
@@ -505,6 +504,7 @@ class LotteryJackpotPruner(Pruner):
         every: int = 500,
         settings: Mapping[str, Any] | None = None,
         keep: bool = False,
+        minutes: float = 5.0,
     ) -> None:
         """Have `compress` keep a file of how far it has come, and go on from it when it is called again.
 
@@ -522,21 +522,27 @@ class LotteryJackpotPruner(Pruner):
             Steps of the search from one writing to the next.
         settings
             What else the search depends on, by name: a file that was written under others is refused.
-            Weights, targets, length and optimizer are compared in any case.
+            Weights, targets, length and optimizer are compared in any case. Paths, enumerations, dates,
+            dataclasses and NumPy's numbers are compared as plain data.
         keep
             Whether the file stays instead, for what comes next to be interrupted too: the search that is
             begun again, by a pruner made anew and of the same ``max_steps``, is then over at once.
+        minutes
+            Time from one writing to the next where ``every`` steps take longer.
 
         Raises
         ------
         CheckpointError
-            By `compress`, before it trains: if the file is damaged or of another search.
+            If a setting is something that a file cannot hold. By `compress`, before it trains: if the file is
+            damaged or of another search.
         OutputFolderError
             If the folder cannot be written.
         """
         if every < 1:
             raise ValueError(f"every must be positive, got {every}")
-        self._checkpoint = Checkpoint(path, every, settings or {}, keep)
+        if not minutes > 0:
+            raise ValueError(f"minutes must be positive, got {minutes}")
+        self._checkpoint = Checkpoint(path, every, settings or {}, keep, minutes)
 
     @property
     def resumed_step(self) -> int:

@@ -10,7 +10,7 @@ from conftest import ConvNet
 from torch import nn
 
 from nni_jackpot import LotteryJackpotPruner
-from nni_jackpot.errors import ConfigListError, EmptyMatchError
+from nni_jackpot.errors import ConfigListError, EmptyMatchError, SparseRatioError
 
 
 def zeros_of(config_list: list[dict[str, Any]]) -> dict[str, float]:
@@ -81,3 +81,22 @@ def test_entries_for_different_targets_of_a_layer_go_together() -> None:
 def test_an_entry_that_selects_nothing_is_shown_as_it_was_written() -> None:
     with pytest.raises(EmptyMatchError, match="'op_types': \\['Conv3d'\\]"):
         LotteryJackpotPruner(ConvNet(), [{"op_types": ["Conv3d"], "sparse_ratio": 0.5}])
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"sparsity": 0.5, "sparse_ratio": 0.9},
+        {"sparsity": 0.5, "total_sparsity": 0.9},
+        {"sparsity_per_layer": 0.5, "sparsity": 0.5},
+        {"total_sparsity": 0.5, "sparse_threshold": 0.1},
+        {"sparse_threshold": float("nan")},
+        {"sparse_threshold": float("inf")},
+        {"sparse_threshold": "0.1"},
+        {"sparse_threshold": True},
+    ],
+    ids=str,
+)
+def test_ratios_that_contradict_each_other_and_thresholds_that_are_no_numbers_are_refused(entry: Any) -> None:
+    with pytest.raises(SparseRatioError):
+        LotteryJackpotPruner(ConvNet(), [{**CONV, **entry}])
