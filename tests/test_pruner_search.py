@@ -109,6 +109,20 @@ def test_search_is_sgd_of_section_4_1(model: nn.Module, batches: Batches) -> Non
     assert not same(masks, start)
 
 
+@pytest.mark.parametrize("recipe", ["paper", "jackpot"])
+def test_where_weights_lie_in_memory_changes_nothing(model: nn.Module, batches: Batches, recipe: str) -> None:
+    batches = doubles(batches)
+    other = copy.deepcopy(model.double()).to(memory_format=torch.channels_last)
+    assert not other.conv2.weight.is_contiguous()
+    found = []
+    for net in (model, other):
+        pruner = LotteryJackpotPruner(net, CONFIG_LIST, make_evaluator(net, batches), recipe=recipe, lr=0.5)
+        start = pruner.get_masks()
+        found.append(pruner.compress(24, None)[1])
+        assert not same(start, found[-1])
+    assert same(*found)
+
+
 def test_another_optimizer(batches: Batches) -> None:
     made = []
 
