@@ -82,7 +82,7 @@ def test_an_embedding_and_its_head(head: str, op_types: tuple[str, ...]) -> None
     embeddings=st.booleans(),
     options=st.sampled_from([{}, {"init": "random"}, {"recipe": "paper"}]),
 )
-@settings(max_examples=100, deadline=None, derandomize=True, database=None, phases=PHASES)
+@settings(max_examples=80, deadline=None, derandomize=True, database=None, phases=PHASES)
 def test_any_module(net: Net, sparse_ratio: float, embeddings: bool, options: dict[str, Any]) -> None:
     op_types = [*OP_TYPES, "Embedding"] if embeddings or net.head == "read" else OP_TYPES
     check(net, config_list(*op_types, sparse_ratio=sparse_ratio), **options)
