@@ -84,7 +84,7 @@ TORCHVISION: dict[str, Architecture] = {
     "densenet121": of_torchvision("densenet121", heavy=True),
     "densenet": of_class(vision.DenseNet, 8, (2, 2, 2), 16),
     "squeezenet1_1": of_torchvision("squeezenet1_1"),
-    "inception_v3": of_torchvision("inception_v3", 75, heavy=True, init_weights=False),
+    "inception_v3": of_torchvision("inception_v3", 75, heavy=True, aux_logits=False, init_weights=False),
     "googlenet": of_torchvision("googlenet", heavy=True, init_weights=False),
     "shufflenet_v2": of_class(vision.ShuffleNetV2, [1, 2, 1], [8, 16, 32, 64, 128]),
     "mobilenet_v2": of_class(vision.MobileNetV2, width_mult=0.25),
