@@ -1,7 +1,7 @@
 """Times a search step of two checkouts of this repository against each other, in turns of a few steps.
 
-Each checkout has a process of its own; while one takes its turn, the other waits. The ratio is that of two turns,
-one right after the other, so that what slows the machine down for a while slows down both.
+Each checkout has a process of its own; while one takes its turn, the other waits. The ratio is that of two
+turns, one right after the other, so that what slows the machine down for a while slows down both.
 """
 
 from __future__ import annotations
