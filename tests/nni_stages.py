@@ -211,7 +211,7 @@ CHECKS = {
     "accept_new_is_impure_signature": lambda: trace(Net()),
     "index_instructions_by_offset": lambda: trace(Unpacking()),
     "know_new_jumps": lambda: trace(Branching()),
-    "pass_functions_on_whole": lambda: trace(Normalizing()),
+    "call_functions_as_documented": lambda: trace(Normalizing()),
     "leave_annotations_unread": lambda: trace(Annotated()),
     "let_replacements_answer_as_the_class": lambda: trace(Casting()),
     "run_leaves_without_replacements": lambda: trace(Unpooling()),

@@ -57,7 +57,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[str
         ("accept_new_is_impure_signature", "positional argument", CURRENT_TORCH),
         ("index_instructions_by_offset", "IndexError", NEW_BYTECODE),
         ("know_new_jumps", "__bool__ should return bool", NEW_JUMPS),
-        ("pass_functions_on_whole", "norm() received an invalid combination", True),
+        ("call_functions_as_documented", "norm() received an invalid combination", True),
         ("leave_annotations_unread", "name 'Tensor' is not defined", True),
         ("let_replacements_answer_as_the_class", "object is not subscriptable", True),
         ("run_leaves_without_replacements", "Expected bool, got True", CURRENT_TORCH),
