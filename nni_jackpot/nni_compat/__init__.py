@@ -32,10 +32,10 @@ from .speedup import (
 )
 from .tracer import (
     accept_new_is_impure_signature,
+    call_functions_as_documented,
     index_instructions_by_offset,
     know_new_jumps,
     leave_annotations_unread,
-    pass_functions_on_whole,
     skip_builtins_without_module,
     wrap_types_without_their_parameters,
 )
@@ -59,7 +59,7 @@ REPAIRS: tuple[Callable[[], None], ...] = (
     accept_new_is_impure_signature,
     index_instructions_by_offset,
     know_new_jumps,
-    pass_functions_on_whole,
+    call_functions_as_documented,
     leave_annotations_unread,
     let_replacements_answer_as_the_class,
     run_leaves_without_replacements,

@@ -16,6 +16,8 @@ from typing import Any
 
 from torch.fx._symbolic_trace import _Patcher
 
+from .tracer import _tracer
+
 
 class ClassPatcher(_Patcher):
     """Patch as torch.fx does, with replacements that answer as the replaced class, and that can be lifted."""
@@ -49,9 +51,9 @@ class ClassPatcher(_Patcher):
 def let_replacements_answer_as_the_class() -> None:
     """concrete_tracer.py:1064-1071 replaces builtin classes by objects that can be called, and no more.
 
-    "'clz_wrapper_clz' object is not subscriptable", or "unsupported operand type(s) for |", wherever a model
-    has ``list[int]`` or ``int | None``: in ``typing.cast``, in ``isinstance(x, list | tuple)``, and in the
-    annotations of a function that is made meanwhile.
+    "'clz_wrapper_clz' object is not subscriptable" or "unsupported operand type(s) for |" wherever PyTorch or
+    a model has ``list[int]`` or ``int | None``: in ``F.max_pool2d(x, 2)``, whose stride is a ``list[int]``,
+    in ``typing.cast``, in ``isinstance(x, list | tuple)``, in the annotations of a function made meanwhile.
     """
     _tracer()._Patcher = ClassPatcher
 
@@ -59,8 +61,8 @@ def let_replacements_answer_as_the_class() -> None:
 def run_leaves_without_replacements() -> None:
     """concrete_tracer.py:364-367 runs a function of PyTorch, not to be traced into, with builtins replaced.
 
-    Newer PyTorch uses the classes in it: "'clz_wrapper_clz' object is not subscriptable" in
-    ``F.max_pool2d(x, 2)``, whose stride is a ``list[int]``.
+    Newer PyTorch compares types in it, ``type(x) is bool``, which no replacement is: "Expected bool, got
+    True" in ``F.max_unpool2d``.
     """
     tracer = _tracer().ConcreteTracer
     run_target = tracer.run_target
@@ -114,9 +116,3 @@ def _answer_as(original: Any, replacement: Any) -> None:
     replacement.__instancecheck__ = lambda _, instance: isinstance(instance, original)
     replacement.__subclasscheck__ = lambda _, subclass: issubclass(subclass, original)
     replacement.__mro_entries__ = lambda _, bases: (original,)
-
-
-def _tracer() -> Any:
-    from nni.common.concrete_trace_utils import concrete_tracer
-
-    return concrete_tracer

@@ -102,7 +102,7 @@ def know_new_jumps() -> None:
     proxy.jump_before_opcodes = tuple(dict.fromkeys((*proxy.jump_before_opcodes, *before)))
 
 
-def pass_functions_on_whole() -> None:
+def call_functions_as_documented() -> None:
     """concrete_tracer.py:1297 calls the C function where ``torch.norm`` or another is not to be traced.
 
     What PyTorch documents is a Python function in front of it, which PyTorch's own code calls as well:
