@@ -130,10 +130,11 @@ TORCHVISION: dict[str, Architecture] = {
         "retinanet_resnet50_fpn", min_size=64, max_size=64, score_thresh=0.0
     ),
     "raft_small": Architecture(partial(vision.optical_flow.raft_small, weights=None), flow, heavy=True),
-    "r3d_18": Architecture(
+    "r3d_18, its convolutions known to NNI": Architecture(
         partial(vision.video.r3d_18, num_classes=5),
         partial(images, 3, 4, 16, 16),
-        ("Conv3d", "Linear"),
+        ("Conv3DSimple", "Conv3d", "Linear"),
+        ("Conv3DSimple",),
         heavy=True,
     ),
 }
