@@ -102,7 +102,15 @@ def _make_subclass(plain: Any, names: Iterable[str]) -> type[nn.Module]:
         "__qualname__": plain.__qualname__,
         "__doc__": plain.__doc__,
     }
-    return types.new_class(plain.__name__, (plain,), {}, lambda namespace: namespace.update(members))
+    bases = (_Unannounced, plain)
+    return types.new_class(plain.__name__, bases, {}, lambda namespace: namespace.update(members))
+
+
+class _Unannounced:
+    """Keeps the subclass from a class that counts its subclasses, or wants arguments for each."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        pass
 
 
 def _property(name: str) -> property:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -157,6 +157,7 @@ def refuse_other_readers(model: nn.Module, searched: Mapping[str, nn.Parameter])
         tensor lies in the same memory.
     """
     names = {id(parameter): name for name, parameter in searched.items()}
+    known = set(model.modules())
     for prefix, module in model.named_modules():
         if type(module).__module__.startswith(
             "torch.nn.parallel."
@@ -165,7 +166,7 @@ def refuse_other_readers(model: nn.Module, searched: Mapping[str, nn.Parameter])
         for attribute, value in vars(module).items():
             if attribute in _HELD_BY_MODULES:
                 continue
-            for held in _contained(value):
+            for held in _contained(value, known):
                 if (name := names.get(id(held))) is not None:
                     where = f"{prefix}.{attribute}" if prefix else attribute
                     raise ConfigListError(
@@ -176,17 +177,22 @@ def refuse_other_readers(model: nn.Module, searched: Mapping[str, nn.Parameter])
     for start, end, name, is_searched in sorted(_spans(model, names)):
         if reached is not None and start < reached[0] and (is_searched or reached[2]):
             raise ConfigListError(
-                f"{reached[1]} and {name} are two tensors in the same memory: make them one "
+                f"{reached[1]} and {name} are two tensors in one memory: make them one "
                 "torch.nn.Parameter, or leave both out of the config list"
             )
         if reached is None or end > reached[0]:
             reached = end, name, is_searched
 
 
-def _contained(value: Any) -> Iterable[Any]:
+def _contained(value: Any, known: Container[nn.Module]) -> Iterator[Any]:
+    """Iterate over what an attribute holds, and the parameters of modules that the model does not know."""
     if isinstance(value, Mapping):
-        return value.values()
-    return value if isinstance(value, list | tuple | set) else (value,)
+        value = list(value.values())
+    for item in value if isinstance(value, list | tuple | set) else (value,):
+        if isinstance(item, nn.Module):
+            yield from () if item in known else item.parameters()
+        else:
+            yield item
 
 
 def _spans(
