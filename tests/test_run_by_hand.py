@@ -7,93 +7,21 @@ import csv
 from pathlib import Path
 from typing import Any
 
-import nni
 import pytest
 import torch
+from by_hand import accuracy_of, data_of, pretrained, searched, statistics, statistics_anew, train
 from conftest import model_of, same, same_state
-from nni.compression.utils import TorchEvaluator
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
-from nni_jackpot import LotteryJackpotPruner, apply_masks, load_masks
+from nni_jackpot import apply_masks, load_masks
 from nni_jackpot.experiment import run
-from nni_jackpot.experiment.config import RunConfig, TrainConfig, load_config
-from nni_jackpot.experiment.data import Data, load_data
+from nni_jackpot.experiment.config import RunConfig, load_config
 from nni_jackpot.experiment.pretrained import cache_path, load_weights
 from nni_jackpot.experiment.run import search
 from nni_jackpot.experiment.train import accuracy
-from nni_jackpot.masks import Masks
 from nni_jackpot.norm import reestimate
-from nni_jackpot.schedule import cosine
 
-CPU = torch.device("cpu")
 SEARCH_ONLY: dict[str, Any] = {"pretrain.epochs": 1, "finetune.epochs": 0}
-
-
-def data_of(config: RunConfig) -> Data:
-    return load_data(config.data, config.seed)
-
-
-def pretrained(config: RunConfig, masks: Masks | None = None) -> nn.Module:
-    """Return the network of a run that has been pre-trained, under masks."""
-    model = model_of(config)
-    load_weights(model, cache_path(config))
-    apply_masks(model, masks or {})
-    return model
-
-
-def share_of(model: nn.Module, config: RunConfig) -> float:
-    return accuracy(model, data_of(config).test, CPU)
-
-
-def training_step(batch: tuple[Tensor, Tensor], model: nn.Module) -> Tensor:
-    return F.cross_entropy(model(batch[0]), batch[1])
-
-
-def train(model: nn.Module, config: RunConfig, how: TrainConfig, masks: Masks | None = None) -> None:
-    """Train weights under masks."""
-    loader = data_of(config).train
-    steps = how.epochs * len(loader)
-    options = {"momentum": how.momentum, "weight_decay": how.weight_decay}
-    optimizer = torch.optim.SGD(model.parameters(), how.lr, **options)
-    model.train()
-    for step, batch in enumerate(batch for _ in range(how.epochs) for batch in loader):
-        optimizer.param_groups[0]["lr"] = how.lr * cosine(step / steps)
-        training_step(batch, model).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        apply_masks(model, masks or {})
-
-
-def searched(config: RunConfig, **options: Any) -> Masks:
-    """Search in the pre-trained network of a run, with options of the pruner."""
-    model, loader = pretrained(config), data_of(config).train
-
-    def loop(
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        training_step: Any,
-        lr_scheduler: Any = None,
-        max_steps: int | None = None,
-        max_epochs: int | None = None,
-    ) -> None:
-        model.train()
-        for batch in (batch for _ in range(config.search.epochs) for batch in loader):
-            training_step(batch, model).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-    torch.manual_seed(config.seed)
-    evaluator = TorchEvaluator(loop, nni.trace(torch.optim.SGD)(model.parameters(), lr=0.1), training_step)
-    pruner = LotteryJackpotPruner(model, list(config.config_list), evaluator, **options)
-    start = pruner.get_masks()
-    masks = pruner.compress(config.search.epochs * len(loader), None)[1]
-    assert not same(start, masks)
-    return masks
-
-
-def statistics(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in model.state_dict().items() if "running" in name}
 
 
 @pytest.fixture
@@ -115,7 +43,7 @@ def test_pretraining_is_sgd_under_half_a_cosine(config: RunConfig) -> None:
     model = model_of(config)
     train(model, config, config.pretrain)
     assert same_state(torch.load(path), model.state_dict())
-    assert found == share_of(model, config)
+    assert found == accuracy_of(model, config)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +65,9 @@ def test_a_run_finds_what_the_pruner_finds(
         config_file, {**SEARCH_ONLY, **{f"search.{name}": value for name, value in options.items()}}
     )
     search(config)
-    assert same(load_masks(tmp_path / "out" / "masks.pth"), searched(config, **options))
+    start, masks = (load_masks(tmp_path / "out" / name) for name in ("start.pth", "masks.pth"))
+    assert same(masks, searched(config, **options))
+    assert not same(masks, start)
 
 
 def test_channels_last(config_file: Path, tmp_path: Path) -> None:
@@ -154,13 +84,13 @@ def test_channels_last(config_file: Path, tmp_path: Path) -> None:
 def test_accuracies_are_those_of_what_is_on_disk(config_file: Path, tmp_path: Path) -> None:
     config = load_config(config_file, SEARCH_ONLY)
     dense, initial, initial_norm, jackpot = search(config).rows
-    assert dense.accuracy == share_of(pretrained(config), config)
+    assert dense.accuracy == accuracy_of(pretrained(config), config)
     model = pretrained(config, load_masks(tmp_path / "out" / "start.pth"))
-    assert initial.accuracy == share_of(model, config)
-    reestimate(model, data_of(config).train)
-    assert initial_norm.accuracy == share_of(model, config)
+    assert initial.accuracy == accuracy_of(model, config)
+    statistics_anew(model, config)
+    assert initial_norm.accuracy == accuracy_of(model, config)
     load_weights(model, tmp_path / "out" / "jackpot.pth")
-    assert jackpot.accuracy == share_of(model, config)
+    assert jackpot.accuracy == accuracy_of(model, config)
 
 
 def test_weights_are_tuned_under_either_mask(
@@ -183,8 +113,8 @@ def test_weights_are_tuned_under_either_mask(
     ):
         train(model, config, config.finetune, mask)
         assert same_state(tuned.state_dict(), model.state_dict())
-    assert rows["initial_tuned"].accuracy == share_of(initial_tuned, config)
-    assert rows["jackpot_tuned"].accuracy == share_of(jackpot_tuned, config)
+    assert rows["initial_tuned"].accuracy == accuracy_of(initial_tuned, config)
+    assert rows["jackpot_tuned"].accuracy == accuracy_of(jackpot_tuned, config)
     only = search(load_config(config_file, {**both, "finetune.under": "jackpot"})).rows
     assert [row.kind for row in only][3:] == ["jackpot", "jackpot_tuned"]
     assert only[-1] == rows["jackpot_tuned"]
@@ -200,8 +130,7 @@ def test_norm_statistics_can_be_held_and_estimated_anew(config_file: Path, tmp_p
         held = statistics(expected)
         if anew:
             apply_masks(expected, load_masks(tmp_path / "out" / "masks.pth"))
-            reestimate(expected, data_of(config).train)
-            assert not same_state(held, statistics(expected))
+            assert not same_state(held, statistics_anew(expected, config))
         load_weights(found, tmp_path / "out" / "jackpot.pth")
         assert same_state(statistics(found), statistics(expected))
 
@@ -219,9 +148,9 @@ def test_accuracies_in_the_midst_are_of_norm_statistics_that_fit(
         with (out / "metrics.csv").open() as file:
             accuracies = [float(line["accuracy"]) for line in csv.DictReader(file)]
         for model, shown in zip(in_the_midst, accuracies, strict=True):
-            assert shown == share_of(model, config)
+            assert shown == accuracy_of(model, config)
             seen = statistics(model)
-            reestimate(model, data_of(config).sample)
+            reestimate(model, data_of(config)[0].sample)
             assert same_state(seen, statistics(model)) == anew  # training has those of soft masks
     # Nobody has looked, as far as the search can tell.
     assert same(*(load_masks(tmp_path / name / "masks.pth") for name in ("False", "True")))
