@@ -18,6 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from nni_jackpot.errors import CheckpointError, JackpotError, MaskError
 from nni_jackpot.files import load_tensors, replace_file
+from nni_jackpot.parameters import parametrized, remove_parametrizations
 
 Masks: TypeAlias = Mapping[str, Mapping[str, Tensor | None]]
 
@@ -124,6 +125,8 @@ def load_masks(path: str | os.PathLike[str]) -> dict[str, dict[str, Tensor | Non
 def apply_masks(model: nn.Module, masks: Masks) -> nn.Module:
     """Write the masks' zeros into the weights of a plain model, in place; kept weights stay bit for bit.
 
+    A masked weight that parametrizations compute becomes a parameter of its own, with the value that it has.
+
     Parameters
     ----------
     model
@@ -142,9 +145,11 @@ def apply_masks(model: nn.Module, masks: Masks) -> nn.Module:
         If the model is still wrapped by NNI, or one of the masks cannot be applied; the model is then
         unchanged.
     """
+    fitting = fit_masks(model, masks)
+    remove_parametrizations(model, fitting)
     parameters = parameters_of(model)
     with torch.no_grad():
-        for name, mask in fit_masks(model, masks).items():
+        for name, mask in fitting.items():
             parameters[name].masked_fill_(mask.to(parameters[name].device).bool().logical_not(), 0)
     return model
 
@@ -179,7 +184,7 @@ def fit_masks(model: nn.Module, masks: Masks) -> dict[str, Tensor]:
 
 def parameters_of(model: nn.Module) -> dict[str, Tensor]:
     """Return all that a mask can be applied to, by name; tied weights under each of theirs."""
-    return dict(model.named_parameters(remove_duplicate=False))
+    return {**dict(model.named_parameters(remove_duplicate=False)), **parametrized(model)}
 
 
 def check_unwrapped(model: nn.Module, error: type[JackpotError] = MaskError) -> None:
@@ -270,7 +275,7 @@ def _check_mask(name: str, mask: object) -> None:
 def _check_writable(name: str, parameter: Tensor) -> None:
     if is_lazy(parameter) or parameter.is_meta:
         raise MaskError(f"{name} has no values yet: load or initialise the model first")
-    if not parameter.is_leaf:
+    if not parameter.is_leaf and parameter.requires_grad:
         raise MaskError(f"{name} is computed from other tensors: mask those of them that are parameters")
     try:
         with torch.no_grad():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,6 +50,36 @@ def holders_of(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
 def names_of_all(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return all parameters by their names, a tied one under each of its names."""
     return dict(model.named_parameters(remove_duplicate=False))
+
+
+@torch.no_grad()
+def parametrized(model: nn.Module) -> dict[str, Tensor]:
+    """Return the values of all parameters that parametrizations compute, by name."""
+    with steady_parametrizations(model):
+        return {
+            f"{prefix}.{name}" if prefix else name: getattr(module, name)
+            for prefix, module in model.named_modules()
+            if parametrize.is_parametrized(module)
+            for name in module.parametrizations
+        }
+
+
+def remove_parametrizations(model: nn.Module, names: Iterable[str]) -> None:
+    """Make parameters of those that parametrizations compute, of the values that they have."""
+    for name in names:
+        prefix, _, target = name.rpartition(".")
+        module = model.get_submodule(prefix)
+        if parametrize.is_parametrized(module, target):
+            originals: Any = module.parametrizations
+            takes_gradient = any(p.requires_grad for p in originals[target].parameters())
+            # Copies of a module share its class, from which PyTorch takes the attribute.
+            kind = type(module)
+            module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
+            with steady_parametrizations(module):
+                parametrize.remove_parametrizations(module, target, leave_parametrized=True)
+            value = getattr(module, target).detach()
+            module._buffers.pop(target, None)  # where PyTorch puts it if gradients are off
+            module.register_parameter(target, nn.Parameter(value, requires_grad=takes_gradient))
 
 
 @contextmanager
