@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nni_jackpot.errors import CheckpointError, MaskError
-from nni_jackpot.files import load_tensors, replace_file
+from nni_jackpot.files import load_tensors, replace_file, save_tensors
 
 Masks: TypeAlias = Mapping[str, Mapping[str, Tensor | None]]
 
@@ -90,7 +90,7 @@ def save_masks(masks: Masks, path: str | os.PathLike[str]) -> None:
         module: {target: None if mask is None else mask.cpu() for target, mask in targets.items()}
         for module, targets in masks.items()
     }
-    replace_file(path, lambda aside: torch.save(plain, aside))
+    replace_file(path, lambda aside: save_tensors(plain, aside))
 
 
 def load_masks(path: str | os.PathLike[str]) -> dict[str, dict[str, Tensor | None]]:
