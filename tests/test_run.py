@@ -16,6 +16,7 @@ import torchvision
 import yaml
 from interruption import stopping
 from PIL import Image
+from published_weights import publish
 from torch import nn
 
 from nni_jackpot import LotteryJackpotPruner, apply_masks, load_masks, mask_overlap
@@ -118,18 +119,19 @@ def test_channels_last(config_file: Path, tmp_path: Path) -> None:
     assert cache_path(config) != cache_path(plain)
     result = search(config)
     # The same computation, summed in another order.
-    assert result.rows[-1].accuracy == pytest.approx(search(plain).rows[-1].accuracy, abs=0.1)
+    assert result.rows[-1].accuracy == pytest.approx(search(plain, overwrite=True).rows[-1].accuracy, abs=0.1)
     masks = load_masks(tmp_path / "out" / "masks.pth")
     assert masks["conv1"]["weight"].is_contiguous()
 
 
-def test_results_go_when_another_config_comes(config_file: Path, tmp_path: Path) -> None:
+def test_results_stay_when_another_config_comes(config_file: Path, tmp_path: Path) -> None:
     search(load_config(config_file, {"search.epochs": 0, "finetune.epochs": 0}))
     results = tmp_path / "out" / "results.json"
     pretrain(load_config(config_file, {"search.epochs": 0, "finetune.epochs": 0, "data.workers": 0}))
     assert results.exists()
-    pretrain(load_config(config_file, {"search.epochs": 1, "finetune.epochs": 0}))
-    assert not results.exists()
+    with pytest.raises(OutputFolderError, match=r"finished run of other settings: search\.epochs was 0"):
+        pretrain(load_config(config_file, {"search.epochs": 1, "finetune.epochs": 0}))
+    assert results.exists()
 
 
 def test_weights_are_tuned_under_either_mask(config_file: Path) -> None:
@@ -139,7 +141,9 @@ def test_weights_are_tuned_under_either_mask(config_file: Path) -> None:
     assert (rows["initial_tuned"].epochs, rows["jackpot_tuned"].epochs) == (2, 4)
     # One starts from the dense network's weights and statistics, the other from the jackpot's.
     assert rows["jackpot_tuned"].accuracy >= rows["jackpot"].accuracy - 0.05
-    only = search(load_config(config_file, {"finetune.under": "jackpot", "finetune.epochs": 2}))
+    only = search(
+        load_config(config_file, {"finetune.under": "jackpot", "finetune.epochs": 2}), overwrite=True
+    )
     assert [row.kind for row in only.rows][3:] == ["jackpot", "jackpot_tuned"]
     assert only.rows[-1] == rows["jackpot_tuned"]
 
@@ -189,7 +193,7 @@ def test_no_epochs_of_pretraining_are_random_weights(config_file: Path) -> None:
 def test_norm_statistics_can_be_held_and_estimated_anew(config_file: Path) -> None:
     overrides = {"search.recipe": "paper", "search.lr": 1.0, "search.adapt_norm": False, "finetune.epochs": 0}
     held = search(load_config(config_file, overrides))
-    anew = search(load_config(config_file, {**overrides, "search.reestimate_norm": True}))
+    anew = search(load_config(config_file, {**overrides, "search.reestimate_norm": True}), overwrite=True)
     assert held.rows[-1].accuracy != anew.rows[-1].accuracy
 
 
@@ -236,7 +240,8 @@ def test_limited_swaps_stay_nearer_to_the_initial_mask(config_file: Path) -> Non
                     "search.swap_limit": limit,
                     "finetune.epochs": 0,
                 },
-            )
+            ),
+            overwrite=True,
         )
         for limit in (None, 1e-3)
     )
@@ -551,12 +556,7 @@ def folder_file(config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
                 color = (120 * i + 3 * j, 120 * i + 50, 120 * i + 100)
                 Image.new("RGB", (40, 36), color).save(tmp_path / "images" / part / name / f"{j}.png")
     torch.manual_seed(3)
-    state = torchvision.models.get_model("shufflenet_v2_x0_5").state_dict()
-    url = torchvision.models.get_model_weights("shufflenet_v2_x0_5")["IMAGENET1K_V1"].url
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    path = tmp_path / "hub" / "checkpoints" / Path(url).name
-    path.parent.mkdir(parents=True)
-    torch.save(state, path)
+    publish("shufflenet_v2_x0_5", tmp_path, monkeypatch)
     content = yaml.safe_load(config_file.read_text())
     content["data"] = {
         "name": "image_folder",
