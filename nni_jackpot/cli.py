@@ -65,6 +65,12 @@ def _parser() -> argparse.ArgumentParser:
             default=[],
             help="one run a value; searches that differ in the seed alone share a table: --sweep seed=0,1,2",
         )
+        if command is not _pretrain:
+            sub.add_argument(
+                "--overwrite",
+                action="store_true",
+                help="replace finished runs, once the new ones are finished",
+            )
         if command is _search:
             sub.add_argument(
                 "--resume",
@@ -98,18 +104,20 @@ def _search(options: argparse.Namespace) -> None:
     for swept, config in _configs(options):
         title = ", ".join(f"{key}={shown(value)}" for key, value in swept.items() if key != "seed")
         by_title.setdefault(title, []).append(config)
+    make = partial(search, overwrite=True) if options.overwrite else search
     for title, configs in by_title.items():
         found = [
-            (options.resume and from_first(partial(finished, config))) or search(config) for config in configs
+            (options.resume and from_first(partial(finished, config))) or make(config) for config in configs
         ]
         text = summary(found, configs[0].search.init)
         print(f"\n{title}\n{text}" if title else f"\n{text}", flush=True)
 
 
 def _overlap(options: argparse.Namespace) -> None:
+    make = partial(overlap, overwrite=True) if options.overwrite else overlap
     for swept, config in _configs(options):
         title = ", ".join(f"{key}={shown(value)}" for key, value in swept.items())
-        comparison = overlap(config)
+        comparison = make(config)
         paths = save(comparison) if rank() == 0 else []
         print(f"\n{title}".rstrip(), comparison.table(), comparison.legend(), sep="\n")
         if not any(path.suffix == ".png" for path in paths):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from nni_jackpot.errors import CheckpointError, JackpotError, MaskError
-from nni_jackpot.files import load_tensors, replace_file
+from nni_jackpot.files import load_tensors, replace_file, save_tensors
 from nni_jackpot.parameters import parametrized, remove_parametrizations
 
 Masks: TypeAlias = Mapping[str, Mapping[str, Tensor | None]]
@@ -103,7 +103,7 @@ def save_masks(masks: Masks, path: str | os.PathLike[str]) -> None:
         module: {target: None if mask is None else mask.cpu() for target, mask in targets.items()}
         for module, targets in masks.items()
     }
-    replace_file(path, lambda aside: torch.save(plain, aside))
+    replace_file(path, lambda aside: save_tensors(plain, aside))
 
 
 def load_masks(path: str | os.PathLike[str]) -> dict[str, dict[str, Tensor | None]]:

@@ -17,6 +17,7 @@ from nni_jackpot.errors import ExperimentConfigError
 from nni_jackpot.experiment import strict_yaml
 from nni_jackpot.experiment.models import model_names, weights_names
 from nni_jackpot.experiment.models.initial import INITS
+from nni_jackpot.experiment.paths import with_home
 from nni_jackpot.experiment.schema import (
     Invalid,
     Rule,
@@ -266,7 +267,7 @@ def load_config(
     try:
         for name, value in overrides.items():
             raw = overridden(raw, RunConfig, name.split("."), value, name)
-        return read_section(RunConfig, raw, "")
+        return with_home(read_section(RunConfig, raw, ""))
     except Invalid as error:
         guilty = [name for name in overrides if related(name, error.key)]
         blame = f" (with the override {', '.join(guilty)})" if guilty else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 
 from nni_jackpot.errors import ExperimentConfigError
 from nni_jackpot.experiment.config import RunConfig, load_config
+from nni_jackpot.experiment.paths import folder_name
 
 # How a trial of these experiments begins.
 _COMMAND = ["nni-jackpot", "search"]
@@ -49,7 +51,7 @@ def runs_of(
         swept = dict(zip(sweep, values, strict=True))
         config = load_config(path, {**fixed, **swept})
         if swept:  # runs side by side need a folder each
-            name = "-".join(f"{key.split('.')[-1]}={shown(value)}" for key, value in swept.items())
+            name = folder_name(swept, {key: shown(value) for key, value in swept.items()})
             output = {"output": str(Path(config.output) / name)}
             config = load_config(path, {**fixed, **swept, **output})
         runs.append((swept, config))
@@ -82,7 +84,7 @@ def _trial_file(path: Path, content: Mapping[str, Any]) -> Path:
             f"{path}: trialCommand: found {content['trialCommand']!r}, allowed: {' '.join(_COMMAND)} FILE"
         )
     # NNI takes relative paths of the experiment's file from that file's folder.
-    return path.parent / str(content.get("trialCodeDirectory", ".")) / words[2]
+    return path.parent / os.path.expanduser(str(content.get("trialCodeDirectory", "."))) / words[2]
 
 
 def _grid(path: Path, content: Mapping[str, Any]) -> dict[str, list[object]]:
