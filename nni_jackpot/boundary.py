@@ -70,8 +70,8 @@ def _verdict(error: BaseException, received: list[int]) -> tuple[Exit, str]:
     text = str(error) or type(error).__name__
     if isinstance(error, KeyboardInterrupt):
         code = Exit.TERMINATED if signal.SIGTERM in received else Exit.INTERRUPTED
-        where = f" {error}" if isinstance(error, Interrupted) else ": run the same command again"
-        return code, f"{code.name.lower()}{where}"
+        where = f" {error}" if isinstance(error, Interrupted) else ""
+        return code, f"{code.name.lower()}{where}: run the same command to go on"
     if isinstance(error, BrokenPipeError):
         return Exit.OUTPUT_CLOSED, ""
     if isinstance(error, SearchDivergedError | TrainingDivergedError):

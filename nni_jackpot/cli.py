@@ -89,7 +89,9 @@ def _parser() -> argparse.ArgumentParser:
                 help="go on with a sweep: take the results of runs that are finished, with the same settings",
             )
             sub.add_argument(
-                "--dry-run", action="store_true", help="check all runs, and print what each would train"
+                "--dry-run",
+                action="store_true",
+                help="check all runs, and print what each would train and for how long",
             )
     add_commands(commands)
     text = "write the paper's tables and figures, of finished runs and NNI experiments"
@@ -108,7 +110,7 @@ def _pretrain(options: argparse.Namespace) -> None:
 
 def _search(options: argparse.Namespace) -> None:
     if options.dry_run:
-        print(plan(_configs(options)))
+        print(plan(_configs(options), here=True))
         return
     # All configs are read before the first run: a mistake in the last is known at once.
     runs = _configs(options)
@@ -131,10 +133,8 @@ def _search(options: argparse.Namespace) -> None:
     except KeyboardInterrupt as stop:
         if len(runs) == 1:
             raise
-        where = f"{stop.where}, " if isinstance(stop, Interrupted) else ""
-        raise Interrupted(
-            f"{where}in run {number} of {len(runs)}", "run the same command with --resume to go on"
-        ) from stop
+        where = f"{stop}, " if isinstance(stop, Interrupted) else ""
+        raise Interrupted(f"{where}in run {number} of {len(runs)}") from stop
 
 
 def _overlap(options: argparse.Namespace) -> None:
@@ -173,6 +173,8 @@ def _axis(text: str) -> tuple[str, list[object]]:
     key, value = parse_override(text)
     if isinstance(value, str):
         _, value = parse_override(f"{key}=[{value}]")
+    if value == []:
+        raise ExperimentConfigError(f"--sweep {key}: found no values, allowed: {key}=V1,V2,...")
     return key, value if isinstance(value, list) else [value]
 
 

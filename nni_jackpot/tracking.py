@@ -23,19 +23,7 @@ Scalar = float | torch.Tensor
 
 
 class Interrupted(KeyboardInterrupt):
-    """An interruption that says how far the run had come.
-
-    Parameters
-    ----------
-    where
-        How far: ``"at step 120 of 900"``.
-    remedy
-        What to do to go on.
-    """
-
-    def __init__(self, where: str, remedy: str = "run the same command to go on") -> None:
-        super().__init__(f"{where}: {remedy}")
-        self.where = where
+    """An interruption that says how far the run had come: ``at step 120 of 900``."""
 
 
 def running_as_nni_trial() -> bool:

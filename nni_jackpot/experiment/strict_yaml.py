@@ -59,8 +59,10 @@ def parse(text: str | bytes, *, like_nni: bool = False) -> object:
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ValueError(f"{' '.join(said.split())}{place}") from error
     except Exception as error:  # whatever PyYAML stumbles over in a value that is not of its tag
-        kind = "" if isinstance(error, ValueError | yaml.YAMLError) else f"{type(error).__name__}: "
-        raise ValueError(kind + " ".join(str(error).split())) from error
+        said = " ".join(str(error).split())
+        if not isinstance(error, ValueError | yaml.YAMLError):
+            said = f"a value is not of the kind that its tag says ({type(error).__name__}: {said})"
+        raise ValueError(said) from error
 
 
 def dump(content: object) -> str:
