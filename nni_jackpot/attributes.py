@@ -23,6 +23,9 @@ _subclasses: dict[tuple[Any, frozenset[str]], type[nn.Module]] = {}
 class Reader(Protocol):
     """What computes attributes."""
 
+    def parameter(self, name: str) -> nn.Parameter | None:
+        """Return the parameter that an attribute is computed from; None if it is no single one."""
+
     def read(self, name: str) -> Any:
         """Return the value of an attribute."""
 
@@ -73,6 +76,20 @@ def stop_computing(module: nn.Module, name: str, parameter: nn.Parameter | None)
         in_order = [*(n for n in computed.order if n in held), *(n for n in held if n not in computed.order)]
         module._parameters.clear()
         module._parameters.update((n, held[n]) for n in in_order)
+
+
+def plain_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state dict that a model would have if none of its attributes were computed, in its order."""
+    state, found = model.state_dict(), {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        computed: Computed | None = module.__dict__.get(_COMPUTED)
+        for name in (*(module._parameters if computed is None else computed.order), *module._buffers):
+            source = None if computed is None else computed.sources.get(name)
+            full_name = f"{prefix}.{name}" if prefix else name
+            value = state.get(full_name) if source is None else source.reader.parameter(source.name)
+            if value is not None:
+                found[full_name] = value.detach()
+    return found
 
 
 def is_computed(module: nn.Module, name: str) -> bool:

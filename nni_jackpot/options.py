@@ -50,9 +50,9 @@ def check_length(name: str, length: Any) -> int | None:
     try:
         found = None if length is None else operator.index(length)
     except TypeError:
-        raise ValueError(f"{name} must be a whole number, got {length!r}") from None
+        raise ValueError(f"compress(): {name} must be a whole number, got {length!r}") from None
     if found is not None and (found <= 0 or isinstance(length, bool)):
-        raise ValueError(f"{name} must be positive, got {length!r}")
+        raise ValueError(f"compress(): {name} must be positive, got {length!r}")
     return found
 
 
@@ -87,7 +87,9 @@ def recipe_and_scores(
         raise ValueError(f"swap_limit must lie in (0, 1], got {swap_limit}")
     kept_score, pruned_score = scores
     if not math.isfinite(kept_score) or not math.isfinite(pruned_score) or not pruned_score < kept_score:
-        raise ValueError(f"kept_score {kept_score} must be above pruned_score {pruned_score}, both finite")
+        raise ValueError(
+            f"kept_score {kept_score} must be finite and above pruned_score {pruned_score}, finite as well"
+        )
     if recipe not in RECIPES:
         raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, got {recipe!r}")
     instead: dict[str, Any] = {name: value for name, value in given.items() if value is not None}

@@ -202,6 +202,10 @@ class SearchedWrapper(ModuleWrapper):
         """Return the output of the parametrizations of a parameter."""
         return getattr(plain_class(self.module), name).fget(self.module)
 
+    def parameter(self, name: str) -> nn.Parameter | None:
+        """Return the parameter itself; None for one that parametrizations compute."""
+        return self._parameters.get(name)
+
     def score(self, name: str) -> nn.Parameter | None:
         """Return the scores of a parameter; None if it is not searched."""
         return self._parameters.get(SCORE.format(name), self.shared_scores.get(name))

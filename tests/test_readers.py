@@ -216,7 +216,7 @@ def test_parameters_that_are_read_past_their_modules_are_refused(
     setting = {"weight_hh_l0": PruningSetting.default_setting["weight"]}
     monkeypatch.setitem(PruningSetting.registry, "LSTM", setting)
     kind = "LSTM" if layer == "lstm" else "Linear"
-    words = {"lstm": "_flat_weights of a LSTM", "list": "weights of a Holds", "memory": "in the same memory"}
+    words = {"lstm": "_flat_weights of a LSTM", "list": "weights of a Holds", "memory": "in one memory"}
     config = [{"op_types": [kind], "sparse_ratio": 0.5}]
     check_refusal(Holds, config, (torch.randn(2, 4),), match=words[layer])
 
