@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with joined(), any_terminal(is_silent=rank() != 0):
             options.command(options)
 
-    return way_out(command)
+    return int(way_out(command))
 
 
 class _Parser(argparse.ArgumentParser):
