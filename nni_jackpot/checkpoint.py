@@ -33,7 +33,7 @@ from nni_jackpot.resuming import (
     set_random_states,
     write_state,
 )
-from nni_jackpot.saved_search import check_saved
+from nni_jackpot.saved_search import check_saved, damage_told
 from nni_jackpot.schedule import SearchClock
 from nni_jackpot.targets import remake_values
 
@@ -116,7 +116,8 @@ class Checkpoint:
             check_saved(self.path, saved, search.groups, model)
             self._saved = saved
             self._random_start = saved["random_start"][rank()]
-            self._set_random_states(self._random_start)
+            with damage_told(self.path):
+                set_random_states(self._random_start)
             self._may_skip = saved["may_skip"]
             self.resumed_step = saved["clock"]["step"]
             self._warn_of_other_sums(saved["sums"])
@@ -223,12 +224,6 @@ class Checkpoint:
             self._is_read_back = True
         self._written_at = time.monotonic()
 
-    def _set_random_states(self, states: dict[str, Any]) -> None:
-        try:
-            set_random_states(states)
-        except (LookupError, TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{self.path} is damaged: {error}") from error
-
     def _sums(self) -> dict[str, Any]:
         """Return what the order of sums depends on, and so the last digits of all numbers."""
         device = self._search.groups[0].score.device
@@ -262,12 +257,10 @@ class Checkpoint:
                     target.mask.copy_(state.pop("mask"))
                     target.relaxed.restore(state, target.score)
         remake_values(search.groups)
-        try:
+        with damage_told(self.path):
             search.optimizer.load_state_dict(saved["optimizer"])
             search.driver.load_state_dict(saved["driver"])
-        except (LookupError, TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{self.path} is damaged: {error}") from error
-        self._set_random_states(saved["random"][rank()])
+            set_random_states(saved["random"][rank()])
         search.clock = SearchClock(**saved["clock"])
         search.growth.rankings = saved["rankings"]
 

@@ -32,7 +32,7 @@ from nni_jackpot.errors import (
     TargetWithoutParametersError,
 )
 from nni_jackpot.parameters import check_initialized, check_maskable
-from nni_jackpot.selected import SELECTING_KEYS, Entry, resolve
+from nni_jackpot.selected import SELECTING_KEYS, Entry, resolve, without_selection
 
 _LEGACY_KEYS = {"exclude", "sparsity", "sparsity_per_layer", "total_sparsity", "op_partial_names"}
 _PREFIXES = (INPUT_PREFIX, OUTPUT_PREFIX)
@@ -262,7 +262,7 @@ def _settings(name: str, module: nn.Module, entry: dict[str, Any]) -> dict[str, 
             f"NNI does not know how to prune {name} ({kind}); it knows {known}; "
             f"others are made known by nni.compression.base.setting.PruningSetting.register"
         )
-    public = {key: v for key, v in entry.items() if key == "target_names" or key not in SELECTING_KEYS}
+    public = without_selection(entry)
     _check_target_names(name, module, entry)
     try:
         settings = canonicalize_settings(module, public, "pruning")

@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from nni_jackpot.errors import CheckpointError, JackpotError, MaskError
 from nni_jackpot.files import load_tensors, replace_file, save_tensors
-from nni_jackpot.parameters import parametrized, remove_parametrizations
+from nni_jackpot.parameters import names_of_all, parametrized, remove_parametrizations
 
 Masks: TypeAlias = Mapping[str, Mapping[str, Tensor | None]]
 
@@ -147,7 +147,7 @@ def apply_masks(model: nn.Module, masks: Masks) -> nn.Module:
     """
     fitting = fit_masks(model, masks)
     remove_parametrizations(model, fitting)
-    parameters = parameters_of(model)
+    parameters = names_of_all(model)
     with torch.no_grad():
         for name, mask in fitting.items():
             parameters[name].masked_fill_(mask.to(parameters[name].device).bool().logical_not(), 0)
@@ -184,7 +184,7 @@ def fit_masks(model: nn.Module, masks: Masks) -> dict[str, Tensor]:
 
 def parameters_of(model: nn.Module) -> dict[str, Tensor]:
     """Return all that a mask can be applied to, by name; tied weights under each of theirs."""
-    return {**dict(model.named_parameters(remove_duplicate=False)), **parametrized(model)}
+    return {**names_of_all(model), **parametrized(model)}
 
 
 def check_unwrapped(model: nn.Module, error: type[JackpotError] = MaskError) -> None:
@@ -275,7 +275,7 @@ def _check_mask(name: str, mask: object) -> None:
 def _check_writable(name: str, parameter: Tensor) -> None:
     if is_lazy(parameter) or parameter.is_meta:
         raise MaskError(f"{name} has no values yet: load or initialise the model first")
-    if not parameter.is_leaf and parameter.requires_grad:
+    if not parameter.is_leaf:
         raise MaskError(f"{name} is computed from other tensors: mask those of them that are parameters")
     try:
         with torch.no_grad():

@@ -189,9 +189,8 @@ def refuse_other_readers(model: nn.Module, searched: Mapping[str, nn.Parameter])
     names = {id(parameter): name for name, parameter in searched.items()}
     known = set(model.modules())
     for prefix, module in model.named_modules():
-        if type(module).__module__.startswith(
-            "torch.nn.parallel."
-        ):  # lists of what is sent between processes
+        # These list parameters for what is sent between processes, and read none of them.
+        if type(module).__module__.startswith("torch.nn.parallel."):
             continue
         for attribute, value in vars(module).items():
             if attribute in _HELD_BY_MODULES:

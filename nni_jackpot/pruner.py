@@ -29,7 +29,7 @@ from nni_jackpot.errors import ConfigListError, MaskError
 from nni_jackpot.groups import align_targets, by_name, group_targets, tie
 from nni_jackpot.growth import Growth
 from nni_jackpot.masked_weights import without_gradients
-from nni_jackpot.masks import Masks
+from nni_jackpot.masks import Masks, check_unwrapped
 from nni_jackpot.norm import hold, reestimate
 from nni_jackpot.options import SCORES, check_length, needs_losses, recipe_and_scores
 from nni_jackpot.parameters import holders_of, names_of_all, refuse_other_readers, steady_parametrizations
@@ -152,8 +152,7 @@ class LotteryJackpotPruner(Pruner):
         adapt_norm: bool = True,
         existed_wrappers: dict[str, ModuleWrapper] | None = None,
     ) -> None:
-        if any(hasattr(module, "_nni_wrapper") for module in model.modules()):
-            raise ConfigListError("the model is wrapped by another compressor: call its unwrap_model() first")
+        check_unwrapped(model, ConfigListError)
         self._needs_losses = needs_losses(init, init_batches, budget, evaluator is not None)
         given = {
             "lr": lr,
@@ -340,8 +339,9 @@ class LotteryJackpotPruner(Pruner):
         model = self.bound_model
         is_distributed = isinstance(model, DistributedDataParallel)
         inner = model.module if is_distributed else model
-        self._ignored_before = (inner, getattr(inner, _DDP_IGNORES, None))
-        names = set(getattr(inner, _DDP_IGNORES, None) or ())
+        before = getattr(inner, _DDP_IGNORES, None)
+        self._ignored_before = (inner, before)
+        names = set(before or ())
         for target in self._targets:
             module_name = target.module_name.removeprefix("module." if is_distributed else "")
             names.add(f"{module_name}._nni_wrapper.{target.name}_mask")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,15 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
 }
 
 
+@contextmanager
+def damage_told(path: Path) -> Iterator[None]:
+    """Raise CheckpointError for what a damaged file makes of the code that takes its content."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
 def check_saved(path: Path, saved: Mapping[str, Any], groups: Sequence[ScoreGroup], model: nn.Module) -> None:
     """See that all is there, and of the shapes of this search.
 
@@ -48,10 +58,8 @@ def check_saved(path: Path, saved: Mapping[str, Any], groups: Sequence[ScoreGrou
     CheckpointError
         If something is missing, of another type or shape, or a number that no search could have written.
     """
-    try:
+    with damage_told(path):
         _check(saved, groups, model)
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
 def _check(saved: Mapping[str, Any], groups: Sequence[ScoreGroup], model: nn.Module) -> None:

@@ -43,8 +43,12 @@ class Selection:
 
     def by_names(self) -> dict[str, Any]:
         """Return the entry with the names of its modules in place of all other ways to select them."""
-        public = {key: value for key, value in self.entry.items() if key not in _MODULE_KEYS}
-        return {"op_names": list(self.modules), **public}
+        return {"op_names": list(self.modules), **without_selection(self.entry)}
+
+
+def without_selection(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an entry says of its modules, and not which they are."""
+    return {key: value for key, value in entry.items() if key not in _MODULE_KEYS}
 
 
 def resolve(model: nn.Module, entries: Sequence[Entry]) -> list[Selection]:
@@ -60,11 +64,11 @@ def resolve(model: nn.Module, entries: Sequence[Entry]) -> list[Selection]:
     ConfigListError
         If two entries of NNI 3.0's form ask for different things of one target.
     """
-    first, order = first_names(model), {name: i for i, (name, _) in enumerate(model.named_modules())}
+    first = first_names(model)
     found: list[tuple[Entry, Selection]] = []
     for entry in entries:
-        names = sorted({first[module] for module in _select(model, entry).values()}, key=order.__getitem__)
-        modules = {name: model.get_submodule(name) for name in names}
+        selected = set(_select(model, entry).values())
+        modules = {name: module for module, name in first.items() if module in selected}
         for earlier, selection in found:
             for name in modules.keys() & selection.modules.keys():
                 if entry.is_legacy and earlier.is_legacy:
@@ -116,10 +120,7 @@ def _refuse_two_wishes(name: str, module: nn.Module, earlier: Entry, later: Entr
     """Raise ConfigListError if two entries ask for different things of a target: NNI would drop the later."""
     try:
         settings = [
-            canonicalize_settings(
-                module, {key: value for key, value in e.entry.items() if key not in _MODULE_KEYS}, "pruning"
-            )
-            for e in (earlier, later)
+            canonicalize_settings(module, without_selection(e.entry), "pruning") for e in (earlier, later)
         ]
     except (AssertionError, KeyError):  # an entry that is wrong by itself, of which others tell
         return

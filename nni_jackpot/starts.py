@@ -92,11 +92,6 @@ def _unit_of(group: ScoreGroup, importance: Tensor) -> Unit:
 # -- given masks
 
 
-def mask_of(masks: Masks, target: ScoredTarget) -> Tensor | None:
-    """Return the mask that is given for a target."""
-    return (masks.get(target.module_name) or {}).get(target.name)
-
-
 def kept_by(masks: Masks, groups: Sequence[ScoreGroup], spaces: TargetSpaces) -> dict[ScoreGroup, Tensor]:
     """Return which grains given masks keep, boolean, of the score shape, of every group that they name.
 
