@@ -43,9 +43,13 @@ def test_a_run_by_two_processes(tmp_path: Path) -> None:
     process = subprocess.run([sys.executable, *run, str(config_file)], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     for rank in (0, 1):
-        assert f"process {rank}: [0, 0, 2]" in process.stderr
+        assert f"process {rank}: [0, 0, 2, 2]" in process.stderr
     # Only one of them says what it has found.
     assert process.stdout.count("no weight was changed") == 2
+    assert (
+        process.stderr.count("whole holds a finished run of other settings: search.epochs was 2 and is 3")
+        == 2
+    )
     assert "data.batch_size: found 63, allowed for 2 processes: multiples of 2, from 4" in process.stderr
 
     assert len(list((tmp_path / "pretrained").glob("*.pth"))) == 1

@@ -80,13 +80,14 @@ def test_search_end_to_end(config_file: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_results_go_when_another_config_comes(config_file: Path, tmp_path: Path) -> None:
+def test_results_stay_when_another_config_comes(config_file: Path, tmp_path: Path) -> None:
     search(load_config(config_file, {"search.epochs": 0, "finetune.epochs": 0}))
     results = tmp_path / "out" / "results.json"
     pretrain(load_config(config_file, {"search.epochs": 0, "finetune.epochs": 0, "data.workers": 0}))
     assert results.exists()
-    pretrain(load_config(config_file, {"search.epochs": 1, "finetune.epochs": 0}))
-    assert not results.exists()
+    with pytest.raises(OutputFolderError, match=r"finished run of other settings: search\.epochs was 0"):
+        pretrain(load_config(config_file, {"search.epochs": 1, "finetune.epochs": 0}))
+    assert results.exists()
 
 
 def test_no_epochs_of_search_leave_the_initial_mask(config_file: Path) -> None:

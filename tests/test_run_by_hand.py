@@ -115,7 +115,7 @@ def test_weights_are_tuned_under_either_mask(
         assert same_state(tuned.state_dict(), model.state_dict())
     assert rows["initial_tuned"].accuracy == accuracy_of(initial_tuned, config)
     assert rows["jackpot_tuned"].accuracy == accuracy_of(jackpot_tuned, config)
-    only = search(load_config(config_file, {**both, "finetune.under": "jackpot"})).rows
+    only = search(load_config(config_file, {**both, "finetune.under": "jackpot"}), overwrite=True).rows
     assert [row.kind for row in only][3:] == ["jackpot", "jackpot_tuned"]
     assert only[-1] == rows["jackpot_tuned"]
 
@@ -125,7 +125,7 @@ def test_norm_statistics_can_be_held_and_estimated_anew(config_file: Path, tmp_p
     found = model_of(load_config(config_file))
     for anew in (False, True):
         config = load_config(config_file, {**overrides, "search.reestimate_norm": anew})
-        search(config)
+        search(config, overwrite=anew)
         expected = pretrained(config)
         held = statistics(expected)
         if anew:

@@ -10,6 +10,7 @@ import torchvision
 import yaml
 from conftest import model_of, same_state
 from PIL import Image
+from published_weights import publish
 from torch import nn
 
 from nni_jackpot.errors import CheckpointError, ExperimentConfigError, TrainingDivergedError
@@ -87,12 +88,7 @@ def folder_file(config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
                 color = (120 * i + 3 * j, 120 * i + 50, 120 * i + 100)
                 Image.new("RGB", (40, 36), color).save(tmp_path / "images" / part / name / f"{j}.png")
     torch.manual_seed(3)
-    state = torchvision.models.get_model("shufflenet_v2_x0_5").state_dict()
-    url = torchvision.models.get_model_weights("shufflenet_v2_x0_5")["IMAGENET1K_V1"].url
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    path = tmp_path / "hub" / "checkpoints" / Path(url).name
-    path.parent.mkdir(parents=True)
-    torch.save(state, path)
+    publish("shufflenet_v2_x0_5", tmp_path, monkeypatch)
     content = yaml.safe_load(config_file.read_text())
     content["data"] = {
         "name": "image_folder",

@@ -240,7 +240,9 @@ def test_no_progress_bar_without_a_terminal(tmp_path: Path, capfd: pytest.Captur
         tracker.step(1.0)
         tracker.epoch(0.5)
         tracker.final(0.5)
-    assert capfd.readouterr() == ("", "")
+    out, err = capfd.readouterr()
+    assert out.splitlines() == ["search: step 1 of 1, epoch 1, loss 1.0000, accuracy 50.00 %"]
+    assert err == ""
 
 
 def test_nni_gets_intermediate_and_final_results(tmp_path: Path, nni_trial: RecordingChannel) -> None:
