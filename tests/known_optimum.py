@@ -3,7 +3,7 @@
 Inputs are unit vectors, and labels are what the layer computes under the best mask: an output is one weight times
 its mask ``m``, its label that weight times the best mask ``b``. The gradient of a score is then a positive number
 times ``m - b``: never positive where the best mask keeps, never negative where it prunes, and zero only where the
-mask is right, be the mask hard, soft or a sample. Scores that begin `SCORES` apart (0.05) change places as soon
+mask is right, be the mask hard, soft or a sample; of grains, it is the sum over their weights. Scores that begin `SCORES` apart (0.05) change places as soon
 as they have moved that far, and do not change back.
 """
 
@@ -19,22 +19,27 @@ CONFIG_LIST: list[dict[str, Any]] = [{"op_types": ["Linear"], "sparse_ratio": 0.
 INPUTS, OUTPUTS = 20, 24
 
 
-def best_mask() -> Tensor:
-    """Return a mask that keeps three of every ten weights."""
-    return (torch.arange(INPUTS * OUTPUTS) * 7 % 10 < 3).view(OUTPUTS, INPUTS)
+def three_of_ten(*grain: int) -> Tensor:
+    """Return a mask of grains of this size that keeps three of every ten."""
+    rows, columns = OUTPUTS // grain[0], INPUTS // grain[1]
+    kept = (torch.arange(rows * columns) * 7 % 10 < 3).view(rows, columns)
+    return kept.repeat_interleave(grain[0], 0).repeat_interleave(grain[1], 1)
 
 
-def layer() -> nn.Module:
+BEST = three_of_ten(1, 1)
+
+
+def layer(best: Tensor = BEST) -> nn.Module:
     """Return a layer whose largest weights are all others than the best mask's, so that magnitude is no help."""
     model = nn.Sequential(nn.Linear(INPUTS, OUTPUTS, bias=False))
     signs = 1 - 2 * (torch.arange(INPUTS * OUTPUTS) % 2).view(OUTPUTS, INPUTS)
-    model[0].weight.data = signs * torch.where(best_mask(), 1.0, 2.0)
+    model[0].weight.data = signs * torch.where(best, 1.0, 2.0)
     return model
 
 
-def batches() -> Batches:
+def batches(best: Tensor = BEST) -> Batches:
     """Return all unit vectors, in four batches, and what `layer` is to compute of them."""
-    wanted = (layer()[0].weight.detach() * best_mask()).T
+    wanted = (layer(best)[0].weight.detach() * best).T
     return list(zip(torch.eye(INPUTS).split(5), wanted.split(5), strict=True))
 
 

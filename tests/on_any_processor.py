@@ -12,7 +12,8 @@ import sys
 
 SETTINGS = {
     "one thread": {"OMP_NUM_THREADS": "1"},
-    "two threads": {"OMP_NUM_THREADS": "2"},
+    # Threads that wait leave the processor to others: to those of the tests that run beside them.
+    "two threads": {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"},
     # PyTorch's own kernels, oneDNN's and MKL's are chosen apart from each other.
     "no vector instructions": {
         "ATEN_CPU_CAPABILITY": "default",

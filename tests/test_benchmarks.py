@@ -66,7 +66,9 @@ def test_deployment(run) -> None:
     assert all(float(cell.split()[0]) > 0 for row in rows for cell in row[3:8])
     exact = ("PyTorch", "onnxruntime", "OpenVINO")
     for kind in ("dense", "95%"):
-        assert len({row[8] for row in rows if row[1] == kind and row[2] in exact}) == 1
+        found = [float(row[8].rstrip("%")) for row in rows if row[1] == kind and row[2] in exact]
+        assert len(found) == 3
+        assert max(found) - min(found) < 0.5  # one image of 360, if its two best logits are as good as equal
 
 
 def test_ticket(run) -> None:

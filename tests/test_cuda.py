@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import known_optimum
 import pytest
 import torch
 from conftest import (
@@ -14,6 +15,7 @@ from conftest import (
     Batches,
     ConvNet,
     dense_of,
+    doubles,
     expected_zeros,
     frozen,
     make_evaluator,
@@ -122,32 +124,48 @@ def test_mixed_precision(on_gpu: Batches, dtype: torch.dtype) -> None:
     assert all(score.dtype == torch.float32 for score in pruner.score_parameters())
 
 
-def test_channels_last_finds_as_good_a_mask(on_gpu: Batches) -> None:
-    torch.manual_seed(0)
-    model = ConvNet().cuda().to(memory_format=torch.channels_last)
-    images = [(x.to(memory_format=torch.channels_last), y) for x, y in on_gpu]
-    losses: list[float] = []
-    pruner = LotteryJackpotPruner(
-        model, CONFIG_LIST, make_evaluator(model, images, log=losses), recipe="paper", lr=2.0
-    )
-    pruner.compress(48, None)
-    assert zeros(pruner) == expected_zeros(model)
-    assert sum(losses[-6:]) < sum(losses[:6])
-
-
 @pytest.mark.parametrize("options", RECIPES[:2])
-def test_the_compiler_finds_as_good_a_mask(on_gpu: Batches, options: dict[str, str]) -> None:
-    torch.manual_seed(0)
-    model = ConvNet().cuda()
+@pytest.mark.parametrize("how", ["channels last", "compiled"])
+def test_another_order_of_sums_finds_the_same_mask(
+    on_gpu: Batches, options: dict[str, str], how: str
+) -> None:
+    def found(is_plain: bool) -> Found:
+        torch.manual_seed(0)
+        model = ConvNet().double().cuda()
+        function: Callable[..., Any] = model
+        if not is_plain and how == "channels last":
+            model.to(memory_format=torch.channels_last)
+        elif not is_plain:
+            torch._dynamo.reset()
+            function = torch.compile(model)
+        evaluator = make_evaluator(
+            model, doubles(on_gpu), lambda batch, model: training_step(batch, function)
+        )
+        pruner = LotteryJackpotPruner(model, CONFIG_LIST, evaluator, lr=0.5, **options)
+        start = pruner.get_masks()
+        masks = pruner.compress(12, None)[1]
+        assert zeros(pruner) == expected_zeros(model)
+        assert not same(start, masks)
+        return masks
+
+    assert same(found(is_plain=True), found(is_plain=False))
+
+
+@pytest.mark.parametrize(
+    "options", [*RECIPES[:2], pytest.param({"method": "supermask", "lr": 3.0}, id="sampled")]
+)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_search_finds_the_best_mask(options: dict[str, Any], compiled: bool) -> None:
+    model = known_optimum.layer().cuda()
     torch._dynamo.reset()
-    function = torch.compile(model)
-    lr = 2.0 if options["recipe"] == "paper" else 0.03
-    losses: list[float] = []
-    evaluator = make_evaluator(model, on_gpu, lambda batch, model: training_step(batch, function), losses)
-    pruner = LotteryJackpotPruner(model, CONFIG_LIST, evaluator, lr=lr, **options)
-    pruner.compress(48, None)
-    assert zeros(pruner) == expected_zeros(ConvNet())
-    assert sum(losses[-6:]) < sum(losses[:6])
+    function = torch.compile(model) if compiled else model
+    batches = [(inputs.cuda(), labels.cuda()) for inputs, labels in known_optimum.batches()]
+    evaluator = make_evaluator(
+        model, batches, lambda batch, model: known_optimum.training_step(batch, function)
+    )
+    pruner = LotteryJackpotPruner(model, known_optimum.CONFIG_LIST, evaluator, **options)
+    masks = pruner.compress(24, None)[1]
+    assert torch.equal(masks["0"]["weight"].bool().cpu(), known_optimum.BEST)
 
 
 class Deep(nn.Module):
@@ -254,7 +272,6 @@ def test_a_command_gives_the_same_masks_twice(tmp_path: Path) -> None:
         config.write_text(text, encoding="utf-8")
         assert main(["search", str(config)]) == 0
         found.append(torch.load(tmp_path / name / "masks.pth", weights_only=True))
-        rows = {row.kind: row.accuracy for row in load_result(tmp_path / name).rows}
-        assert rows["jackpot"] > rows["initial"]
+        assert load_result(tmp_path / name).overlap < 1.0
     assert same(*found)
     assert not any(mask["weight"].is_cuda for mask in found[0].values())

@@ -4,7 +4,6 @@ import copy
 import math
 from typing import Any
 
-import known_optimum
 import pytest
 import torch
 from conftest import (
@@ -41,30 +40,6 @@ def test_evaluator_search(batches: Batches) -> None:
     pruner.unwrap_model()
     assert all(parameter.requires_grad for parameter in pruner.bound_model.parameters())
     assert not any(hasattr(module, "_nni_wrapper") for module in pruner.bound_model.modules())
-
-
-@pytest.mark.parametrize("length", [(24, None), (None, 6)])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"growth": 0.0},
-        {"hardening": 0.0, "temperature": 0.0},
-        {"init": "random"},
-        {"recipe": "paper"},
-        {"recipe": "paper", "swap_limit": 0.1},
-        {"method": "supermask", "recipe": "paper"},
-        {"method": "supermask", "lr": 3.0},
-    ],
-    ids=str,
-)
-def test_a_search_finds_the_best_mask(options: dict[str, Any], length: tuple) -> None:
-    model = known_optimum.layer()
-    evaluator = make_evaluator(model, known_optimum.batches(), known_optimum.training_step)
-    pruner = LotteryJackpotPruner(model, known_optimum.CONFIG_LIST, evaluator, **options)
-    best = known_optimum.best_mask()
-    assert not torch.equal(pruner.get_masks()["0"]["weight"].bool(), best)
-    assert torch.equal(pruner.compress(*length)[1]["0"]["weight"].bool(), best)
 
 
 def test_the_same_seed_gives_the_same_masks(batches: Batches) -> None:
