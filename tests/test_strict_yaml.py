@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,6 @@ def doubling(levels: int, form: str) -> str:
         ("!!int ''", "not of the kind that its tag says"),
         ("!!float ''", "not of the kind that its tag says"),
         ("!!timestamp x", "not of the kind that its tag says"),
-        ("0001-01-01 00:00:00 +23:59", "not of the kind that its tag says"),
         ('"\\UFFFFFFFF"', "OverflowError"),
         ("!!int x", "invalid literal"),
         ("a: b: c", "line 1, column 5"),
@@ -52,9 +52,8 @@ def doubling(levels: int, form: str) -> str:
     ],
 )
 def test_what_is_refused_is_refused_in_a_line(text: str, words: str, like_nni: bool) -> None:
-    with pytest.raises(ValueError, match="") as caught:
+    with pytest.raises(ValueError, match=re.escape(words)) as caught:
         strict_yaml.parse(text, like_nni=like_nni)
-    assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -94,9 +93,10 @@ def test_files_have_an_end(tmp_path: Path) -> None:
     for path in (tmp_path / "pipe", Path(os.devnull)):
         with pytest.raises(OSError, match="allowed: a file"):
             strict_yaml.read(path)
-    for path in (tmp_path, tmp_path / "none"):
-        with pytest.raises(OSError, match="."):
-            strict_yaml.read(path)
+    with pytest.raises(IsADirectoryError):
+        strict_yaml.read(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        strict_yaml.read(tmp_path / "none")
     (tmp_path / "link").symlink_to(tmp_path / "long")
     (tmp_path / "long").write_bytes(b"a: 1")
     assert strict_yaml.read(tmp_path / "link") == b"a: 1"

@@ -63,7 +63,7 @@ def plan(runs: Sequence[tuple[dict[str, object], RunConfig]], here: bool = False
         name = ", ".join(f"{key.split('.')[-1]}={shown(value)}" for key, value in swept.items())
         try:
             images, shape, classes = _size(config)
-            if (key := _what_a_trial_depends_on(config)) not in tried:
+            if (key := _what_a_trial_depends_on(config, here)) not in tried:
                 tried[key] = _try(config, shape, classes, here)
         except JackpotError as error:
             raise type(error)(f"{name}: {error}" if name else str(error)) from error
@@ -109,8 +109,8 @@ def _tables(rows: Sequence[dict[str, str]]) -> str:
     if common:
         table = _table([])
         table.header = False
-        table.max_width = _WIDTH - 24  # beside the names
         table.add_rows([list(item) for item in common.items()])
+        table.max_width = _WIDTH - 24  # beside the names
         table.align = "l"
         tables.append(table)
     # In what else runs differ their names say.
@@ -143,11 +143,13 @@ def _size(config: RunConfig) -> tuple[int, Shape, int]:
     return images, (channels, size or height, size or width), classes
 
 
-def _what_a_trial_depends_on(config: RunConfig) -> str:
+def _what_a_trial_depends_on(config: RunConfig, here: bool) -> str:
     """Return a key that is the same for runs one of which can be tried for all."""
-    parts = {name: getattr(config, name) for name in ("device", "data", "model", "pretrain", "config_list")}
-    options = {**pruner_options(config.search), "init": config.search.init}
-    return config_hash({**parts, "options": options})
+    names = ["data", "model", "config_list", *(["device", "pretrain"] if here else [])]
+    parts = {name: getattr(config, name) for name in names}
+    return config_hash(
+        {**parts, "options": pruner_options(config.search), "init": here and config.search.init}
+    )
 
 
 def _try(config: RunConfig, shape: Shape, classes: int, here: bool) -> tuple[Pace | None, str]:
