@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.command(options)
 
     with any_terminal():
-        return way_out(command)
+        return int(way_out(command))
 
 
 class _Parser(argparse.ArgumentParser):
