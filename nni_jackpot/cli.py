@@ -84,6 +84,12 @@ def _parser() -> argparse.ArgumentParser:
             default=[],
             help="one run a value; searches that differ in the seed alone share a table: --sweep seed=0,1,2",
         )
+        if command is not _pretrain:
+            sub.add_argument(
+                "--overwrite",
+                action="store_true",
+                help="replace finished runs, once the new ones are finished",
+            )
         if command is _search:
             sub.add_argument(
                 "--resume",
@@ -120,6 +126,7 @@ def _search(options: argparse.Namespace) -> None:
     for swept, config in runs:
         title = named({key: value for key, value in swept.items() if key != "seed"})
         by_title.setdefault(title, []).append((named(swept), config))
+    make = partial(search, overwrite=True) if options.overwrite else search
     number = 0
     try:
         for title, own in by_title.items():
@@ -129,7 +136,7 @@ def _search(options: argparse.Namespace) -> None:
                 if len(runs) > 1:
                     print(f"run {number} of {len(runs)}: {name}", flush=True)
                 done = options.resume and from_first(partial(finished, config))
-                found.append(done or search(config))
+                found.append(done or make(config))
             text = summary(found, own[0][1].search.init)
             print(f"\n{title}\n{text}" if title else f"\n{text}", flush=True)
     except KeyboardInterrupt as stop:
@@ -140,9 +147,10 @@ def _search(options: argparse.Namespace) -> None:
 
 
 def _overlap(options: argparse.Namespace) -> None:
+    make = partial(overlap, overwrite=True) if options.overwrite else overlap
     for swept, config in _configs(options):
         title = named(swept)
-        comparison = overlap(config)
+        comparison = make(config)
         paths = save(comparison) if rank() == 0 else []
         print(f"\n{title}".rstrip(), comparison.table(), comparison.legend(), sep="\n")
         if not any(path.suffix == ".png" for path in paths):

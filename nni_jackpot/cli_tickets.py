@@ -56,6 +56,7 @@ def add_commands(commands: Any) -> None:
 def _export(options: argparse.Namespace) -> None:
     run: Path = options.run
     config = load_config(run / "config.yml")
+    load_result(run).check_files("masks.pth", "jackpot.pth")
     masks = load_masks(run / "masks.pth")
     found = _read_state(run / "jackpot.pth")
     if options.sparse:

@@ -14,9 +14,13 @@ import torch
 from torch import Tensor
 
 from nni_jackpot.errors import CheckpointError
-from nni_jackpot.files import load_tensors, replace_file
+from nni_jackpot.files import load_tensors, replace_file, save_tensors
+from nni_jackpot.plain import as_plain
 from nni_jackpot.ranks import rank, world
 from nni_jackpot.sealed import as_bytes, from_bytes
+
+# Of what `write_state` writes; another number for another form.
+FORMAT = 1
 
 
 def random_states() -> dict[str, Any]:
@@ -76,8 +80,12 @@ def digest(tensors: Iterable[Tensor]) -> str:
 def write_state(path: Path, depends_on: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     """Have rank 0 write where work stands, beside all that the work depends on, by name."""
     if rank() == 0:
-        content = {"depends on": _with_processes(depends_on), **state}
-        replace_file(path, lambda aside: torch.save(content, aside))
+        content = {
+            "format": FORMAT,
+            "depends on": _with_processes(depends_on),
+            **as_plain(state, "the state"),
+        }
+        replace_file(path, lambda aside: save_tensors(content, aside))
 
 
 def read_state(path: Path, work: str, depends_on: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,20 +105,31 @@ def read_state(path: Path, work: str, depends_on: Mapping[str, Any]) -> dict[str
     CheckpointError
         If the file is damaged, or of work that depends on other things; the message has what differs.
     """
-    saved = load_tensors(path, f"checkpoint of a {work}")
-    if not isinstance(saved, dict) or not isinstance(saved.get("depends on"), dict):
-        raise CheckpointError(f"{path} is not a checkpoint of a {work}")
-    theirs, own = saved["depends on"], _with_processes(depends_on)
-    differing = [
-        f"{name} {_difference(theirs.get(name), own.get(name))}"
-        for name in sorted({*theirs, *own})
-        if theirs.get(name) != own.get(name)
-    ]
-    if differing:
-        raise CheckpointError(
-            f"{path} is the checkpoint of another {work}: {'; '.join(differing)}. Remove it to start anew"
-        )
+    saved = _load(path, work)
+    _compare(path, work, saved["depends on"], _with_processes(depends_on))
     return saved
+
+
+def check_state(path: Path, work: str, known: Mapping[str, Any]) -> None:
+    """See that a file, if there is one, is of work that depends on what is known of ours so far.
+
+    Parameters
+    ----------
+    path, work
+        As for `read_state`.
+    known
+        Some of the things that our work will depend on.
+
+    Raises
+    ------
+    CheckpointError
+        As `read_state` does.
+    """
+    if path.exists():
+        own, saved = _with_processes(known), _load(path, work)["depends on"]
+        # Settings have dotted names, and all of ours are known.
+        theirs = {name: value for name, value in saved.items() if name in own or "." in name}
+        _compare(path, work, theirs, own)
 
 
 def remove_files(*paths: Path) -> None:
@@ -120,8 +139,34 @@ def remove_files(*paths: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def _load(path: Path, work: str) -> dict[str, Any]:
+    saved = load_tensors(path, f"checkpoint of a {work}")
+    if not isinstance(saved, dict) or not isinstance(saved.get("depends on"), dict):
+        raise CheckpointError(f"{path} is not a checkpoint of a {work}")
+    if saved.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} is a checkpoint of format {saved.get('format')!r}, this version reads {FORMAT}: go on "
+            "with the version that wrote it, or remove it to start anew"
+        )
+    return saved
+
+
+def _compare(path: Path, work: str, theirs: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    if found := differences(theirs, own):
+        raise CheckpointError(f"{path} is the checkpoint of another {work}: {found}. Remove it to start anew")
+
+
+def differences(theirs: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    """Say which values differ, by name; empty if none does."""
+    return "; ".join(
+        f"{name} {_difference(theirs.get(name), own.get(name))}"
+        for name in sorted({*theirs, *own})
+        if theirs.get(name) != own.get(name)
+    )
+
+
 def _with_processes(depends_on: Mapping[str, Any]) -> dict[str, Any]:
-    return {**depends_on, "the number of processes": world()}
+    return as_plain({**depends_on, "the number of processes": world()}, "the settings")
 
 
 def _difference(was: Any, now: Any) -> str:

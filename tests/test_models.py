@@ -7,7 +7,7 @@ from urllib.error import URLError
 import pytest
 import timm
 import torch
-import torchvision
+from published_weights import publish
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -187,16 +187,8 @@ def test_torchvisions_resnet50() -> None:
 @pytest.fixture
 def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
     """Put random weights where torch.hub keeps those of torchvision's squeezenet1_1 and shufflenet_v2_x0_5."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     torch.manual_seed(7)
-    states = {}
-    for name in ("squeezenet1_1", "shufflenet_v2_x0_5"):
-        states[name] = torchvision.models.get_model(name).state_dict()
-        url = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"].url
-        path = tmp_path / "hub" / "checkpoints" / Path(url).name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(states[name], path)
-    return states
+    return {name: publish(name, tmp_path, monkeypatch) for name in ("squeezenet1_1", "shufflenet_v2_x0_5")}
 
 
 @pytest.mark.parametrize("name", ["squeezenet1_1", "shufflenet_v2_x0_5"])

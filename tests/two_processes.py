@@ -1,4 +1,4 @@
-"""What test_processes.py has torchrun start twice: a search, one that is interrupted and goes on, a mistake."""
+"""What test_processes.py has torchrun start twice: a search, one that is interrupted and goes on, mistakes."""
 
 from __future__ import annotations
 
@@ -30,4 +30,6 @@ if __name__ == "__main__":
             with suppress(KeyboardInterrupt), stopping(at=step):
                 search(*resumed)
         codes += [search(*resumed), search("data.batch_size=63")]
+        # Which the first process finds out, and tells the other.
+        codes += [search(f"output={folder / 'whole'}", "search.epochs=3")]
     print(f"process {os.environ['RANK']}: {codes}", file=sys.stderr, flush=True)

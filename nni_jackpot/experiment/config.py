@@ -16,6 +16,7 @@ from nni_jackpot.errors import ExperimentConfigError
 from nni_jackpot.experiment import strict_yaml
 from nni_jackpot.experiment.models import model_names, weights_names
 from nni_jackpot.experiment.models.initial import INITS
+from nni_jackpot.experiment.paths import with_home
 from nni_jackpot.experiment.schema import (
     Invalid,
     Rule,
@@ -316,7 +317,7 @@ def load_config(
     try:
         for name, value in overrides.items():
             raw = overridden(raw, RunConfig, name.split("."), value, name)
-        return read_section(RunConfig, raw, "")
+        return with_home(read_section(RunConfig, raw, ""))
     except RecursionError:
         raise ExperimentConfigError(f"{path}: an override has more levels than there can be") from None
     except Invalid as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from nni_jackpot.errors import ExperimentConfigError
 from nni_jackpot.experiment import strict_yaml
 from nni_jackpot.experiment.config import RunConfig, config_hash, load_config
+from nni_jackpot.experiment.paths import folder_name
 from nni_jackpot.experiment.schema import related
 
 # How a trial of these experiments begins.
@@ -59,7 +61,7 @@ def runs_of(
             raise ExperimentConfigError(f"{path}: two runs of the sweep are the same: {named(swept)}")
         made.add(key)
         if swept:  # runs side by side need a folder each
-            name = "-".join(f"{key.split('.')[-1]}={shown(value)}" for key, value in swept.items())
+            name = folder_name(swept, {key: shown(value) for key, value in swept.items()})
             output = {"output": str(Path(config.output) / name)}
             config = load_config(path, {**fixed, **swept, **output})
         runs.append((swept, config))
@@ -100,7 +102,7 @@ def _trial_file(path: Path, content: Mapping[str, Any]) -> Path:
             f"{path}: trialCommand: found {content['trialCommand']!r}, allowed: {' '.join(_COMMAND)} FILE"
         )
     # NNI takes relative paths of the experiment's file from that file's folder.
-    return path.parent / str(content.get("trialCodeDirectory", ".")) / words[2]
+    return path.parent / os.path.expanduser(str(content.get("trialCodeDirectory", "."))) / words[2]
 
 
 def _grid(path: Path, content: Mapping[str, Any]) -> dict[str, list[object]]:

@@ -21,7 +21,8 @@ from nni_jackpot.experiment.config import RunConfig
 from nni_jackpot.experiment.report.plot import COLORS, blank
 from nni_jackpot.experiment.result import Result
 from nni_jackpot.experiment.run import search
-from nni_jackpot.files import replace_file
+from nni_jackpot.experiment.run_folder import check_free
+from nni_jackpot.files import replace_files
 from nni_jackpot.masks import load_masks, mask_overlap
 from nni_jackpot.tracking import running_as_nni_trial
 
@@ -79,8 +80,15 @@ class Comparison:
         )
 
 
-def overlap(config: RunConfig) -> Comparison:
+def overlap(config: RunConfig, overwrite: bool = False) -> Comparison:
     """Search a jackpot from every criterion, each in a subfolder of the run's folder, and compare them all.
+
+    Parameters
+    ----------
+    config
+        The run.
+    overwrite
+        Whether finished runs in the subfolders are replaced; else those with the same settings are taken.
 
     Raises
     ------
@@ -89,15 +97,18 @@ def overlap(config: RunConfig) -> Comparison:
     """
     if running_as_nni_trial():
         raise JackpotError("overlap runs several searches, but a trial of NNI has one result: use search")
-    results: dict[str, Result] = {}
-    for criterion in CRITERIA:
-        run = replace(
+    runs = {
+        criterion: replace(
             config,
             output=str(Path(config.output) / f"init={criterion}"),
             search=replace(config.search, init=criterion),
             finetune=replace(config.finetune, epochs=0),
         )
-        results[criterion] = search(run)
+        for criterion in CRITERIA
+    }
+    for run in runs.values():  # a folder that is taken is known before the first search
+        check_free(run, overwrite)
+    results = {criterion: search(run, overwrite) for criterion, run in runs.items()}
     jackpots = {criterion: load_masks(result.folder / "masks.pth") for criterion, result in results.items()}
     overlaps = {}
     for criterion, result in results.items():
@@ -118,9 +129,9 @@ def save(comparison: Comparison) -> list[Path]:
     }
     if (figure := _figure(comparison)) is not None:
         writers["overlap.png"] = lambda aside: figure.savefig(aside, format="png", dpi=150)
-    for name, write in writers.items():
-        replace_file(comparison.folder / name, write)
-    return [comparison.folder / name for name in writers]
+    files = {comparison.folder / name: write for name, write in writers.items()}
+    replace_files(files)
+    return list(files)
 
 
 def _figure(comparison: Comparison) -> Any:

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
 from nni_jackpot.errors import CheckpointError, ExperimentConfigError, OutputFolderError
 from nni_jackpot.experiment.config import RunConfig, config_hash, to_dict
 from nni_jackpot.experiment.models import has_new_classifier
-from nni_jackpot.files import load_tensors, replace_file
+from nni_jackpot.files import check_folder, load_tensors, remove_leftovers, replace_file, save_tensors
 from nni_jackpot.ranks import from_first, rank, wait_for_all
 from nni_jackpot.resuming import remove_files
 
@@ -55,6 +54,34 @@ def check_start(config: RunConfig, num_classes: int) -> None:
             f"model.weights: {weights} of {config.model.name} are for other classes than the dataset's "
             f"{num_classes}, so that the classifier is a new one: give it pretrain.epochs > 0"
         )
+
+
+def check_pretrained(model: nn.Module, config: RunConfig) -> None:
+    """See that a file of pre-trained weights fits a model, if there is one, and else that it can be written.
+
+    The model is changed: take a copy.
+
+    Raises
+    ------
+    CheckpointError, OutputFolderError
+        As `ensure_pretrained` does.
+    """
+    given = config.pretrain.checkpoint
+    path = cache_path(config) if given is None else Path(given)
+    if given is not None or path.exists():
+        load_weights(model, path)
+    else:
+        check_folder(path.parent)
+
+
+def interrupted_training(config: RunConfig) -> Path | None:
+    """Return the file that a training of these weights would go on from; None if there is none to come."""
+    path = cache_path(config)
+    return None if config.pretrain.checkpoint is not None or path.exists() else _interrupted(path)
+
+
+def _interrupted(path: Path) -> Path:
+    return path.with_suffix(".epoch")
 
 
 def ensure_pretrained(model: nn.Module, config: RunConfig, train: Callable[[Path], None]) -> Path:
@@ -96,11 +123,13 @@ def ensure_pretrained(model: nn.Module, config: RunConfig, train: Callable[[Path
     except OSError as error:
         raise OutputFolderError(f"cannot keep pre-trained weights in {path.parent}: {error}") from error
     try:
-        interrupted = path.with_suffix(".epoch")
+        interrupted = _interrupted(path)
+        if rank() == 0:
+            remove_leftovers(path, interrupted)
         if not from_first(path.exists):
             train(interrupted)
             if rank() == 0:
-                replace_file(path, lambda aside: torch.save(model.state_dict(), aside))
+                replace_file(path, lambda aside: save_tensors(model.state_dict(), aside))
             wait_for_all()
         remove_files(interrupted)
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,36 +15,55 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from nni_jackpot.errors import ConfigListError, JackpotError, NothingKeptError, TrainingDivergedError
-from nni_jackpot.experiment.config import RunConfig, SearchConfig, TrainConfig, dump_config, to_dict
+from nni_jackpot.experiment.config import RunConfig, SearchConfig, TrainConfig, to_dict
 from nni_jackpot.experiment.data import Data, load_data
 from nni_jackpot.experiment.epochs import EpochFile
 from nni_jackpot.experiment.models import build_model, try_model
-from nni_jackpot.experiment.pretrained import check_start, ensure_pretrained
+from nni_jackpot.experiment.pretrained import (
+    check_pretrained,
+    check_start,
+    ensure_pretrained,
+    interrupted_training,
+)
 from nni_jackpot.experiment.processes import averaged
-from nni_jackpot.experiment.result import RESULTS, Result, Row, forget_other, save_result, settings_of
+from nni_jackpot.experiment.result import Result, Row, settings_of
+from nni_jackpot.experiment.run_folder import (
+    JACKPOT,
+    MASKS,
+    SEARCH,
+    START,
+    TUNED,
+    RunFolder,
+    claimed,
+    finished_run,
+    place_of,
+)
 from nni_jackpot.experiment.sight import tell_search, tell_start
 from nni_jackpot.experiment.train import accuracy, cross_entropy_step, fit, train_weights
-from nni_jackpot.files import replace_file
+from nni_jackpot.files import check_folder, replace_file, save_tensors
 from nni_jackpot.masks import Masks, apply_masks, densities, mask_overlap, save_masks, sparsity_of
 from nni_jackpot.norm import kept, reestimate
 from nni_jackpot.pruner import LotteryJackpotPruner
 from nni_jackpot.ranks import from_first, rank, wait_for_all
-from nni_jackpot.resuming import digest, remove_files, same_random_states
-from nni_jackpot.tracking import Tracker, output_folder
-
-# What an interrupted run goes on from: the search, and weights that are tuned after it.
-_SEARCH = "checkpoint.pth"
-_TUNED = {kind: f"{kind}/epoch.pth" for kind in ("initial_tuned", "jackpot_tuned")}
+from nni_jackpot.resuming import check_state, digest, same_random_states
+from nni_jackpot.tracking import Tracker
 
 
 class Setting:
-    """The parts that every command needs, made from a config with its seed.
+    """The parts that every command needs, made from a config with its seed; nothing is written.
+
+    Attributes
+    ----------
+    run
+        The folder that `open` has been given.
 
     Raises
     ------
     JackpotError
-        One of its kinds for a folder, a dataset or a config list that will not do, before any training.
+        One of its kinds for a folder, a dataset, weights or a config list that will not do.
     """
+
+    run: RunFolder
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
@@ -52,17 +71,43 @@ class Setting:
         # Else the fastest convolution may add up a gradient in another order every time: the same seed is to
         # give the same mask.
         torch.backends.cudnn.deterministic = True
-        self.folder = output_folder(Path(config.output))
-        if rank() == 0:
-            forget_other(self.folder, config)
-            dump_config(replace(config, search=config.search.in_full()), self.folder / "config.yml")
+        check_folder(place_of(config))
         self.data: Data = load_data(config.data, config.seed)
         torch.manual_seed(config.seed)
         check_start(config, self.data.num_classes)
         self.model: nn.Module = build_model(config.model, self.data.num_classes, self.data.shape[0])
         try_model(config.model, self.model, self.data.num_classes, self.data.shape)
-        try_config_list(config, copy.deepcopy(self.model))
+        tried = copy.deepcopy(self.model)
+        check_pretrained(tried, config)
+        try_config_list(config, tried)
         self.model.to(self.device)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the search."""
+        return self.config.search.epochs * len(self.data.train)
+
+    def open(self, run: RunFolder) -> None:
+        """Begin to write to a run's folder, unless the run is finished; or go on with what was interrupted.
+
+        Raises
+        ------
+        CheckpointError
+            If that is damaged or of other settings; the folder is then as it was.
+        """
+        self.run = run
+        if run.finished is not None:
+            return
+        config = self.config
+        length = {"max_steps": self.steps, "max_epochs": config.search.epochs}
+        check_state(run.work / SEARCH, "search", {**self.what_a_search_depends_on(), **length})
+        if (run.work / SEARCH).exists() or not self.steps:  # else they are of another search
+            for name in TUNED.values():
+                check_state(run.work / name, "training", self._what_a_training_depends_on(config.finetune))
+        if (file := interrupted_training(config)) is not None:
+            check_state(file, "training", self._what_a_training_depends_on(config.pretrain))
+        wait_for_all()  # until they have looked: the first process is about to change what is there
+        run.begin(config)
 
     def evaluate(self, model: nn.Module) -> float:
         """Return the accuracy of a model on the test images."""
@@ -86,10 +131,18 @@ class Setting:
     ) -> None:
         """Train weights, tracked under the name of the phase; goes on from a file if it was interrupted."""
         loader = self.data.train
-        file = EpochFile(interrupted, self._what_training_depends_on(model, config, masks))
+        found = [mask for of_module in (masks or {}).values() for mask in of_module.values()]
+        depends_on = {
+            **self._what_a_training_depends_on(config),
+            "weights": digest(model.state_dict().values()),
+            "masks": digest(mask for mask in found if mask is not None),
+        }
+        file = EpochFile(interrupted, depends_on)
+        if not interrupted.exists():
+            self.run.forget_logs(name)
         steps = config.epochs * len(loader)
         with Tracker(
-            self.folder / name, steps, description=name, rank=rank(), report_to_nni=False
+            self.run.work / name, steps, description=name, rank=rank(), report_to_nni=False
         ) as tracker:
 
             def skip(epochs: int) -> None:
@@ -109,11 +162,8 @@ class Setting:
                 masks=masks,
             )
 
-    def _what_training_depends_on(
-        self, model: nn.Module, config: TrainConfig, masks: Masks | None
-    ) -> dict[str, Any]:
+    def _what_a_training_depends_on(self, config: TrainConfig) -> dict[str, Any]:
         settings = settings_of(self.config).items()
-        found = [mask for of_module in (masks or {}).values() for mask in of_module.values()]
         return {
             **{
                 name: value
@@ -122,13 +172,13 @@ class Setting:
             },
             **{field.name: getattr(config, field.name) for field in fields(TrainConfig)},
             "device": self.device.type,
-            "weights": digest(model.state_dict().values()),
-            "masks": digest(mask for mask in found if mask is not None),
         }
 
-    def forget(self, *names: str) -> None:
-        """Remove files of the run's folder, if they are there."""
-        remove_files(*(self.folder / name for name in names))
+    def what_a_search_depends_on(self) -> dict[str, Any]:
+        """Return the settings of the run by dotted name, but for those that leave its masks as they are."""
+        settings = settings_of(self.config).items()
+        others = {name: value for name, value in settings if not name.startswith(("pretrain.", "finetune."))}
+        return {**others, "device": self.device.type}
 
 
 def pruner_options(config: SearchConfig) -> dict[str, Any]:
@@ -165,35 +215,60 @@ def try_config_list(config: RunConfig, model: nn.Module, is_pretrained: bool = F
 
 
 def pretrain(config: RunConfig) -> tuple[Path, float]:
-    """Train the network of a config, or find it trained; return its file and its accuracy."""
-    setting = Setting(config)
-    path = setting.pretrain()
-    return path, setting.evaluate(setting.model)
-
-
-def search(config: RunConfig) -> Result:
-    """Find a jackpot in the pre-trained network, and write it to the run's folder.
-
-    What was interrupted there goes on, if the config is still the same: a search from its last checkpoint, a
-    training of weights after its last epoch.
+    """Train the network of a config, or find it trained; return its file and its accuracy.
 
     Raises
     ------
     JackpotError
-        One of its kinds for what is wrong with the config, the data or the checkpoint, before the search; and
-        if the search diverges.
+        As `search` does.
     """
+    finished_run(config)  # one of other settings is not to be disturbed
     setting = Setting(config)
-    setting.forget(RESULTS)  # of an earlier run there
+    with claimed(config) as run:
+        setting.open(run)
+        path = setting.pretrain()
+        return path, setting.evaluate(setting.model)
+
+
+def search(config: RunConfig, overwrite: bool = False) -> Result:
+    """Find a jackpot in the pre-trained network, and write it to the run's folder.
+
+    What was interrupted there goes on, if the config is still the same: a search from its last checkpoint, a
+    training of weights after its last epoch. If the run is finished there already, its results are taken.
+
+    Parameters
+    ----------
+    config
+        The run.
+    overwrite
+        Whether a finished run in the folder is replaced, at the end of this one.
+
+    Raises
+    ------
+    JackpotError
+        One of its kinds for what is wrong with the config, the data, the checkpoint or the folder, before
+        anything is written; and if the search diverges.
+    """
+    if (found := finished_run(config, overwrite)) is not None:
+        return found
+    setting = Setting(config)
+    with claimed(config, overwrite) as run:
+        return run.finished or _search(setting, run)
+
+
+def _search(setting: Setting, run: RunFolder) -> Result:
+    config = setting.config
+    setting.open(run)
     setting.pretrain()
-    model, folder = setting.model, setting.folder
+    model, steps = setting.model, setting.steps
     dense = copy.deepcopy(model.state_dict())
     rows = [Row("dense", setting.evaluate(model), 0.0, 0)]
 
-    steps = config.search.epochs * len(setting.data.train)
-    if steps and not (folder / _SEARCH).exists():
-        setting.forget(*_TUNED.values())  # of another search
-    with Tracker(folder, steps, description="search", rank=rank()) as tracker:
+    if not (run.work / SEARCH).exists():
+        run.forget_logs("")
+        if steps:
+            run.forget(*TUNED.values())  # of another search
+    with Tracker(run.work, steps, description="search", rank=rank()) as tracker:
         pruner, start = _make_pruner(setting, tracker)
         tell_search(rows[0].accuracy, start)
         sparsity = sparsity_of(start)
@@ -220,13 +295,12 @@ def search(config: RunConfig) -> Result:
         total = config.search.epochs + config.finetune.epochs
         rows.append(_tuned(setting, "jackpot_tuned", found, masks, total))
     apply_masks(model, masks)
-    result = Result(rows, mask_overlap(start, masks).total, seconds, folder, pruner.resumed_step)
+    result = Result(rows, mask_overlap(start, masks).total, seconds, run.folder, pruner.resumed_step)
     if rank() == 0:
-        save_masks(start, folder / "start.pth")
-        save_masks(masks, folder / "masks.pth")
-        replace_file(folder / "jackpot.pth", lambda aside: torch.save(model.state_dict(), aside))
-        save_result(result)
-    setting.forget(_SEARCH, *_TUNED.values())
+        save_masks(start, run.work / START)
+        save_masks(masks, run.work / MASKS)
+        replace_file(run.work / JACKPOT, lambda aside: save_tensors(model.state_dict(), aside))
+        result = run.finish(result, config)
     wait_for_all()
     return result
 
@@ -258,7 +332,9 @@ def _make_pruner(setting: Setting, tracker: Tracker) -> tuple[LotteryJackpotPrun
             return
         masks = pruner.get_masks()
         overlap = mask_overlap(start, masks).total
-        tracker.epoch(accuracy_so_far(), overlap=overlap, layers=densities(masks))
+        # Said again, for a resumed process that finds an epoch at its end, and takes no step of it.
+        last = {"learning_rate": pruner.learning_rate, "flips": pruner.flips}
+        tracker.epoch(accuracy_so_far(), **last, overlap=overlap, layers=densities(masks))
 
     def accuracy_so_far() -> float:
         """Return what the accuracy would be if the search ended here."""
@@ -284,22 +360,15 @@ def _make_pruner(setting: Setting, tracker: Tracker) -> tuple[LotteryJackpotPrun
         **pruner_options(options),
     )
     pruner.checkpoint_to(
-        setting.folder / _SEARCH,
+        setting.run.work / SEARCH,
         options.checkpoint_every,
-        _what_a_search_depends_on(setting),
+        setting.what_a_search_depends_on(),
         keep=True,  # until weights have been tuned as well
     )
     setting.data.restart()
     searching = True
     start = pruner.get_masks()
     return pruner, start
-
-
-def _what_a_search_depends_on(setting: Setting) -> dict[str, Any]:
-    """Return the settings of a run by dotted name, but for those that leave its masks as they are."""
-    settings = settings_of(setting.config).items()
-    others = {name: value for name, value in settings if not name.startswith(("pretrain.", "finetune."))}
-    return {**others, "device": setting.device.type}
 
 
 def _with_norm_reestimated(setting: Setting) -> float:
@@ -316,9 +385,9 @@ def _tuned(setting: Setting, kind: str, state: dict[str, Tensor], masks: Masks, 
     model = copy.deepcopy(setting.model)
     model.load_state_dict(state)
     try:
-        setting.train(model, setting.config.finetune, kind, setting.folder / _TUNED[kind], masks)
+        setting.train(model, setting.config.finetune, kind, setting.run.work / TUNED[kind], masks)
     except TrainingDivergedError:
-        setting.forget(*_TUNED.values())  # the remedy is another lr, for both
+        setting.run.forget(*TUNED.values())  # the remedy is another lr, for both
         raise
     return Row(kind, setting.evaluate(model), sparsity_of(masks), epochs)
 

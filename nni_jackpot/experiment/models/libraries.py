@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from importlib import import_module
-from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 import torchvision.models
 from torch import nn
 
 from nni_jackpot.errors import CheckpointError, ExperimentConfigError, MissingLibraryError
+from nni_jackpot.experiment.models.published import place_of, read_safely
 
 
 class Library(Protocol):
@@ -69,12 +68,12 @@ class Torchvision:
             )
         published = torchvision.models.get_model_weights(name)[weights]
         try:
-            model = torchvision.models.get_model(name, weights=published, **options)
+            with read_safely(published):
+                model = torchvision.models.get_model(name, weights=published, **options)
         except Exception as error:  # of the network, of a damaged file, of a file that is something else
-            place = Path(torch.hub.get_dir(), "checkpoints", Path(published.url).name)
             raise CheckpointError(
                 f"weights {weights} of torchvision/{name} cannot be loaded: {first_line(error)}. Without a "
-                f"network, put {published.url} at {place}"
+                f"network, put {published.url} at {place_of(published.url)}"
             ) from error
         if num_classes != (known := self.classes(name, weights)):
             _replace_classifier(model, known, num_classes)

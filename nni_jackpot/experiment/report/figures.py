@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from nni_jackpot.experiment.report.measures import INIT, RECIPE, SPARSITY, Measure, labels
 from nni_jackpot.experiment.report.runs import Run
 from nni_jackpot.experiment.report.wording import percent
-from nni_jackpot.masks import load_masks, mask_overlap
+from nni_jackpot.experiment.result import load_result
+from nni_jackpot.masks import Masks, load_masks, mask_overlap
 
 
 @dataclass(frozen=True)
@@ -246,8 +248,13 @@ def _mask_overlaps(starts: Sequence[Measure], jackpots: Sequence[Measure]) -> di
                 continue
             files = start.folder / "start.pth", run.folder / "masks.pth"
             if all(file.exists() for file in files):  # they are large, and need not be kept for the tables
-                points[_percent(jackpot.sparsity)].append(100 * mask_overlap(*map(load_masks, files)).total)
+                points[_percent(jackpot.sparsity)].append(100 * mask_overlap(*map(_masks, files)).total)
     return dict(points)
+
+
+def _masks(path: Path) -> Masks:
+    load_result(path.parent).check_files(path.name)
+    return load_masks(path)
 
 
 def _percent(share: float) -> float:

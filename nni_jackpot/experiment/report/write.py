@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 from collections import defaultdict
@@ -15,8 +16,9 @@ from nni_jackpot.experiment.report.measures import Measure, measure
 from nni_jackpot.experiment.report.page import Report, Section, markdown, page
 from nni_jackpot.experiment.report.runs import Found, find_runs
 from nni_jackpot.experiment.report.tables import tables
-from nni_jackpot.files import replace_file
+from nni_jackpot.files import check_folder, replace_files
 
+_LONGEST = 100  # of the part of a file's name that says what a section is about
 _SCREEN = 12  # lines about runs that were passed over
 
 
@@ -43,14 +45,16 @@ def write_report(paths: Sequence[Path], folder: Path) -> str:
     ExperimentConfigError, CheckpointError
         If a run's ``config.yml``, or a file of masks, is.
     OutputFolderError
-        If a file cannot be written.
+        If a file cannot be written; the files of an earlier report are then as they were.
     """
+    check_folder(folder)
     found = find_runs(paths)
     command = shlex.join(["nni-jackpot", "report", *map(str, paths), "-o", str(folder)])
-    report = Report(command, found, [_section(title, own) for title, own in _by_network(found).items()])
+    networks = _by_network(found)
+    names = slugs(list(networks))
+    report = Report(command, found, [_section(title, names[title], own) for title, own in networks.items()])
     files = _files(report)
-    for name, content in files.items():
-        replace_file(folder / name, partial(Path.write_bytes, data=content))
+    replace_files({folder / name: partial(Path.write_bytes, data=content) for name, content in files.items()})
     return "\n".join([*_read(found), *_written(report, folder)])
 
 
@@ -62,9 +66,21 @@ def _by_network(found: Found) -> dict[str, list[Measure]]:
     return dict(sorted(sections.items()))
 
 
-def _section(title: str, measures: Sequence[Measure]) -> Section:
+def slugs(titles: Sequence[str]) -> dict[str, str]:
+    """Return beginnings of names of files, one for each title; those that would be the same have a digest."""
+    plain = {title: re.sub(r"[^a-z0-9]+", "-", title.lower()) for title in titles}
+    known = list(plain.values())
+    return {
+        title: slug
+        if known.count(slug) == 1 and len(slug) <= _LONGEST
+        else f"{slug[:_LONGEST]}-{hashlib.sha256(title.encode()).hexdigest()[:8]}"
+        for title, slug in plain.items()
+    }
+
+
+def _section(title: str, slug: str, measures: Sequence[Measure]) -> Section:
     drawn = [(figure, plot.draw(figure)) for figure in figures(measures)]
-    return Section(title, re.sub(r"[^a-z0-9]+", "-", title.lower()), tables(measures), drawn)
+    return Section(title, slug, tables(measures), drawn)
 
 
 def _read(found: Found) -> list[str]:
