@@ -118,7 +118,7 @@ def _pretrain(options: argparse.Namespace) -> None:
 
 def _search(options: argparse.Namespace) -> None:
     if options.dry_run:
-        print(plan(_configs(options), here=True))
+        print(plan(_configs(options), here=True, overwrite=options.overwrite))
         return
     # All configs are read before the first run: a mistake in the last is known at once.
     runs = _configs(options)

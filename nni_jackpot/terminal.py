@@ -37,6 +37,11 @@ def one_line(text: str) -> str:
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
 
 
+def encodable(text: str) -> str:
+    """Return a text that UTF-8 has, for files: names that are not of the file system's encoding as bytes."""
+    return printable(text).encode("utf-8", _HANDLER).decode()
+
+
 @contextmanager
 def any_terminal() -> Iterator[None]:
     """Have all that is printed be printable, and in the characters that stdout and stderr can take."""

@@ -183,7 +183,7 @@ class Setting:
 
 def pruner_options(config: SearchConfig) -> dict[str, Any]:
     """Return a search's options for the pruner, but for `init`, which may need gradients."""
-    others = ("epochs", "init", "reestimate_norm", "checkpoint_every")
+    others = ("epochs", "init", "reestimate_norm", "checkpoint_every", "checkpoint_minutes")
     return {name: value for name, value in to_dict(config).items() if name not in others}
 
 
@@ -364,6 +364,7 @@ def _make_pruner(setting: Setting, tracker: Tracker) -> tuple[LotteryJackpotPrun
         options.checkpoint_every,
         setting.what_a_search_depends_on(),
         keep=True,  # until weights have been tuned as well
+        minutes=options.checkpoint_minutes,
     )
     setting.data.restart()
     searching = True
