@@ -165,3 +165,24 @@ def test_all_fits_a_screen(sweep: list[str], path: Path, capsys: pytest.CaptureF
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 100
     assert sum(line.startswith("├") for line in lines) <= 1
+
+
+def test_a_finished_run_takes_no_steps_and_is_not_in_the_way_of_itself(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["search", str(path)]) == 0
+    before = sorted(path.parent.rglob("*"))
+    capsys.readouterr()
+    assert cli.main(dry(path)) == 0
+    assert "1 runs, 0 steps in all, about 00:00 on this machine" in capsys.readouterr().out
+    assert cli.main([*dry(path), "--overwrite"]) == 0
+    assert "1 runs, 5 steps in all" in capsys.readouterr().out  # the weights are there
+    assert cli.main(dry(path, search__epochs=2)) == 2
+    assert "holds a finished run of other settings: search.epochs" in capsys.readouterr().err
+    assert sorted(path.parent.rglob("*")) == before
+
+
+def test_a_folder_that_cannot_be_written(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("output", "pretrain__cache"):
+        assert cli.main(dry(path, **{name: "run.yml/below"})) == 2
+        assert capsys.readouterr().err.count("\n") == 1
