@@ -38,6 +38,8 @@ from nni_jackpot.schedule import SearchClock
 from nni_jackpot.targets import remake_values
 
 if TYPE_CHECKING:
+    from torch.distributed.checkpoint.stateful import Stateful
+
     from nni_jackpot.search import Search
 
 _logger = logging.getLogger(__name__)
@@ -58,6 +60,8 @@ class Checkpoint:
         Whether the file stays at the end, and is that of the last step where the length is known in steps.
     minutes
         Time from one writing to the next, if the steps take longer.
+    beside
+        What else goes on from the file.
 
     Attributes
     ----------
@@ -72,12 +76,14 @@ class Checkpoint:
         settings: Mapping[str, Any],
         keep: bool,
         minutes: float = math.inf,
+        beside: Stateful | None = None,
     ) -> None:
         self.path = Path(path)
         self.resumed_step = 0
         self._every = every
         self._keep = keep
         self._minutes = minutes
+        self._beside = beside
         self._settings = as_plain(settings, "settings")
         self._is_read_back = False
         self._searches = 0
@@ -114,6 +120,8 @@ class Checkpoint:
         if self.path.exists():
             saved = read_state(self.path, "search", self._depends_on)
             check_saved(self.path, saved, search.groups, model)
+            if self._beside is not None:
+                self._beside.load_state_dict(saved.get("beside", {}))
             self._saved = saved
             self._random_start = saved["random_start"][rank()]
             with damage_told(self.path):
@@ -214,6 +222,7 @@ class Checkpoint:
             "random_start": of_all(self._random_start),
             "random": of_all(random_states()),
             "sums": self._sums(),
+            "beside": {} if self._beside is None else self._beside.state_dict(),
         }
         write_state(self.path, self._depends_on, state)
         if not self._is_read_back:  # so that a file which cannot be read is found now, and not when needed

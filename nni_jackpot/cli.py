@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -35,10 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("nni").setLevel(logging.WARNING)
 
     def command() -> None:
-        with joined(), any_terminal(is_silent=rank() != 0):
+        with joined(), redirect_stdout(sys.stdout if rank() == 0 else None):
             options.command(options)
 
-    return int(way_out(command))
+    with any_terminal():
+        return int(way_out(command))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -116,7 +118,7 @@ def _pretrain(options: argparse.Namespace) -> None:
 
 def _search(options: argparse.Namespace) -> None:
     if options.dry_run:
-        print(plan(_configs(options), here=True))
+        print(plan(_configs(options), here=True, overwrite=options.overwrite))
         return
     # All configs are read before the first run: a mistake in the last is known at once.
     runs = _configs(options)

@@ -7,7 +7,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from nni.compression.base.compressor import Pruner
@@ -39,6 +39,9 @@ from nni_jackpot.starts import budgets_of, check_budgets, kept_by, pools_of
 from nni_jackpot.supermask import SampledMask
 from nni_jackpot.targets import ScoredTarget, ScoreGroup
 from nni_jackpot.wrapper import SearchedWrapper, refresh_masks
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.stateful import Stateful
 
 _logger = logging.getLogger(__name__)
 
@@ -505,6 +508,7 @@ class LotteryJackpotPruner(Pruner):
         settings: Mapping[str, Any] | None = None,
         keep: bool = False,
         minutes: float = 5.0,
+        beside: Stateful | None = None,
     ) -> None:
         """Have `compress` keep a file of how far it has come, and go on from it when it is called again.
 
@@ -529,6 +533,8 @@ class LotteryJackpotPruner(Pruner):
             begun again, by a pruner made anew and of the same ``max_steps``, is then over at once.
         minutes
             Time from one writing to the next where ``every`` steps take longer.
+        beside
+            What is to go on as well, such as a log: its state is that at the end of the loss's computation.
 
         Raises
         ------
@@ -542,7 +548,7 @@ class LotteryJackpotPruner(Pruner):
             raise ValueError(f"every must be positive, got {every}")
         if not minutes > 0:
             raise ValueError(f"minutes must be positive, got {minutes}")
-        self._checkpoint = Checkpoint(path, every, settings or {}, keep, minutes)
+        self._checkpoint = Checkpoint(path, every, settings or {}, keep, minutes, beside)
 
     @property
     def resumed_step(self) -> int:

@@ -32,26 +32,25 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return a text as one line of printable characters, cut short if it is very long."""
+    """Return a text as one line of printable characters, without its middle if it is very long."""
     line = " ".join(part.strip() for part in text.split("\n") if part.strip()).translate(_ESCAPES)
-    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
+
+
+def encodable(text: str) -> str:
+    """Return a text that UTF-8 has, for files: names that are not of the file system's encoding as bytes."""
+    return printable(text).encode("utf-8", _HANDLER).decode()
 
 
 @contextmanager
-def any_terminal(is_silent: bool = False) -> Iterator[None]:
-    """Have all that is printed be printable, and in the characters that stdout and stderr can take.
-
-    Parameters
-    ----------
-    is_silent
-        Whether nothing is printed to stdout at all.
-    """
+def any_terminal() -> Iterator[None]:
+    """Have all that is printed be printable, and in the characters that stdout and stderr can take."""
     with ExitStack() as changes:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 changes.callback(stream.reconfigure, errors=stream.errors)
                 stream.reconfigure(errors=_HANDLER)
-        changes.enter_context(redirect_stdout(None if is_silent else cast(TextIO, _Printable(sys.stdout))))
+        changes.enter_context(redirect_stdout(cast(TextIO, _Printable(sys.stdout))))
         yield
 
 

@@ -10,16 +10,20 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import nni
 import torch
 
-from nni_jackpot.errors import JackpotError, OutputFolderError
+from nni_jackpot.errors import CheckpointError, JackpotError, OutputFolderError
 from nni_jackpot.events import EventFile
 from nni_jackpot.files import replace_file
 from nni_jackpot.progress import Progress
 
 Scalar = float | torch.Tensor
+
+# What the state of a tracker holds.
+_STATE = {"step": int, "epoch_steps": int, "loss_sum": float, "seconds": float}
 
 
 class Interrupted(KeyboardInterrupt):
@@ -109,8 +113,18 @@ class Tracker:
         self._seconds_before = 0.0
         self._epochs = self._epoch_steps = 0
         self._skipped = (0, 0)  # steps and epochs
+        self._resumed: Mapping[str, Any] = {}
+        self._has_noted = False
         self._loss_sum: Scalar | None = 0.0  # None where the beginning of the epoch is not known
         self._scalars: dict[str, Scalar] = {}
+
+    def note(self, loss: Scalar) -> None:
+        """Take note of the loss of the step that comes, for `state_dict` to have it before that step ends."""
+        if not self._silent:
+            self._epoch_steps += 1
+            self._has_noted = True
+            if self._loss_sum is not None:
+                self._loss_sum = self._loss_sum + _detached(loss)
 
     def step(self, loss: Scalar, **scalars: Scalar) -> None:
         """Take note of a training step.
@@ -121,11 +135,11 @@ class Tracker:
         """
         if self._silent:
             return
+        if not self._has_noted:
+            self.note(loss)
+        self._has_noted = False
         self._progress.step()
-        self._epoch_steps += 1
         self._scalars = {name: _detached(value) for name, value in {"loss": loss, **scalars}.items()}
-        if self._loss_sum is not None:
-            self._loss_sum = self._loss_sum + self._scalars["loss"]
         if self._progress.steps % self._log_every == 0:
             values = {name: float(value) for name, value in self._scalars.items()}
             self._add_points(self._progress.steps, "step", values)
@@ -169,12 +183,40 @@ class Tracker:
         if self._reports:
             nni.report_intermediate_result(accuracy)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold for the run to go on as if it had not been interrupted."""
+        if self._silent or self._loss_sum is None:
+            return {}
+        return {
+            "step": self._progress.steps + self._has_noted,
+            "epoch_steps": self._epoch_steps,
+            "loss_sum": float(self._loss_sum),
+            "seconds": self._seconds(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over, when as many steps have been skipped, what `state_dict` returned.
+
+        Raises
+        ------
+        CheckpointError
+            If it is damaged.
+        """
+        kinds = {name: type(value) for name, value in state.items()} if isinstance(state, dict) else None
+        if kinds not in ({}, _STATE):
+            raise CheckpointError(f"the checkpoint holds no state of a tracker, but {state}")
+        self._resumed = state
+
     def skip_step(self) -> None:
         """Count a step that an earlier process took, of the run that this one resumes."""
-        if not self._silent:
-            self._progress.skip()
-            self._skipped = (self._progress.steps, self._epochs)
-            self._loss_sum = None
+        if self._silent:
+            return
+        self._progress.skip()
+        self._skipped = (self._progress.steps, self._epochs)
+        self._loss_sum = None
+        if self._resumed.get("step") == self._progress.steps:
+            self._loss_sum, self._epoch_steps = self._resumed["loss_sum"], self._resumed["epoch_steps"]
+            self._seconds_before, self._start = self._resumed["seconds"], time.perf_counter()
 
     def has_next_epoch(self) -> bool:
         """Return whether an earlier process wrote the row of the epoch that ends now."""
@@ -186,7 +228,7 @@ class Tracker:
             return
         self._epochs += 1
         self._skipped = (self._progress.steps, self._epochs)
-        self._loss_sum = 0.0
+        self._loss_sum, self._epoch_steps = 0.0, 0
         if (row := self._rows_on_file.get(self._epochs)) is not None:
             self._rows.append(row)
             self._seconds_before = float(row["seconds"])
@@ -208,10 +250,12 @@ class Tracker:
         row: dict[str, object] = {"epoch": self._epochs, "step": self._progress.steps}
         row |= {"accuracy": values["accuracy"], "loss": None}
         row |= {name: float(value) for name, value in self._scalars.items() if name != "loss"}
-        seconds = self._seconds_before + time.perf_counter() - self._start
-        row |= {**values, "seconds": round(seconds, 3)}
+        row |= {**values, "seconds": round(self._seconds(), 3)}
         self._write([*self._rows, row])
         self._rows.append(row)
+
+    def _seconds(self) -> float:
+        return self._seconds_before + time.perf_counter() - self._start
 
     def _write(self, rows: Sequence[Mapping[str, object]]) -> None:
         def write(path: Path) -> None:

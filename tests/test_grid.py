@@ -90,3 +90,27 @@ def test_what_makes_no_runs(experiment: Path, changes: dict[str, object], words:
 def test_no_file_at_all(tmp_path: Path) -> None:
     with pytest.raises(ExperimentConfigError, match=r"none\.yml: cannot be read"):
         runs_of(tmp_path / "none.yml")
+
+
+def test_runs_that_are_the_same_are_refused(experiment: Path) -> None:
+    twice = {"seed": {"_type": "choice", "_value": [0, 0]}}
+    with pytest.raises(ExperimentConfigError, match="two runs of the sweep are the same: seed=0"):
+        runs_of(edited(experiment, searchSpace=twice))
+    run = experiment.parent / "code" / "configs" / "run.yml"
+    with pytest.raises(ExperimentConfigError, match="are the same"):
+        runs_of(run, {}, {"seed": [0, 1], "search.lr": [0.1, 0.1]})
+    assert len(runs_of(run, {}, {"seed": [0, 1], "search.lr": [0.1, 0.2]})) == 4
+    assert len(runs_of(run, {}, {"output": ["a", "b"]})) == 2
+
+
+def test_a_parent_is_not_set_where_its_child_is_swept(experiment: Path) -> None:
+    for fixed, swept in (("search.epochs", "search"), ("search", "search.epochs")):
+        value = {"epochs": 1} if fixed == "search" else 1
+        values = [{"epochs": 2}] if swept == "search" else [2]
+        with pytest.raises(ExperimentConfigError, match=f"{fixed}: is both set and swept"):
+            runs_of(experiment, {fixed: value}, {swept: values})
+
+
+def test_more_runs_than_anyone_waits_for(experiment: Path) -> None:
+    with pytest.raises(ExperimentConfigError, match="a sweep of 2,000,000 runs, allowed: up to 10,000"):
+        runs_of(experiment, {}, {"seed": range(1000), "search.epochs": range(1000), "search.lr": [0.1]})

@@ -171,6 +171,67 @@ def test_a_resumed_run_takes_over_the_rows_of_its_first_part(tmp_path: Path) -> 
     ]
 
 
+def test_an_epoch_whose_beginning_is_not_known_has_no_loss(tmp_path: Path) -> None:
+    with Tracker(tmp_path, 6, description="search") as tracker:
+        for _ in range(2):
+            tracker.skip_step()
+        tracker.step(2.0)
+        tracker.epoch(0.5)
+        tracker.step(1.0)
+        tracker.epoch(0.5)
+    assert [(row["step"], row["loss"]) for row in read_rows(tmp_path)] == [("3", ""), ("4", "1.0")]
+    assert [step for step, _ in read_events(tmp_path / "tensorboard")["epoch/loss"]] == [2]
+
+
+@pytest.mark.parametrize("steps", [4, 6, 7])
+def test_points_beyond_a_resume_are_those_of_the_resumed_run(tmp_path: Path, steps: int) -> None:
+    with Tracker(tmp_path, 9, description="search", log_every=1) as tracker:
+        for step in range(1, 9):
+            tracker.step(1.0)
+            if step % 3 == 0:
+                tracker.epoch(0.5)
+    with Tracker(tmp_path, 9, description="search", log_every=1) as tracker:
+        for step in range(1, steps + 1):
+            tracker.skip_step()
+            if step % 3 == 0:
+                tracker.skip_epoch()
+        for step in range(steps + 1, 10):
+            tracker.step(2.0)
+            if step % 3 == 0:
+                tracker.epoch(0.75)
+    events = read_events(tmp_path / "tensorboard")
+    assert [value for _, value in events["step/loss"]] == [1.0] * steps + [2.0] * (9 - steps)
+    assert [step for step, _ in events["step/loss"]] == list(range(1, 10))
+    known = steps // 3
+    accuracies = [0.5] * known + [0.75] * (3 - known)
+    assert [value for _, value in events["epoch/accuracy"]] == accuracies
+    assert [float(row["accuracy"]) for row in read_rows(tmp_path)] == accuracies
+    seconds = [float(row["seconds"]) for row in read_rows(tmp_path)]
+    assert seconds == sorted(seconds)
+
+
+def test_points_of_another_run_go(tmp_path: Path) -> None:
+    for loss in (1.0, 2.0):
+        with Tracker(tmp_path, 3, description="search", log_every=1) as tracker:
+            tracker.step(loss)
+            tracker.epoch(0.5)
+    events = read_events(tmp_path / "tensorboard")
+    assert events["step/loss"] == [(1, 2.0)]
+    assert len(events["epoch/accuracy"]) == 1
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"epoch,seconds\n1,x\n", b"a\0b", b"epoch\n1\n"])
+def test_rows_that_are_damaged_are_left_out(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "metrics.csv").write_bytes(content)
+    with Tracker(tmp_path, 2, description="search") as tracker:
+        tracker.skip_step()
+        assert not tracker.has_next_epoch()
+        tracker.skip_epoch()
+        tracker.step(1.0)
+        tracker.epoch(0.5)
+    assert [row["epoch"] for row in read_rows(tmp_path)] == ["2"]
+
+
 def test_tensors_are_read_on_logged_steps_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads = []
     read = torch.Tensor.__float__
@@ -235,7 +296,9 @@ def test_progress_bar_on_a_terminal(
     assert "accuracy=0.5" in last_line
 
 
-def test_no_progress_bar_without_a_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_lines_and_no_progress_bar_without_a_terminal(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     with Tracker(tmp_path, 1, description="search", log_every=1) as tracker:
         tracker.step(1.0)
         tracker.epoch(0.5)

@@ -51,7 +51,7 @@ _RESNET_DEPTH = Rule(
 # Beyond these a network of float32 computes with numbers that are none, after a step or two.
 _RATE = Rule("> 0 and <= 1e30", lambda value: 0 < value <= 1e30)
 _DECAY = Rule(">= 0 and <= 1e30", lambda value: 0 <= value <= 1e30)
-_SCORE_RATE = Rule("> 0 and <= 1e6", lambda value: 0 < value <= 1e6)
+_POSITIVE = Rule("> 0 and <= 1e6", lambda value: 0 < value <= 1e6)
 _SCORE = Rule(">= -1e6 and <= 1e6", lambda value: -1e6 <= value <= 1e6)
 _EPOCHS = between(0, 10**6)
 _MOST_IMAGES = 10**9
@@ -187,7 +187,7 @@ class SearchConfig:
     init: str = option("criterion of the initial masks", one_of(*CRITERIA), "magnitude")
     method: str = option("how masks follow scores", one_of(*METHODS), "edge_popup")
     recipe: str = option("how scores are trained, but for what is given below", one_of(*RECIPES), "jackpot")
-    lr: float | None = option("learning rate of the scores at the start", _SCORE_RATE, None)
+    lr: float | None = option("learning rate of the scores at the start", _POSITIVE, None)
     momentum: float | None = option("momentum of SGD", _BELOW_ONE, None)
     weight_decay: float | None = option("weight decay of SGD", between(0, 10**6), None)
     growth: float | None = option("progress at which masks have all their zeros", _PROGRESS, None)
@@ -204,6 +204,7 @@ class SearchConfig:
         default=None,
     )
     checkpoint_every: int = option("steps after which an interrupted search goes on", between(1, 10**9), 500)
+    checkpoint_minutes: float = option("the same in minutes, where steps take longer", _POSITIVE, 5.0)
 
     @property
     def reestimates_norm(self) -> bool:

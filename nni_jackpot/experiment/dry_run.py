@@ -17,7 +17,9 @@ from nni_jackpot.experiment.grid import shown
 from nni_jackpot.experiment.models import build_model, try_model
 from nni_jackpot.experiment.pretrained import cache_path, check_start
 from nni_jackpot.experiment.rehearsal import Pace, check_here, measure
+from nni_jackpot.experiment.result import finished
 from nni_jackpot.experiment.run import pruner_options, try_config_list
+from nni_jackpot.experiment.run_folder import check_free
 from nni_jackpot.experiment.sight import network_of
 
 Shape = tuple[int, int, int]
@@ -36,7 +38,9 @@ _KNOWN: dict[str, tuple[int, Shape, int]] = {
 _WIDTH = 100  # columns of a screen
 
 
-def plan(runs: Sequence[tuple[dict[str, object], RunConfig]], here: bool = False) -> str:
+def plan(
+    runs: Sequence[tuple[dict[str, object], RunConfig]], here: bool = False, overwrite: bool = False
+) -> str:
     """Check all runs of a file, and return tables of what each would do.
 
     Networks are built and config lists tried on them, but nothing is trained or written, and of the published
@@ -48,6 +52,8 @@ def plan(runs: Sequence[tuple[dict[str, object], RunConfig]], here: bool = False
         What is swept in each run, and its config.
     here
         Whether to see as well that this machine has all that the runs need, and how long it would take.
+    overwrite
+        Whether they are to be made anew where they are finished already.
 
     Raises
     ------
@@ -62,8 +68,9 @@ def plan(runs: Sequence[tuple[dict[str, object], RunConfig]], here: bool = False
     for swept, config in runs:
         name = ", ".join(f"{key.split('.')[-1]}={shown(value)}" for key, value in swept.items())
         try:
+            is_finished = here and _is_finished(config, overwrite)
             images, shape, classes = _size(config)
-            if (key := _what_a_trial_depends_on(config)) not in tried:
+            if (key := _what_a_trial_depends_on(config, here)) not in tried:
                 tried[key] = _try(config, shape, classes, here)
         except JackpotError as error:
             raise type(error)(f"{name}: {error}" if name else str(error)) from error
@@ -72,7 +79,7 @@ def plan(runs: Sequence[tuple[dict[str, object], RunConfig]], here: bool = False
         trained.add(once)
         pretrain = 0 if pretrained else config.pretrain.epochs
         tuned = config.finetune.epochs * (2 if config.finetune.under == "both" else 1)
-        epochs = pretrain + config.search.epochs + tuned
+        epochs = 0 if is_finished else pretrain + config.search.epochs + tuned
         steps = epochs * math.ceil(images / config.data.batch_size)
         total += steps
         row = {
@@ -87,13 +94,13 @@ def plan(runs: Sequence[tuple[dict[str, object], RunConfig]], here: bool = False
             else "is there",
             "search": f"{config.search.epochs} epochs, {_how(config)}",
             "tuning": f"{tuned} epochs",
-            "steps": f"{steps:,}",
+            "steps": "is finished" if is_finished else f"{steps:,}",
         }
         pace, note = tried[key]
         if note:
             notes[f"note: {name}: {note}" if name else f"note: {note}"] = None
         if pace is not None:
-            needed = pace.of_run(steps, epochs)
+            needed = 0.0 if is_finished else pace.of_run(steps, epochs)
             seconds += needed
             row["time"] = tqdm.format_interval(needed)
         rows.append(row)
@@ -109,8 +116,8 @@ def _tables(rows: Sequence[dict[str, str]]) -> str:
     if common:
         table = _table([])
         table.header = False
-        table.max_width = _WIDTH - 24  # beside the names
         table.add_rows([list(item) for item in common.items()])
+        table.max_width = _WIDTH - 24  # beside the names
         table.align = "l"
         tables.append(table)
     # In what else runs differ their names say.
@@ -143,11 +150,19 @@ def _size(config: RunConfig) -> tuple[int, Shape, int]:
     return images, (channels, size or height, size or width), classes
 
 
-def _what_a_trial_depends_on(config: RunConfig) -> str:
+def _what_a_trial_depends_on(config: RunConfig, here: bool) -> str:
     """Return a key that is the same for runs one of which can be tried for all."""
-    parts = {name: getattr(config, name) for name in ("device", "data", "model", "pretrain", "config_list")}
-    options = {**pruner_options(config.search), "init": config.search.init}
-    return config_hash({**parts, "options": options})
+    names = ["data", "model", "config_list", *(["device", "pretrain"] if here else [])]
+    parts = {name: getattr(config, name) for name in names}
+    return config_hash(
+        {**parts, "options": pruner_options(config.search), "init": here and config.search.init}
+    )
+
+
+def _is_finished(config: RunConfig, overwrite: bool) -> bool:
+    """Return whether the run's results are there; raises OutputFolderError if those of another are."""
+    check_free(config, overwrite)
+    return not overwrite and finished(config) is not None
 
 
 def _try(config: RunConfig, shape: Shape, classes: int, here: bool) -> tuple[Pace | None, str]:

@@ -174,6 +174,7 @@ class ImageFiles(Images):
             if not os.path.isfile(path):  # to open a pipe may never end
                 raise ValueError("it is no file")
             with warnings.catch_warnings(), open(path, "rb") as file:
+                warnings.simplefilter("ignore")  # a process for each worker would print them
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 image = Image.open(file)
                 if image.format == "EPS":

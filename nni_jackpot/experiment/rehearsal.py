@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain, islice, pairwise, repeat
-from pathlib import Path
 from typing import Any
 
 import nni
@@ -25,9 +24,11 @@ from nni_jackpot.experiment.config import DataConfig, RunConfig
 from nni_jackpot.experiment.data import Data, load_data
 from nni_jackpot.experiment.images import Batch
 from nni_jackpot.experiment.models import build_model
-from nni_jackpot.experiment.pretrained import cache_path, load_weights
+from nni_jackpot.experiment.pretrained import cache_path, check_pretrained
 from nni_jackpot.experiment.run import device_of, pruner_options, try_config_list
+from nni_jackpot.experiment.run_folder import place_of
 from nni_jackpot.experiment.train import accuracy, cross_entropy_step, fit
+from nni_jackpot.files import check_folder
 from nni_jackpot.pruner import LotteryJackpotPruner
 
 Shape = tuple[int, int, int]
@@ -49,7 +50,7 @@ class Pace:
 
 
 def check_here(config: RunConfig, shape: Shape, classes: int) -> str:
-    """See that this machine has what a run needs: its device, its data, its weights.
+    """See that this machine has what a run needs: its device, its folder, its data, its weights.
 
     Data that the run would download, and published weights, are not fetched.
 
@@ -65,18 +66,17 @@ def check_here(config: RunConfig, shape: Shape, classes: int) -> str:
         One of its kinds for what the run would stumble over.
     """
     device_of(config.device)
+    check_folder(place_of(config))
     _data(config.data)
     torch.manual_seed(config.seed)
     model = _network(config, shape, classes)
-    checkpoint, cache = config.pretrain.checkpoint, cache_path(config)
-    there = Path(checkpoint) if checkpoint else cache if cache.exists() else None
-    if there is not None:
-        load_weights(model, there)
+    check_pretrained(model, config)
     _refuse_too_few(config, copy.deepcopy(model))
     try:
         try_config_list(config, model, is_pretrained=True)
     except NothingKeptError as error:
-        if there is not None or (config.model.weights is None and config.pretrain.epochs == 0):
+        is_there = config.pretrain.checkpoint is not None or cache_path(config).exists()
+        if is_there or (config.model.weights is None and config.pretrain.epochs == 0):
             raise
         return f"if trained weights rank as untrained ones do, the run will be refused: {error}"
     return ""

@@ -29,6 +29,7 @@ _OF_NO_CONSEQUENCE = {
     "data.download",
     "pretrain.cache",
     "search.checkpoint_every",
+    "search.checkpoint_minutes",
 }
 
 

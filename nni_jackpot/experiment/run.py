@@ -18,6 +18,7 @@ from nni_jackpot.errors import ConfigListError, JackpotError, NothingKeptError, 
 from nni_jackpot.experiment.config import RunConfig, SearchConfig, TrainConfig, to_dict
 from nni_jackpot.experiment.data import Data, load_data
 from nni_jackpot.experiment.epochs import EpochFile
+from nni_jackpot.experiment.images import Batch
 from nni_jackpot.experiment.models import build_model, try_model
 from nni_jackpot.experiment.pretrained import (
     check_pretrained,
@@ -183,7 +184,7 @@ class Setting:
 
 def pruner_options(config: SearchConfig) -> dict[str, Any]:
     """Return a search's options for the pruner, but for `init`, which may need gradients."""
-    others = ("epochs", "init", "reestimate_norm", "checkpoint_every")
+    others = ("epochs", "init", "reestimate_norm", "checkpoint_every", "checkpoint_minutes")
     return {name: value for name, value in to_dict(config).items() if name not in others}
 
 
@@ -344,6 +345,12 @@ def _make_pruner(setting: Setting, tracker: Tracker) -> tuple[LotteryJackpotPrun
             pruner.reestimate_norm(setting.data.sample)
             return setting.evaluate(model)
 
+    def training_step(batch: Batch, model: nn.Module) -> Tensor:
+        loss = cross_entropy_step(batch, model)
+        if searching and steps >= pruner.resumed_step:  # before, it is only for its random numbers
+            tracker.note(loss)
+        return loss
+
     def training_func(model: nn.Module, *args: Any, **kwargs: Any) -> None:
         setting.data.train.pass_over(pruner.resumed_step if searching else 0)
         # Criteria take the mean over all processes themselves.
@@ -355,7 +362,7 @@ def _make_pruner(setting: Setting, tracker: Tracker) -> tuple[LotteryJackpotPrun
     pruner = LotteryJackpotPruner(
         model,
         list(setting.config.config_list),
-        TorchEvaluator(training_func, optimizer, cross_entropy_step),
+        TorchEvaluator(training_func, optimizer, training_step),
         init=options.init,
         **pruner_options(options),
     )
@@ -364,6 +371,8 @@ def _make_pruner(setting: Setting, tracker: Tracker) -> tuple[LotteryJackpotPrun
         options.checkpoint_every,
         setting.what_a_search_depends_on(),
         keep=True,  # until weights have been tuned as well
+        minutes=options.checkpoint_minutes,
+        beside=tracker,
     )
     setting.data.restart()
     searching = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from prettytable import PrettyTable, TableStyle
@@ -63,24 +64,31 @@ _ABOUT = (
 
 def markdown(report: Report) -> str:
     """Return the report as Markdown that refers to the other files."""
-    lines = [f"# {_TITLE}", f"```bash\n{report.command}\n```", _ABOUT]
+    fence = _fence(report.command, 3)
+    lines = [f"# {_TITLE}", f"{fence}bash\n{report.command}\n{fence}", _ABOUT]
     for section in report.sections:
         lines.append(f"## {section.title}")
         for table in section.tables:
             file = f"{section.slug}-{table.name}.csv"
-            lines += [f"### {table.title}", _pretty(table).get_string(), f"{table.note} [CSV]({file})"]
+            lines += [
+                f"### {table.title}",
+                _pretty(table, _plain).get_string(),
+                f"{table.note} [CSV]({file})",
+            ]
         for figure, files in section.figures:
             stem = f"{section.slug}-{figure.name}"
             lines.append(f"### {figure.title}")
             lines += [f"![{figure.title}]({stem}.svg)"] if files else []
             links = [f"[PNG]({stem}.png)"] if files else []
             lines.append(" ".join([figure.note, f"[CSV]({stem}.csv)", *links]).strip())
-    runs = [f"{run.number}. `{run.command}` {run.origin}".rstrip() for run in report.found.runs]
+    runs = [f"{run.number}. {_code(run.command)} {_plain(run.origin)}".rstrip() for run in report.found.runs]
     lines += ["## Runs", "\n".join(runs)]
     if report.found.skipped:
         lines += [
             "Passed over:",
-            "\n".join(f"- `{folder}`: {why}" for folder, why in report.found.skipped.items()),
+            "\n".join(
+                f"- {_code(str(folder))}: {_plain(why)}" for folder, why in report.found.skipped.items()
+            ),
         ]
     return "\n\n".join(lines) + "\n"
 
@@ -109,9 +117,24 @@ def page(report: Report) -> str:
     return _PAGE.format(title=_TITLE, style=_STYLE, body="\n".join(parts))
 
 
-def _pretty(table: Table) -> PrettyTable:
+def _plain(text: str) -> str:
+    """Return a text as Markdown shows it, with no tags, and in the column of a table that it is in."""
+    return html.escape(text, quote=False).replace("|", "\\|")
+
+
+def _code(text: str) -> str:
+    fence = _fence(text, 1)
+    return f"{fence}{text}{fence}"
+
+
+def _fence(text: str, least: int) -> str:
+    """Return so many backticks that there are not as many in a text."""
+    return "`" * max(least, 1 + max(map(len, re.findall("`+", text)), default=0))
+
+
+def _pretty(table: Table, shown: Callable[[str], str] = str) -> PrettyTable:
     pretty = PrettyTable(table.columns)
-    pretty.add_rows(table.rows)
+    pretty.add_rows([[shown(cell) for cell in row] for row in table.rows])
     pretty.set_style(TableStyle.MARKDOWN)
     pretty.align = "r"
     pretty.align[table.columns[0]] = "l"

@@ -7,6 +7,7 @@ import statistics
 from typing import Any
 
 from nni_jackpot.experiment.report.figures import Figure, Line
+from nni_jackpot.terminal import encodable
 
 # Okabe and Ito's palette, without its black and its yellow, which is faint on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -68,6 +69,9 @@ def _saved(drawing: Any, suffix: str, salt: str) -> bytes:
     import matplotlib
 
     file = io.BytesIO()
+    for text in drawing.findobj(lambda artist: hasattr(artist, "set_parse_math")):
+        text.set_parse_math(False)  # a name with $ is no formula
+        text.set_text(encodable(text.get_text()))
     # Text as text and a salt of our own: small, searchable, and the same in every process.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
         drawing.savefig(file, format=suffix, dpi=150, metadata={"Date": None} if suffix == "svg" else None)

@@ -17,6 +17,7 @@ from nni_jackpot.experiment.report.page import Report, Section, markdown, page
 from nni_jackpot.experiment.report.runs import Found, find_runs
 from nni_jackpot.experiment.report.tables import tables
 from nni_jackpot.files import check_folder, replace_files
+from nni_jackpot.terminal import encodable
 
 _LONGEST = 100  # of the part of a file's name that says what a section is about
 _SCREEN = 12  # lines about runs that were passed over
@@ -108,4 +109,4 @@ def _files(report: Report) -> dict[str, bytes]:
             stem = f"{section.slug}-{figure.name}"
             texts[f"{stem}.csv"] = records.of_figure(figure)
             images |= {f"{stem}.{suffix}": data for suffix, data in (drawn or {}).items()}
-    return {name: text.encode() for name, text in texts.items()} | images
+    return {name: encodable(text).encode() for name, text in texts.items()} | images
