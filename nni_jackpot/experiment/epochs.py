@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nni_jackpot.errors import CheckpointError
 from nni_jackpot.ranks import of_all, rank
 from nni_jackpot.resuming import random_states, read_state, remove_files, set_random_states, write_state
 
@@ -41,10 +42,14 @@ class EpochFile:
         if not self.path.exists():
             return 0
         saved = read_state(self.path, "training", self._depends_on)
-        for name, part in parts.items():
-            part.load_state_dict(saved["parts"][name])
-        set_random_states(saved["random"][rank()])
-        return saved["epochs"]
+        try:
+            for name, part in parts.items():
+                part.load_state_dict(saved["parts"][name])
+            set_random_states(saved["random"][rank()])
+            return int(saved["epochs"])
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise CheckpointError(f"{self.path} is a damaged checkpoint of a training: {reason}") from error
 
     def save(self, epochs: int, parts: Mapping[str, Any]) -> None:
         """Write the file, after so many epochs."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import time
 from dataclasses import fields
 from pathlib import Path
@@ -35,6 +36,7 @@ from nni_jackpot.experiment.run_folder import (
     START,
     TUNED,
     RunFolder,
+    check_free,
     claimed,
     finished_run,
     place_of,
@@ -196,17 +198,24 @@ def try_config_list(config: RunConfig, model: nn.Module) -> None:
         )
 
 
-def pretrain(config: RunConfig) -> tuple[Path, float]:
+def pretrain(config: RunConfig, overwrite: bool = False) -> tuple[Path, float]:
     """Train the network of a config, or find it trained; return its file and its accuracy.
+
+    Parameters
+    ----------
+    config
+        The run.
+    overwrite
+        Whether a search that is to follow will replace a finished run in the folder.
 
     Raises
     ------
     JackpotError
         As `search` does.
     """
-    finished_run(config)  # one of other settings is not to be disturbed
+    check_free(config, overwrite)
     setting = Setting(config)
-    with claimed(config) as run:
+    with claimed(config, overwrite) as run:
         setting.open(run)
         path = setting.pretrain()
         return path, setting.evaluate(setting.model)
@@ -231,11 +240,17 @@ def search(config: RunConfig, overwrite: bool = False) -> Result:
         One of its kinds for what is wrong with the config, the data, the checkpoint or the folder, before
         anything is written; and if the search diverges.
     """
-    if (found := finished_run(config, overwrite)) is not None:
-        return found
-    setting = Setting(config)
-    with claimed(config, overwrite) as run:
-        return run.finished or _search(setting, run)
+    found = finished_run(config, overwrite)
+    if found is None:
+        setting = Setting(config)
+        with claimed(config, overwrite) as run:
+            if run.finished is None:
+                return _search(setting, run)
+            found = run.finished  # by another process meanwhile
+    if rank() == 0:
+        said = "%s holds this run, finished: its results are taken. --overwrite makes it anew"
+        logging.getLogger(__name__).warning(said, found.folder)
+    return found
 
 
 def _search(setting: Setting, run: RunFolder) -> Result:

@@ -6,7 +6,6 @@ folder within, and takes their place at the end.
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -201,9 +200,6 @@ def _finished_run(config: RunConfig, overwrite: bool) -> Result | None:
     folder = place_of(config)
     result = None if overwrite else finished_in(folder, config)
     if result is not None:
-        logging.getLogger(__name__).warning(
-            "%s holds this run, finished: its results are taken. --overwrite makes it anew", folder
-        )
         _tidy(folder)
     return result
 
