@@ -16,6 +16,7 @@ from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
 
+nni.silence_stdout()  # of the lines that NNI's speedup logs for every module
 torch.manual_seed(0)
 pixels, labels = load_digits(return_X_y=True)
 images, labels = torch.tensor(pixels).float().view(-1, 1, 8, 8) / 16, torch.tensor(labels)

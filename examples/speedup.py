@@ -10,6 +10,7 @@ import time
 
 from nni_jackpot import LotteryJackpotPruner, apply_masks, save_masks
 
+import nni
 import torch
 import torchvision
 from nni.compression.pruning import L1NormPruner
@@ -30,6 +31,7 @@ def seconds(model, x, runs=15):
     return sorted(times)[runs // 2]
 
 
+nni.silence_stdout()  # of the lines that NNI's speedup logs for every module
 torch.manual_seed(0)
 model = torchvision.models.resnet18(num_classes=10).eval()  # stands for your pre-trained checkpoint
 x = torch.randn(4, 3, 64, 64)

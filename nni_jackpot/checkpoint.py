@@ -8,7 +8,10 @@ loop to their places; then scores, masks, optimizers, statistics and random stat
 
 from __future__ import annotations
 
+import logging
+import math
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +22,8 @@ from nni.compression.utils import Evaluator, LightningEvaluator, TransformersEva
 from torch import Tensor, nn
 
 from nni_jackpot.errors import CheckpointError
-from nni_jackpot.ranks import of_all, rank
+from nni_jackpot.plain import as_plain
+from nni_jackpot.ranks import of_all, rank, wait_for_all, world
 from nni_jackpot.recipe import OF_MASKS
 from nni_jackpot.resuming import (
     digest,
@@ -29,11 +33,14 @@ from nni_jackpot.resuming import (
     set_random_states,
     write_state,
 )
+from nni_jackpot.saved_search import check_saved
 from nni_jackpot.schedule import SearchClock
 from nni_jackpot.targets import remake_values
 
 if TYPE_CHECKING:
     from nni_jackpot.search import Search
+
+_logger = logging.getLogger(__name__)
 
 
 class Checkpoint:
@@ -49,6 +56,8 @@ class Checkpoint:
         What else the search depends on, by name: a file of other settings is refused.
     keep
         Whether the file stays at the end, and is that of the last step where the length is known in steps.
+    minutes
+        Time from one writing to the next, if the steps take longer.
 
     Attributes
     ----------
@@ -57,13 +66,20 @@ class Checkpoint:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], every: int, settings: Mapping[str, Any], keep: bool
+        self,
+        path: str | os.PathLike[str],
+        every: int,
+        settings: Mapping[str, Any],
+        keep: bool,
+        minutes: float = math.inf,
     ) -> None:
         self.path = Path(path)
         self.resumed_step = 0
         self._every = every
         self._keep = keep
-        self._settings = settings
+        self._minutes = minutes
+        self._settings = as_plain(settings, "settings")
+        self._is_read_back = False
         self._searches = 0
         self._saved: dict[str, Any] | None = None
 
@@ -89,16 +105,21 @@ class Checkpoint:
             **_settings_of(search.optimizer),
             **self._settings,
         }
+        as_plain(search.optimizer.state_dict(), "the state of the optimizer")  # or refused before any work
         self._losses = 0
+        self._written_at = time.monotonic()
         self._may_skip = True
         self._random_start = random_states()
         self.resumed_step = 0
         if self.path.exists():
-            self._saved = read_state(self.path, "search", self._depends_on)
-            self._random_start = self._saved["random_start"][rank()]
-            set_random_states(self._random_start)
-            self._may_skip = self._saved["may_skip"]
-            self.resumed_step = self._saved["clock"]["step"]
+            saved = read_state(self.path, "search", self._depends_on)
+            check_saved(self.path, saved, search.groups, model)
+            self._saved = saved
+            self._random_start = saved["random_start"][rank()]
+            self._set_random_states(self._random_start)
+            self._may_skip = saved["may_skip"]
+            self.resumed_step = saved["clock"]["step"]
+            self._warn_of_other_sums(saved["sums"])
         owner, name = _training_step_of(search.evaluator)
         setattr(owner, name, self._follow(getattr(owner, name)))
 
@@ -106,11 +127,16 @@ class Checkpoint:
         """Write the file if it is time, or take over what it holds if the loop has come that far."""
         clock = self._search.clock
         if self._saved is None:
-            if clock.step % self._every == 0 or (self._keep and clock.step == clock.max_steps):
+            is_last = self._keep and clock.step == clock.max_steps
+            if clock.step % self._every == 0 or is_last or self._is_overdue():
                 self._write()
         elif self._losses == self._saved["losses"]:
             self._restore(self._saved)
             self._saved = None
+
+    def _is_overdue(self) -> bool:
+        """Return True if the last writing is long ago; processes that train together count steps alone."""
+        return world() == 1 and time.monotonic() - self._written_at > 60 * self._minutes
 
     def end(self) -> None:
         """Take leave of a search that is over; raises CheckpointError if it never came as far again."""
@@ -186,8 +212,36 @@ class Checkpoint:
             "driver": search.driver.state_dict(),
             "random_start": of_all(self._random_start),
             "random": of_all(random_states()),
+            "sums": self._sums(),
         }
         write_state(self.path, self._depends_on, state)
+        if not self._is_read_back:  # so that a file which cannot be read is found now, and not when needed
+            wait_for_all()
+            check_saved(
+                self.path, read_state(self.path, "search", self._depends_on), search.groups, self._model
+            )
+            self._is_read_back = True
+        self._written_at = time.monotonic()
+
+    def _set_random_states(self, states: dict[str, Any]) -> None:
+        try:
+            set_random_states(states)
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{self.path} is damaged: {error}") from error
+
+    def _sums(self) -> dict[str, Any]:
+        """Return what the order of sums depends on, and so the last digits of all numbers."""
+        device = self._search.groups[0].score.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        return {"device": name, "threads": torch.get_num_threads()}
+
+    def _warn_of_other_sums(self, saved: dict[str, Any]) -> None:
+        if saved != (own := self._sums()):
+            _logger.warning(
+                "the search began with %s and goes on with %s: sums in another order may find another mask",
+                saved,
+                own,
+            )
 
     def _restore(self, saved: dict[str, Any]) -> None:
         search, model = self._search, self._model
@@ -208,11 +262,14 @@ class Checkpoint:
                     target.mask.copy_(state.pop("mask"))
                     target.relaxed.restore(state, target.score)
         remake_values(search.groups)
-        search.optimizer.load_state_dict(saved["optimizer"])
-        search.driver.load_state_dict(saved["driver"])
+        try:
+            search.optimizer.load_state_dict(saved["optimizer"])
+            search.driver.load_state_dict(saved["driver"])
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{self.path} is damaged: {error}") from error
+        self._set_random_states(saved["random"][rank()])
         search.clock = SearchClock(**saved["clock"])
         search.growth.rankings = saved["rankings"]
-        set_random_states(saved["random"][rank()])
 
 
 def _training_step_of(evaluator: Evaluator) -> tuple[Any, str]:

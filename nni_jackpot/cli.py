@@ -5,41 +5,58 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NoReturn, TypeVar
 
+from nni_jackpot.boundary import EXIT_CODES, Exit, way_out
 from nni_jackpot.cli_tickets import add_commands
-from nni_jackpot.errors import JackpotError
+from nni_jackpot.errors import ExperimentConfigError
 from nni_jackpot.experiment.config import RunConfig, parse_override
 from nni_jackpot.experiment.dry_run import plan
-from nni_jackpot.experiment.grid import runs_of, shown
+from nni_jackpot.experiment.grid import named, runs_of
 from nni_jackpot.experiment.overlap import overlap, save
 from nni_jackpot.experiment.processes import joined
 from nni_jackpot.experiment.report import summary, write_report
 from nni_jackpot.experiment.result import finished
 from nni_jackpot.experiment.run import pretrain, search
 from nni_jackpot.ranks import from_first, rank
-from nni_jackpot.tracking import tuner_parameters
+from nni_jackpot.terminal import any_terminal, one_line
+from nni_jackpot.tracking import Interrupted, tuner_parameters
+
+Value = TypeVar("Value")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0, or 2 after one line that says what is wrong."""
+    """Run a command and return its exit code, after one line that says what is wrong unless that is 0."""
     options = _parser().parse_args(arguments)
-    # NNI logs a line for every metric and every module; the progress bar and the table say the same.
+    # NNI logs a line for every metric and every module; the progress and the table say the same.
     logging.getLogger("nni").setLevel(logging.WARNING)
-    try:
-        with joined(), redirect_stdout(sys.stdout if rank() == 0 else None):
+
+    def command() -> None:
+        with joined(), any_terminal(is_silent=rank() != 0):
             options.command(options)
-    except JackpotError as error:
-        print(f"nni-jackpot: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return int(way_out(command))
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(
+            Exit.REFUSED, f"{self.prog}: error: {one_line(message)}; {self.prog} -h says what there is\n"
+        )
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="nni-jackpot", description=__doc__)
+    parser = _Parser(
+        prog="nni-jackpot",
+        description=__doc__,
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, command, text in (
         ("pretrain", _pretrain, "train the network of FILE, once; later runs find it in the cache"),
@@ -77,7 +94,9 @@ def _parser() -> argparse.ArgumentParser:
                 help="go on with a sweep: take the results of runs that are finished, with the same settings",
             )
             sub.add_argument(
-                "--dry-run", action="store_true", help="check all runs, and print what each would train"
+                "--dry-run",
+                action="store_true",
+                help="check all runs, and print what each would train and for how long",
             )
     add_commands(commands)
     text = "write the paper's tables and figures, of finished runs and NNI experiments"
@@ -97,26 +116,38 @@ def _pretrain(options: argparse.Namespace) -> None:
 
 def _search(options: argparse.Namespace) -> None:
     if options.dry_run:
-        print(plan(_configs(options)))
+        print(plan(_configs(options), here=True))
         return
     # All configs are read before the first run: a mistake in the last is known at once.
-    by_title: dict[str, list[RunConfig]] = {}
-    for swept, config in _configs(options):
-        title = ", ".join(f"{key}={shown(value)}" for key, value in swept.items() if key != "seed")
-        by_title.setdefault(title, []).append(config)
+    runs = _configs(options)
+    by_title: dict[str, list[tuple[str, RunConfig]]] = {}
+    for swept, config in runs:
+        title = named({key: value for key, value in swept.items() if key != "seed"})
+        by_title.setdefault(title, []).append((named(swept), config))
     make = partial(search, overwrite=True) if options.overwrite else search
-    for title, configs in by_title.items():
-        found = [
-            (options.resume and from_first(partial(finished, config))) or make(config) for config in configs
-        ]
-        text = summary(found, configs[0].search.init)
-        print(f"\n{title}\n{text}" if title else f"\n{text}", flush=True)
+    number = 0
+    try:
+        for title, own in by_title.items():
+            found = []
+            for name, config in own:
+                number += 1
+                if len(runs) > 1:
+                    print(f"run {number} of {len(runs)}: {name}", flush=True)
+                done = options.resume and from_first(partial(finished, config))
+                found.append(done or make(config))
+            text = summary(found, own[0][1].search.init)
+            print(f"\n{title}\n{text}" if title else f"\n{text}", flush=True)
+    except KeyboardInterrupt as stop:
+        if len(runs) == 1:
+            raise
+        where = f"{stop}, " if isinstance(stop, Interrupted) else ""
+        raise Interrupted(f"{where}in run {number} of {len(runs)}") from stop
 
 
 def _overlap(options: argparse.Namespace) -> None:
     make = partial(overlap, overwrite=True) if options.overwrite else overlap
     for swept, config in _configs(options):
-        title = ", ".join(f"{key}={shown(value)}" for key, value in swept.items())
+        title = named(swept)
         comparison = make(config)
         paths = save(comparison) if rank() == 0 else []
         print(f"\n{title}".rstrip(), comparison.table(), comparison.legend(), sep="\n")
@@ -131,8 +162,18 @@ def _report(options: argparse.Namespace) -> None:
 
 def _configs(options: argparse.Namespace) -> list[tuple[dict[str, object], RunConfig]]:
     """Return the swept values and the config of every run that the command line asks for."""
-    fixed = dict(parse_override(text) for text in options.set) | from_first(tuner_parameters)
-    return runs_of(options.file, fixed, dict(_axis(text) for text in options.sweep))
+    fixed = _once("--set", map(parse_override, options.set)) | from_first(tuner_parameters)
+    return runs_of(options.file, fixed, _once("--sweep", map(_axis, options.sweep)))
+
+
+def _once(option: str, pairs: Iterable[tuple[str, Value]]) -> dict[str, Value]:
+    """Return values by their dotted name, which none may be given twice."""
+    values: dict[str, Value] = {}
+    for key, value in pairs:
+        if key in values:
+            raise ExperimentConfigError(f"{option} {key} is given twice, allowed: once")
+        values[key] = value
+    return values
 
 
 def _axis(text: str) -> tuple[str, list[object]]:
@@ -140,6 +181,8 @@ def _axis(text: str) -> tuple[str, list[object]]:
     key, value = parse_override(text)
     if isinstance(value, str):
         _, value = parse_override(f"{key}=[{value}]")
+    if value == []:
+        raise ExperimentConfigError(f"--sweep {key}: found no values, allowed: {key}=V1,V2,...")
     return key, value if isinstance(value, list) else [value]
 
 

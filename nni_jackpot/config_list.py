@@ -22,6 +22,7 @@ from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.pruning.tools.utils import is_active_target
 from schema import SchemaError
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from nni_jackpot.channels import check_granularity, input_dim, scaling_of
 from nni_jackpot.errors import (
@@ -29,14 +30,11 @@ from nni_jackpot.errors import (
     EmptyMatchError,
     SparseRatioError,
     TargetWithoutParametersError,
-    WeightDtypeError,
 )
+from nni_jackpot.parameters import check_initialized, check_maskable
+from nni_jackpot.selected import SELECTING_KEYS, Entry, resolve
 
 _LEGACY_KEYS = {"exclude", "sparsity", "sparsity_per_layer", "total_sparsity", "op_partial_names"}
-_SELECTING_KEYS = {
-    *("op_types", "op_names", "op_names_re", "target_names"),
-    *("exclude_op_types", "exclude_op_names", "exclude_op_names_re"),
-}
 _PREFIXES = (INPUT_PREFIX, OUTPUT_PREFIX)
 _BOUNDS = {"min_sparse_ratio", "max_sparse_ratio"}
 _LEGACY_RATIO_KEYS = ("sparsity", "sparsity_per_layer", "total_sparsity")
@@ -72,9 +70,12 @@ def check_config_list(model: nn.Module, config_list: ConfigList) -> list[dict[st
     TargetWithoutParametersError
         If a selected module, or a target that is to be pruned, holds no parameter.
     WeightDtypeError
-        If the weights of a target are not floating point.
+        If the weights of a target are not floating point, or have no values.
+    WeightValueError
+        If the weights of a target are NaN or infinite.
     ConfigListError
-        If an entry is malformed or asks for something that is not supported.
+        If an entry is malformed, asks for something that is not supported, or asks for something else of a
+        target than another entry does. Of legacy entries the later one holds.
     """
     if not isinstance(config_list, Sequence) or not all(isinstance(entry, Mapping) for entry in config_list):
         raise ConfigListError(f"a config list is a list of dicts, got {config_list!r}")
@@ -86,12 +87,14 @@ def check_config_list(model: nn.Module, config_list: ConfigList) -> list[dict[st
     checked = _to_current_form(entries)
     if not checked:
         raise EmptyMatchError("the config list selects nothing: it has no entry that prunes")
-    for entry in checked:
-        for name, module in _select(model, entry).items():
-            for target, setting in _settings(name, module, entry).items():
+    selections = resolve(model, checked)
+    for selection in selections:
+        for name, module in selection.modules.items():
+            check_initialized(name, module)
+            for target, setting in _settings(name, module, selection.entry).items():
                 _check_target(f"{name}.{target}", module, getattr(module, target, None), setting)
                 _check_groups(f"{name}.{target}", setting, group_ratios)
-    return checked
+    return [selection.by_names() for selection in selections]
 
 
 def refuse_targets_taken(
@@ -138,6 +141,9 @@ def _check_form(entry: dict[str, Any]) -> None:
             "target_settings must be a dict of dicts, such as {'weight': {'sparse_ratio': 0.5}}, "
             f"got {targets!r} in {entry}"
         )
+    ratios = [key for key in (*_RATIO_KEYS, "sparse_threshold") if key in entry]
+    if len(ratios) > 1 and entry.keys() & {*_LEGACY_RATIO_KEYS}:
+        raise SparseRatioError(f"{' and '.join(ratios)} say one thing twice: write one of them in {entry}")
     for legacy in (key for key in _LEGACY_RATIO_KEYS if key in entry):
         lost = [key for key in ("sparse_pattern", *_LOST_WITH_LEGACY_KEYS) if key in entry]
         if lost:
@@ -164,8 +170,13 @@ def _check_ratios(entry: dict[str, Any]) -> None:
                 raise SparseRatioError(f"{key} must lie in [0, 1), got {ratio} in {entry}{hint}")
             setting[key] = float(ratio)
         _refuse_ratio_and_threshold(f"{entry}", setting)
-        if isinstance(setting.get("sparse_threshold"), int):
-            setting["sparse_threshold"] = float(setting["sparse_threshold"])
+        if (threshold := setting.get("sparse_threshold")) is not None:
+            is_number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+            if not is_number or not math.isfinite(threshold):
+                raise SparseRatioError(
+                    f"sparse_threshold must be a finite number, got {threshold!r} in {entry}"
+                )
+            setting["sparse_threshold"] = float(threshold)
     for setting in targets.values():
         if "sparse_pattern" in setting:
             kept, of = parse_pattern(setting["sparse_pattern"])
@@ -187,22 +198,20 @@ def _refuse_ratio_and_threshold(where: str, setting: Mapping[str, Any]) -> None:
         )
 
 
-def _to_current_form(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _to_current_form(entries: list[dict[str, Any]]) -> list[Entry]:
     """Translate legacy entries; those that only exclude go, once the others have their exclusions."""
-    if any(_LEGACY_KEYS & entry.keys() for entry in entries):
+    found = [Entry(entry, deepcopy(entry), bool(_LEGACY_KEYS & entry.keys())) for entry in entries]
+    if any(entry.is_legacy for entry in found):
         # NNI looks for legacy keys in the first entry only.
-        entries = sorted(entries, key=lambda entry: not _LEGACY_KEYS & entry.keys())
-        excluding = [bool(entry.get("exclude")) for entry in entries]
-        kept_exclusions = [
-            {key: entry[key] for key in entry if key.startswith("exclude_op")} for entry in entries
-        ]
-        entries = trans_legacy_config_list(entries)
-        for entry, exclusions in zip(entries, kept_exclusions, strict=True):
-            for key, names in exclusions.items():  # which the translation overwrites
-                entry[key] = sorted({*names, *entry.get(key, [])})
-        entries = [entry for entry, excludes in zip(entries, excluding, strict=True) if not excludes]
-    for entry in entries:
-        targets = entry.get("target_settings", {})
+        found.sort(key=lambda entry: not entry.is_legacy)
+        translated = trans_legacy_config_list([entry.entry for entry in found])
+        for entry, now in zip(found, translated, strict=True):
+            for key in (key for key in entry.said if key.startswith("exclude_op")):
+                now[key] = sorted({*entry.said[key], *now.get(key, [])})  # which the translation overwrites
+            entry.entry = now
+        found = [entry for entry in found if not entry.said.get("exclude")]
+    for entry in found:
+        targets = entry.entry.get("target_settings", {})
         for setting in targets.values():
             # NNI translates ``total_sparsity`` to a key that its own schema refuses.
             if "group_id" in setting:
@@ -211,8 +220,8 @@ def _to_current_form(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
             # NNI wants the settings of all outputs even where the first has its own.
             if (first := f"{prefix}0") in targets:
                 targets.setdefault(prefix, targets[first])
-        _check_by_schema(entry)
-    return entries
+        _check_by_schema(entry.entry)
+    return found
 
 
 def _check_by_schema(entry: dict[str, Any]) -> None:
@@ -232,30 +241,18 @@ def _known_to_nni(setting: dict[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in setting.items()
-        if key != "sparse_pattern" and (value is not None or key in _SELECTING_KEYS)
+        if key != "sparse_pattern" and (value is not None or key in SELECTING_KEYS)
     }
-
-
-def _select(model: nn.Module, entry: dict[str, Any]) -> dict[str, nn.Module]:
-    """Return the modules that an entry selects, which is at least one."""
-    try:
-        modules, _, _ = select_modules_by_config(model, entry)
-    except KeyError as error:  # NNI looks every op name up
-        raise EmptyMatchError(f"the model has no module {error}, which {entry} names") from None
-    if not modules:
-        types = sorted({type(m).__name__ for m in model.modules() if list(m.parameters(recurse=False))})
-        raise EmptyMatchError(
-            f"the config list entry {entry} selects no module; "
-            f"module types of this model that hold parameters: {', '.join(types)}"
-        )
-    return modules
 
 
 def _settings(name: str, module: nn.Module, entry: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return NNI's setting of every target of a module that is to be pruned by itself."""
     kind = type(module).__name__
     of_values = all(map(is_input_or_output, PruningSetting.registry.get(kind, ("weight",))))
-    if not of_values and not any(True for _ in module.parameters(recurse=False)):
+    has_parameters = parametrize.is_parametrized(module) or any(
+        True for _ in module.parameters(recurse=False)
+    )
+    if not of_values and not has_parameters:
         raise TargetWithoutParametersError(
             f"{name} ({kind}) holds no parameter to prune; select other modules"
         )
@@ -265,7 +262,7 @@ def _settings(name: str, module: nn.Module, entry: dict[str, Any]) -> dict[str, 
             f"NNI does not know how to prune {name} ({kind}); it knows {known}; "
             f"others are made known by nni.compression.base.setting.PruningSetting.register"
         )
-    public = {key: v for key, v in entry.items() if key == "target_names" or key not in _SELECTING_KEYS}
+    public = {key: v for key, v in entry.items() if key == "target_names" or key not in SELECTING_KEYS}
     _check_target_names(name, module, entry)
     try:
         settings = canonicalize_settings(module, public, "pruning")
@@ -300,6 +297,8 @@ def _settings(name: str, module: nn.Module, entry: dict[str, Any]) -> dict[str, 
                 raise SparseRatioError(f"{name}.{target} has {wishes} but no sparse_ratio: {entry}")
             raise ConfigListError(f"{name}.{target}: {wishes} is not supported without a sparse_ratio")
         elif is_aligned and (parameter := getattr(module, target)) is not None:
+            if has_align_of_its_own(public, target):
+                check_maskable(f"{name}.{target}", module, target)
             check_granularity(f"{name}.{target}", module, parameter, setting)
     if not active and not aligned:
         raise SparseRatioError(f"the config list entry {entry} gives {name} no sparse_ratio")
@@ -337,8 +336,7 @@ def has_align_of_its_own(entry: Mapping[str, Any], target: str) -> bool:
 def _check_target(name: str, module: nn.Module, parameter: Tensor | None, setting: dict[str, Any]) -> None:
     if parameter is None:
         raise TargetWithoutParametersError(f"{name} is None: there is no parameter to prune")
-    if not parameter.is_floating_point():
-        raise WeightDtypeError(f"{name} is {parameter.dtype}: scores need floating-point weights")
+    check_maskable(name, module, name.rpartition(".")[2])
     _refuse_ratio_and_threshold(name, setting)
     blocks = setting.get("internal_metric_block")
     if blocks is not None and blocks < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,9 +11,12 @@ from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
 from nni_jackpot.granularity import Grains
-from nni_jackpot.masked_weights import Masked, StraightThrough, as_numbers
+from nni_jackpot.masked_weights import Masked, StraightThrough, as_numbers, without_gradients
 from nni_jackpot.selection import Threshold, swap_at_most, update_top, update_tops
 from nni_jackpot.soft_mask import soft_mask
+
+# Forwards of several threads may find the same mask out of date. A lock for each mask could not be pickled.
+_refreshing = threading.RLock()
 
 
 def initial_scores(kept: Tensor, kept_score: float, pruned_score: float, dtype: torch.dtype) -> Tensor:
@@ -54,6 +58,8 @@ class RelaxedMask:
         of the mask; 0 for the mask.
     is_told
         Whether somebody refreshes after every change of the scores, so that none has to be suspected.
+    is_read
+        Whether somebody has read the masked weights, in a forward that is not compiled.
     masked
         The masked weights of the search, once there are any.
     """
@@ -66,7 +72,9 @@ class RelaxedMask:
         self.swap_limit: int | None = None
         self.temperature = 0.0
         self.is_told = False
-        self._kept = keep  # by the mask as it is
+        self.is_read = False
+        # By the mask as it was of this version; somebody may have loaded another.
+        self._kept, self._mask_version = keep, -1
         self._threshold = Threshold()
         self._flipped: Tensor | None = None  # places of flat grains, or true where one has flipped
         self._accepted = True
@@ -75,7 +83,8 @@ class RelaxedMask:
         self.masked: Masked | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "masked": None}  # made again when needed
+        # Made again when needed. Copies of scores and masks count their versions anew.
+        return {**self.__dict__, "masked": None, "_seen_version": -1, "_mask_version": -1}
 
     @property
     def flips(self) -> int | Tensor:
@@ -96,8 +105,10 @@ class RelaxedMask:
         # The version counter alone is not enough: fused optimizers and writes through .data leave it where
         # it was. An optimizer acts on gradients, so a forward that could give some counts as a change.
         if score._version != self._seen_version or self._may_have_moved:
-            self.refresh_now(score, mask)
+            with _refreshing:
+                self.refresh_now(score, mask)
 
+    @without_gradients
     def refresh_now(self, score: Tensor, mask: Tensor) -> None:
         """Let the mask follow the scores, in place, whatever is known of them; raises as `refresh`."""
         if self.goes_with_others(score):
@@ -137,11 +148,18 @@ class RelaxedMask:
         """Return whether the masked weights are there, and those of the mask."""
         return self.masked is not None and self.masked.is_same(self.masked.weight, mask)
 
-    def take_values(self, mask: Tensor | None) -> None:
+    def lend_values(self) -> Tensor:
+        """Return the masked weights for others to write: a copy where a graph still needs them."""
+        assert self.masked is not None
+        if self.masked.graphs:
+            self.masked = self.masked.copy()
+        return self.masked.values
+
+    def take_values(self, score: Tensor, mask: Tensor | None) -> None:
         """Note that others have written the masked weights: under the mask, or the soft one for None."""
         assert self.masked is not None
         increment_version(self.masked.values)
-        self.masked = Masked(self.masked.values, self.masked.weight, mask)
+        self.masked = Masked(self.masked.values, self.masked.weight, score, mask)
         if mask is None:
             self._may_have_moved = True
 
@@ -191,9 +209,11 @@ class RelaxedMask:
         """
         gives_gradient = torch.is_grad_enabled() and score.requires_grad
         is_compiling = torch.compiler.is_compiling()
+        if not is_compiling:
+            self.is_read = True
         # In a search all has been done by whoever moved the scores, and there is nothing to break a graph.
         masked = self.masked if self.is_told and (gives_gradient or not self.temperature) else None
-        if masked is not None and masked.is_ready_for(weight):
+        if masked is not None and masked.is_ready_for(weight, score):
             values = masked.values
         elif is_compiling:
             values, mask = self._up_to_date_uncompiled(weight, score, mask, gives_gradient)
@@ -201,21 +221,29 @@ class RelaxedMask:
             values, mask = self._up_to_date(weight, score, mask, gives_gradient)
         if self.grains.scaler is not None:
             score = score.view(self.grains.score_shape)
-        may_write = may_write and not is_compiling  # a compiler makes copies as it sees fit
-        return StraightThrough.apply(weight, score, values, mask, self.grains, may_write)
+        # A compiler makes copies as it sees fit.
+        may_write = may_write and not is_compiling
+        cache = self.masked if values is self._values and not is_compiling else None
+        return StraightThrough.apply(weight, score, values, mask, self.grains, may_write, cache)
 
-    @torch.no_grad()
+    @property
+    def _values(self) -> Tensor | None:
+        return None if self.masked is None else self.masked.values
+
+    @without_gradients
     def _up_to_date(
         self, weight: Tensor, score: Tensor, mask: Tensor, gives_gradient: bool
     ) -> tuple[Tensor, Tensor]:
         """Return the masked weights, and what they are masked by."""
         is_soft = gives_gradient and self.temperature > 0
-        if not (is_soft and self.can_wait):
-            self.refresh(score, mask)
-            self._may_have_moved = gives_gradient and not self.is_told
-        if isinstance(weight, nn.Parameter) and is_soft == (self.temperature > 0):
-            return self.make(weight, score, mask), mask
-        # A quantizer's output, new every time, or a look at the mask in the midst of a soft search.
+        with _refreshing:
+            if not (is_soft and self.can_wait):
+                self.refresh(score, mask)
+                self._may_have_moved = gives_gradient and not self.is_told
+            if isinstance(weight, nn.Parameter) and is_soft == (self.temperature > 0):
+                return self.make(weight, score, mask), mask
+        # The output of a quantizer or a parametrization, new every time, or a look at the mask in the midst
+        # of a soft search.
         if not is_soft:
             return weight * as_numbers(mask), mask
         soft = self._soft(score, mask).to(weight.dtype)
@@ -223,12 +251,14 @@ class RelaxedMask:
 
     _up_to_date_uncompiled = torch.compiler.disable(_up_to_date)
 
-    @torch.no_grad()
+    @without_gradients
     def make(self, weight: Tensor, score: Tensor, mask: Tensor) -> Tensor:
         """Return the masked weights of the search, made anew if they are of another weight or mask."""
         made_of = None if self.can_wait else mask
-        if self.masked is None or not self.masked.is_same(weight, made_of):
-            values = None if self.masked is None else self.masked.values
+        if self.masked is not None and self.masked.is_same(weight, made_of):
+            self.masked.follow(score)
+        else:
+            values = None if self.masked is None else self.masked.free_values()
             if values is None or (values.device, values.dtype) != (weight.device, weight.dtype):
                 values = torch.empty_like(weight)
             if self.temperature:
@@ -237,7 +267,7 @@ class RelaxedMask:
                 torch.mul(weight, soft.to(weight.dtype), out=values)
             else:
                 torch.mul(weight, as_numbers(mask), out=values)
-            self.masked = Masked(values, weight, made_of)
+            self.masked = Masked(values, weight, score, made_of)
         return self.masked.values
 
     def _soft(self, score: Tensor, mask: Tensor, out: Tensor | None = None) -> Tensor:
@@ -251,15 +281,17 @@ class RelaxedMask:
         if self.masked is not None:
             self.make(self.masked.weight, score, mask)
 
-    @torch.no_grad()
     def _update(self, score: Tensor, mask: Tensor) -> None:
         """Refresh a mask of single weights, and the masked weights at the few places that change."""
         masked, is_fresh = self.masked, self.has_values(mask)
-        places = update_top(score, self.keep, mask, n_kept=self._kept, threshold=self._threshold)
-        if masked is not None and is_fresh and not self.temperature and masked.weight.is_contiguous():
-            values = masked.weight.view(-1)[places] * mask.view(-1)[places]
-            masked.values.view(-1)[places] = values
-            self.masked = Masked(masked.values, masked.weight, mask)
+        n_kept = self._kept if mask._version == self._mask_version else None
+        places = update_top(score, self.keep, mask, n_kept=n_kept, threshold=self._threshold)
+        self._mask_version = mask._version
+        has_changed = is_fresh and not self.temperature and len(places) > 0
+        if masked is not None and has_changed and masked.weight.is_contiguous():
+            values = self.lend_values()
+            values.view(-1)[places] = masked.weight.view(-1)[places] * mask.view(-1)[places]
+            self.masked = Masked(values, masked.weight, score, mask)
         self.settle(score, places)
         self.remake(score, mask)
 

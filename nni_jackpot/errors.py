@@ -25,7 +25,15 @@ class TargetWithoutParametersError(ConfigListError):
 
 
 class WeightDtypeError(JackpotError, TypeError):
-    """A target's weights are not floating point, so that no score gradient exists."""
+    """A target's weights have no values, or none that scores can have a gradient of."""
+
+
+class WeightValueError(JackpotError, ValueError):
+    """A target's weights are NaN or infinite, so that they cannot be ranked."""
+
+
+class NothingSearchedError(JackpotError, RuntimeError):
+    """A search took no step, or scores had no gradient: the masks would be those that it started from."""
 
 
 class NothingKeptError(ConfigListError):

@@ -12,13 +12,46 @@ from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.pruning.tools.utils import is_active_target
 from torch import nn
 
+from nni_jackpot.aligned_mask import align
 from nni_jackpot.channels import channels_of, input_dim, is_transposed, scaling_of, steps_of
 from nni_jackpot.config_list import has_align_of_its_own, parse_pattern
 from nni_jackpot.errors import ConfigListError
 from nni_jackpot.granularity import Grains
-from nni_jackpot.targets import ScoredTarget, ScoreGroup, align
+from nni_jackpot.targets import ScoredTarget, ScoreGroup
+from nni_jackpot.wrapper import SearchedWrapper, TiedSpace
 
 TargetSpaces = Mapping[str, Mapping[str, PruningTargetSpace]]
+
+
+def tie(spaces: TargetSpaces, wrappers: Mapping[str, ModuleWrapper]) -> None:
+    """Let the targets that are one parameter have one score and one mask, those of the first in model order.
+
+    Raises
+    ------
+    ConfigListError
+        If the config list asks for different things of them.
+    """
+    first: dict[int, tuple[str, PruningTargetSpace]] = {}
+    for module_name, wrapper in wrappers.items():
+        for name, space in wrapper.pruning_target_spaces.items():
+            parameter = wrapper.module._parameters.get(name)
+            if parameter is None:
+                continue
+            where = f"{module_name}.{name}"
+            other, primary = first.setdefault(id(parameter), (where, space))
+            if primary is space or isinstance(space, TiedSpace):
+                continue
+            if primary._setting != space._setting or module_name not in spaces:
+                raise ConfigListError(
+                    f"{other} and {where} are one parameter, and the config list asks for different things: "
+                    f"{_wishes(primary)} and {_wishes(space)}; name one of them, or ask for the same"
+                )
+            del wrapper._parameters[name], wrapper._buffers[space._mask_name]
+            space.__class__, space.primary = TiedSpace, primary
+
+
+def _wishes(space: PruningTargetSpace) -> dict[str, Any]:
+    return {key: value for key, value in space._setting.items() if value not in (None, "default")}
 
 
 def group_targets(spaces: TargetSpaces, wrappers: Mapping[str, ModuleWrapper]) -> list[ScoreGroup]:
@@ -33,7 +66,7 @@ def group_targets(spaces: TargetSpaces, wrappers: Mapping[str, ModuleWrapper]) -
     by_id: dict[Any, list[tuple[str, str, PruningTargetSpace]]] = defaultdict(list)
     for module_name, module_spaces in spaces.items():
         for name, space in module_spaces.items():
-            if is_active_target(space):
+            if is_active_target(space) and not isinstance(space, TiedSpace):
                 shared = space.dependency_group_id
                 by_id[(module_name, name) if shared is None else shared].append((module_name, name, space))
     groups = []
@@ -76,6 +109,17 @@ def _check_members(group: ScoreGroup) -> None:
                 raise ConfigListError(f"{first} and {other} share a dependency_group_id but differ in {key}")
 
 
+def by_name(groups: Sequence[ScoreGroup], spaces: TargetSpaces) -> dict[tuple[str, str], ScoredTarget]:
+    """Return what is searched by module and target names, a tied parameter under each of its names."""
+    targets = {id(target.space): target for group in groups for target in group.members}
+    return {
+        (module_name, name): target
+        for module_name, module_spaces in spaces.items()
+        for name, space in module_spaces.items()
+        if (target := targets.get(id(getattr(space, "primary", space)))) is not None
+    }
+
+
 def align_targets(
     groups: Sequence[ScoreGroup], spaces: TargetSpaces, wrappers: Mapping[str, ModuleWrapper]
 ) -> None:
@@ -86,7 +130,7 @@ def align_targets(
     ConfigListError
         If a source is not searched, or its dimensions do not give the target's shape.
     """
-    searched = {(target.module_name, target.name): target for group in groups for target in group.members}
+    searched = by_name(groups, spaces)
     for module_name, module_spaces in spaces.items():
         wrapper = wrappers[module_name]
         for name, space in module_spaces.items():
@@ -113,6 +157,12 @@ def align_targets(
                 raise ConfigListError(
                     f"{where}: align to dims {list(dims)} of {source}, of shape {shape}, does not give its "
                     f"{what}"
+                )
+            holders = wrapper.holders.get(name, ()) if isinstance(wrapper, SearchedWrapper) else ()
+            if isinstance(space, TiedSpace) or len(holders) > 1:
+                raise ConfigListError(
+                    f"{where} is a parameter of several modules, and cannot follow the mask of one of them: "
+                    "leave it out by target_names"
                 )
             align(space, source.space, dims)
 

@@ -6,13 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
 from torch.utils.hooks import RemovableHandle
 
-from nni_jackpot.ranks import add_up, take_from_first, world
+from nni_jackpot.batches import call_model
+from nni_jackpot.errors import CalibrationError
+from nni_jackpot.ranks import add_up, of_all, take_from_first, world
 
 
+@torch.no_grad()
 def reestimate(model: nn.Module, batches: Any) -> None:
     """Estimate batch-norm statistics anew by one pass over ``batches``, the mean over those of all processes.
 
@@ -21,14 +24,61 @@ def reestimate(model: nn.Module, batches: Any) -> None:
     model
         In the state that the statistics are to be of; its mode is left as it was.
     batches
-        Iterable of input batches, or of lists and tuples that begin with one; as for
-        `torch.optim.swa_utils.update_bn`, which does the work.
+        Iterable of batches, which are given to the model as `nni_jackpot.batches.call_model` says.
+
+    Raises
+    ------
+    CalibrationError
+        If there is no batch, or the model fails on one. All statistics are then as they were.
     """
-    update_bn(batches, model, device=next(model.parameters()).device)
-    statistics = _statistics(model)
-    add_up(statistics)
-    for statistic in statistics:
-        statistic.div_(world())
+    layers: list[Any] = [x for x in _layers(model) if isinstance(x, nn.modules.batchnorm._BatchNorm)]
+    if not layers:
+        return
+    modes = [(module, module.training) for module in model.modules()]
+    momenta = [(layer, layer.momentum) for layer in layers]
+    try:
+        with _kept_unless_done(layers):
+            model.train()
+            for layer in layers:
+                layer.reset_running_stats()
+                layer.momentum = None  # the mean of all batches, not a moving one
+            count = _run(model, batches)
+            if 0 in of_all(count):
+                raise CalibrationError("norm statistics need a batch; the batches have none, or none is left")
+            statistics = [t for layer in layers for t in (layer.running_mean, layer.running_var)]
+            add_up(statistics)
+            for statistic in statistics:
+                statistic.div_(world())
+    finally:
+        for layer, momentum in momenta:
+            layer.momentum = momentum
+        for module, training in modes:
+            module.training = training
+
+
+def _run(model: nn.Module, batches: Any) -> int:
+    """Run a model over batches, and return how many there were."""
+    device = next(model.parameters()).device
+    count = 0
+    for batch in batches:
+        try:
+            call_model(model, batch, device)
+        except Exception as error:  # whatever the model raises
+            reason = f"the model fails on batch {count + 1} for norm statistics: {error}"
+            raise CalibrationError(reason) from error
+        count += 1
+    return count
+
+
+@contextmanager
+def _kept_unless_done(layers: list[Any]) -> Iterator[None]:
+    """Leave with the statistics that there were, if an exception comes through."""
+    before = [(buffer, buffer.clone()) for layer in layers for buffer in layer.buffers()]
+    try:
+        yield
+    except BaseException:
+        _put_back(before)
+        raise
 
 
 @contextmanager
@@ -38,8 +88,12 @@ def kept(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for buffer, value in before:
-            buffer.copy_(value)
+        _put_back(before)
+
+
+def _put_back(values: list[tuple[Tensor, Tensor]]) -> None:
+    for buffer, value in values:
+        buffer.copy_(value)
 
 
 def share(model: nn.Module) -> None:

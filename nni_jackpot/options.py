@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +15,8 @@ from nni_jackpot.supermask import LOGITS, METHODS, recipe_of
 
 # Initial scores of kept and of pruned weights under edge-popup (Sec. 4.1).
 SCORES = (1.0, 0.95)
+# Above this a score of float32 overflows within a few steps.
+_HIGHEST_RATE = 1e12
 
 
 def needs_losses(init: Any, init_batches: int, budget: str, has_evaluator: bool) -> bool:
@@ -23,7 +27,7 @@ def needs_losses(init: Any, init_batches: int, budget: str, has_evaluator: bool)
     ValueError
         If there is no such start or budget, or nothing to take its gradients through.
     """
-    if isinstance(init, str) and init not in CRITERIA:
+    if init not in CRITERIA if isinstance(init, str) else not isinstance(init, Mapping):
         raise ValueError(f"init must be one of {', '.join(CRITERIA)}, or masks, got {init!r}")
     needs = isinstance(init, str) and init in NEEDS_LOSSES
     if needs and not has_evaluator:
@@ -33,6 +37,23 @@ def needs_losses(init: Any, init_batches: int, budget: str, has_evaluator: bool)
     if budget not in BUDGETS:
         raise ValueError(f"budget must be one of {', '.join(BUDGETS)}, got {budget!r}")
     return needs
+
+
+def check_length(name: str, length: Any) -> int | None:
+    """Return the length of a search as an int; None for none.
+
+    Raises
+    ------
+    ValueError
+        If it is no whole number, or not positive.
+    """
+    try:
+        found = None if length is None else operator.index(length)
+    except TypeError:
+        raise ValueError(f"compress(): {name} must be a whole number, got {length!r}") from None
+    if found is not None and (found <= 0 or isinstance(length, bool)):
+        raise ValueError(f"compress(): {name} must be positive, got {length!r}")
+    return found
 
 
 def recipe_and_scores(
@@ -65,12 +86,20 @@ def recipe_and_scores(
     if swap_limit is not None and not 0 < swap_limit <= 1:
         raise ValueError(f"swap_limit must lie in (0, 1], got {swap_limit}")
     kept_score, pruned_score = scores
-    if not math.isfinite(kept_score) or not pruned_score < kept_score:
-        raise ValueError(f"kept_score {kept_score} must be finite and above pruned_score {pruned_score}")
+    if not math.isfinite(kept_score) or not math.isfinite(pruned_score) or not pruned_score < kept_score:
+        raise ValueError(
+            f"kept_score {kept_score} must be finite and above pruned_score {pruned_score}, finite as well"
+        )
     if recipe not in RECIPES:
         raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, got {recipe!r}")
     instead: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     settings = replace(recipe_of(recipe, method), **instead)
+    for name, high in (("lr", _HIGHEST_RATE), ("weight_decay", _HIGHEST_RATE), ("momentum", 1.0)):
+        value = getattr(settings, name)
+        if not 0 <= value <= high or (name == "momentum" and value == 1):
+            raise ValueError(
+                f"{name} must lie in [0, {high:g}{')' if name == 'momentum' else ']'}, got {value}"
+            )
     for name in ("growth", "hardening"):
         if not 0 <= getattr(settings, name) <= 1:
             raise ValueError(f"{name} must lie in [0, 1], got {given[name]}")

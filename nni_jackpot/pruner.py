@@ -26,23 +26,19 @@ from nni_jackpot.checkpoint import Checkpoint
 from nni_jackpot.config_list import ConfigList, check_config_list, refuse_targets_taken
 from nni_jackpot.criteria import CRITERIA
 from nni_jackpot.errors import ConfigListError, MaskError
-from nni_jackpot.groups import align_targets, group_targets
+from nni_jackpot.groups import align_targets, by_name, group_targets, tie
 from nni_jackpot.growth import Growth
+from nni_jackpot.masked_weights import without_gradients
 from nni_jackpot.masks import Masks
 from nni_jackpot.norm import hold, reestimate
-from nni_jackpot.options import SCORES, needs_losses, recipe_and_scores
+from nni_jackpot.options import SCORES, check_length, needs_losses, recipe_and_scores
+from nni_jackpot.parameters import holders_of, names_of_all, refuse_other_readers, steady_parametrizations
 from nni_jackpot.schedule import cosine
 from nni_jackpot.search import Search
-from nni_jackpot.starts import budgets_of, check_budgets, kept_by, mask_of, pools_of
+from nni_jackpot.starts import budgets_of, check_budgets, kept_by, pools_of
 from nni_jackpot.supermask import SampledMask
-from nni_jackpot.targets import (
-    ScoredTarget,
-    ScoreGroup,
-    drop_masked_weights,
-    keep_masks_fresh,
-    refresh_masks,
-    share_weights,
-)
+from nni_jackpot.targets import ScoredTarget, ScoreGroup
+from nni_jackpot.wrapper import SearchedWrapper, refresh_masks
 
 _logger = logging.getLogger(__name__)
 
@@ -156,6 +152,8 @@ class LotteryJackpotPruner(Pruner):
         adapt_norm: bool = True,
         existed_wrappers: dict[str, ModuleWrapper] | None = None,
     ) -> None:
+        if any(hasattr(module, "_nni_wrapper") for module in model.modules()):
+            raise ConfigListError("the model is wrapped by another compressor: call its unwrap_model() first")
         self._needs_losses = needs_losses(init, init_batches, budget, evaluator is not None)
         given = {
             "lr": lr,
@@ -177,19 +175,36 @@ class LotteryJackpotPruner(Pruner):
         self._init_batches = init_batches
         self._is_settled = False
         self._importance: dict[ScoreGroup, Tensor] | None = None
-        self._hooks: list[RemovableHandle] = []
         self._norm_hooks: list[RemovableHandle] = []
+        self._ignored_before: tuple[nn.Module, Any] | None = None
         self._search: Search | None = None
         self._checkpoint: Checkpoint | None = None
 
+        with steady_parametrizations(model):
+            self._begin(model, config_list, evaluator, existed_wrappers or {}, method)
+
+    @without_gradients
+    def _begin(
+        self,
+        model: nn.Module,
+        config_list: ConfigList,
+        evaluator: Evaluator | None,
+        existed_wrappers: dict[str, ModuleWrapper],
+        method: str,
+    ) -> None:
+        """Wrap the model as the config list says; it is as it was if that fails."""
         config_list = check_config_list(model, config_list)
-        refuse_targets_taken(model, config_list, existed_wrappers or {})
+        refuse_targets_taken(model, config_list, existed_wrappers)
         super().__init__(model, config_list, evaluator, existed_wrappers)
         self._sort_by_model_order()
-        for spaces in self._target_spaces.values():
-            for space in spaces.values():
-                share_weights(space)
+        tie(self._target_spaces, self._module_wrappers)
+        holders = holders_of(model)
+        for wrapper in self._module_wrappers.values():
+            SearchedWrapper.adopt(wrapper, holders)
         self._groups = group_targets(self._target_spaces, self._module_wrappers)
+        refuse_other_readers(
+            model, {str(t): t.weight for t in self._targets if isinstance(t.weight, nn.Parameter)}
+        )
         if method == "supermask":
             # Drawn aside: random masks and the order of the data are those of any method.
             with torch.random.fork_rng(devices=()):
@@ -198,8 +213,14 @@ class LotteryJackpotPruner(Pruner):
                 group._replace(relax=partial(SampledMask, seed=seed))
                 for group, seed in zip(self._groups, seeds, strict=True)
             ]
+        for target in self._targets:
+            if self._needs_losses and not isinstance(target.weight, nn.Parameter):
+                raise ConfigListError(
+                    f"{target} is computed by a parametrization, and init={self._init!r} takes gradients of "
+                    "parameters: start from 'magnitude', 'random' or masks"
+                )
         for group in self._groups:
-            if swap_limit is not None and group.grains.rows > 1:
+            if self._swap_limit is not None and group.grains.rows > 1:
                 raise ConfigListError(
                     f"swap_limit does not go with the sparse_pattern or internal_metric_block of {group}: "
                     "limited swaps do not keep the number of each row"
@@ -207,14 +228,13 @@ class LotteryJackpotPruner(Pruner):
         if not self._needs_losses:
             self._start()
         align_targets(self._groups, self._target_spaces, self._module_wrappers)
-        for module_name in self._target_spaces:
-            keep_masks_fresh(self._module_wrappers[module_name])
         # All that may be wrong with the config list has been found, and the model not been touched yet.
         self._is_settled = True
         self.wrap_model()
         if self._needs_losses:
             try:
-                self._start()
+                with torch.enable_grad():
+                    self._start()
             except BaseException:
                 self.unwrap_model()
                 raise
@@ -264,12 +284,14 @@ class LotteryJackpotPruner(Pruner):
             self._seed(group, group.grains.select(self._importance[group], keep))
 
     def _start_from_masks(self, masks: Masks) -> None:
-        missing = [str(target) for target in self._targets if mask_of(masks, target) is None]
-        if missing:
-            raise MaskError(f"init has no mask for {', '.join(missing)}")
         starts: dict[str, dict[str, Tensor | None]] = defaultdict(dict)
-        for target in self._targets:
-            starts[target.module_name][target.name] = mask_of(masks, target)
+        missing = {str(target) for target in self._targets}
+        for (module_name, name), target in by_name(self._groups, self._target_spaces).items():
+            if (mask := masks.get(module_name, {}).get(name)) is not None:
+                starts[module_name][name] = mask
+                missing.discard(str(target))
+        if missing:
+            raise MaskError(f"init has no mask for {', '.join(sorted(missing))}")
         self.update_masks(starts)
 
     def _rank_grains(self) -> dict[ScoreGroup, Tensor]:
@@ -297,16 +319,18 @@ class LotteryJackpotPruner(Pruner):
         if self._is_wrapped:
             _logger.warning("The model is wrapped already, there is nothing to wrap.")
             return
-        self._takes_gradient = {name: p.requires_grad for name, p in self.bound_model.named_parameters()}
-        super().wrap_model()
-        self._freeze()
-        for module_name in self._target_spaces:
-            module = self._module_wrappers[module_name].module
-            drop_masked_weights(module, None, None)  # NNI's clone of the weights is never read: share them
-            self._hooks.append(module.register_forward_hook(drop_masked_weights))
-        self._spare_ddp()
-        if not self._adapt_norm:
-            self._hold_statistics()
+        parameters = names_of_all(self.bound_model)
+        self._takes_gradient = {name: p.requires_grad for name, p in parameters.items()}
+        self._ids = {name: id(parameter) for name, parameter in parameters.items()}
+        try:
+            super().wrap_model()
+            self._freeze()
+            self._spare_ddp()
+            if not self._adapt_norm:
+                self._hold_statistics()
+        except BaseException:
+            self._release()
+            raise
 
     def _spare_ddp(self) -> None:
         """Have DistributedDataParallel not send masks and frozen weights at every step, as it does buffers.
@@ -317,11 +341,17 @@ class LotteryJackpotPruner(Pruner):
         is_distributed = isinstance(model, DistributedDataParallel)
         inner = model.module if is_distributed else model
         self._ignored_before = (inner, getattr(inner, _DDP_IGNORES, None))
-        names = set(self._ignored_before[1] or ())
+        names = set(getattr(inner, _DDP_IGNORES, None) or ())
         for target in self._targets:
             module_name = target.module_name.removeprefix("module." if is_distributed else "")
-            names |= {f"{module_name}.{target.name}", f"{module_name}._nni_wrapper.{target.name}_mask"}
+            names.add(f"{module_name}._nni_wrapper.{target.name}_mask")
         setattr(inner, _DDP_IGNORES, names)
+
+    def _get_param_names_map(self) -> dict[str, str]:
+        """Return the names of parameters now by those they had before, for NNI's evaluators."""
+        now = {id(parameter): name for name, parameter in self.bound_model.named_parameters()}
+        before = {name: now[i] for name, i in self._ids.items() if i in now}
+        return {**super()._get_param_names_map(), **before}
 
     def _freeze(self) -> None:
         # Only what the model came with: a quantizer of the same chain may have scales to train.
@@ -342,13 +372,21 @@ class LotteryJackpotPruner(Pruner):
         if not self._is_wrapped:
             _logger.warning("The model is not wrapped, there is nothing to unwrap.")
             return
-        _remove(self._hooks)
+        self._release()
+
+    def _release(self) -> None:
+        """Give back what wrapping has taken, as far as it has come."""
         _remove(self._norm_hooks)
-        super().unwrap_model()
-        inner, before = self._ignored_before
-        delattr(inner, _DDP_IGNORES)
-        if before is not None:
-            setattr(inner, _DDP_IGNORES, before)
+        for wrapper in self._module_wrappers.values():
+            if hasattr(wrapper.module, "_nni_wrapper"):
+                wrapper.unwrap()
+        self._is_wrapped = False
+        if self._ignored_before is not None:
+            inner, before = self._ignored_before
+            delattr(inner, _DDP_IGNORES)
+            if before is not None:
+                setattr(inner, _DDP_IGNORES, before)
+            self._ignored_before = None
         self._unfreeze()
 
     # -- masks and scores
@@ -383,6 +421,10 @@ class LotteryJackpotPruner(Pruner):
         for wrapper in self._module_wrappers.values():
             refresh_masks(wrapper)
 
+    def generate_masks(self) -> dict[str, dict[str, Tensor | None]]:
+        """Return the masks as they stand (NNI's name): those of the start, or those that were found."""
+        return self.get_masks()
+
     def update_masks(self, masks: Masks) -> None:
         """Take over masks: as the masks of their targets, as the budgets, and as the start of the search.
 
@@ -395,7 +437,7 @@ class LotteryJackpotPruner(Pruner):
         """
         for group, kept in kept_by(masks, self._groups, self._target_spaces).items():
             self._seed(group, kept)
-        searched = {(target.module_name, target.name) for target in self._targets}
+        searched = by_name(self._groups, self._target_spaces)
         rest: dict[str, dict[str, Tensor | None]] = defaultdict(dict)
         for module_name, module_masks in masks.items():
             for name, mask in module_masks.items():
@@ -409,13 +451,21 @@ class LotteryJackpotPruner(Pruner):
         Parameters
         ----------
         batches
-            Iterable of input batches, or of lists and tuples that begin with one. Under `torch.distributed`
-            the statistics are the mean over those of all ranks.
+            Iterable of input batches, of dicts, or of lists and tuples that begin with the inputs
+            (`nni_jackpot.batches.call_model`). Under `torch.distributed` the statistics are the mean over
+            those of all ranks.
+
+        Raises
+        ------
+        CalibrationError
+            If there is no batch, or the model fails on one; the statistics are then as they were.
         """
         _remove(self._norm_hooks)
-        reestimate(self.bound_model, batches)
-        if not self._adapt_norm:
-            self._hold_statistics()
+        try:
+            reestimate(self.bound_model, batches)
+        finally:
+            if not self._adapt_norm:
+                self._hold_statistics()
 
     # -- search
 
@@ -433,6 +483,8 @@ class LotteryJackpotPruner(Pruner):
         SearchDivergedError
             If the loss or a score becomes NaN or infinite; the pruner keeps the last masks that gave a
             finite loss.
+        NothingSearchedError
+            If the loop takes no step, or the loss of the first step does not depend on a target's mask.
         """
         if self.evaluator is None:
             if max_steps is not None or max_epochs is not None:
@@ -441,10 +493,9 @@ class LotteryJackpotPruner(Pruner):
                     "without one, train score_parameters() yourself and call compress() for the masks"
                 )
             return self.bound_model, self.get_masks()
+        max_steps, max_epochs = check_length("max_steps", max_steps), check_length("max_epochs", max_epochs)
         if max_steps is None and max_epochs is None:
             raise ValueError("say how long to search: compress(max_steps, max_epochs)")
-        if max(max_steps or 0, max_epochs or 0) <= 0:
-            raise ValueError(f"max_steps={max_steps} and max_epochs={max_epochs}: one must be positive")
         return super().compress(max_steps, max_epochs)
 
     def checkpoint_to(
@@ -453,6 +504,7 @@ class LotteryJackpotPruner(Pruner):
         every: int = 500,
         settings: Mapping[str, Any] | None = None,
         keep: bool = False,
+        minutes: float = 5.0,
     ) -> None:
         """Have `compress` keep a file of how far it has come, and go on from it when it is called again.
 
@@ -470,21 +522,27 @@ class LotteryJackpotPruner(Pruner):
             Steps of the search from one writing to the next.
         settings
             What else the search depends on, by name: a file that was written under others is refused.
-            Weights, targets, length and optimizer are compared in any case.
+            Weights, targets, length and optimizer are compared in any case. Paths, enumerations, dates,
+            dataclasses and NumPy's numbers are compared as plain data.
         keep
             Whether the file stays instead, for what comes next to be interrupted too: the search that is
             begun again, by a pruner made anew and of the same ``max_steps``, is then over at once.
+        minutes
+            Time from one writing to the next where ``every`` steps take longer.
 
         Raises
         ------
         CheckpointError
-            By `compress`, before it trains: if the file is damaged or of another search.
+            If a setting is something that a file cannot hold. By `compress`, before it trains: if the file is
+            damaged or of another search.
         OutputFolderError
             If the folder cannot be written.
         """
         if every < 1:
             raise ValueError(f"every must be positive, got {every}")
-        self._checkpoint = Checkpoint(path, every, settings or {}, keep)
+        if not minutes > 0:
+            raise ValueError(f"minutes must be positive, got {minutes}")
+        self._checkpoint = Checkpoint(path, every, settings or {}, keep, minutes)
 
     @property
     def resumed_step(self) -> int:

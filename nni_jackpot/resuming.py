@@ -15,8 +15,12 @@ from torch import Tensor
 
 from nni_jackpot.errors import CheckpointError
 from nni_jackpot.files import load_tensors, replace_file, save_tensors
+from nni_jackpot.plain import as_plain
 from nni_jackpot.ranks import rank, world
 from nni_jackpot.sealed import as_bytes, from_bytes
+
+# Of what `write_state` writes; another number for another form.
+FORMAT = 1
 
 
 def random_states() -> dict[str, Any]:
@@ -76,7 +80,11 @@ def digest(tensors: Iterable[Tensor]) -> str:
 def write_state(path: Path, depends_on: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     """Have rank 0 write where work stands, beside all that the work depends on, by name."""
     if rank() == 0:
-        content = {"depends on": _with_processes(depends_on), **state}
+        content = {
+            "format": FORMAT,
+            "depends on": _with_processes(depends_on),
+            **as_plain(state, "the state"),
+        }
         replace_file(path, lambda aside: save_tensors(content, aside))
 
 
@@ -135,6 +143,11 @@ def _load(path: Path, work: str) -> dict[str, Any]:
     saved = load_tensors(path, f"checkpoint of a {work}")
     if not isinstance(saved, dict) or not isinstance(saved.get("depends on"), dict):
         raise CheckpointError(f"{path} is not a checkpoint of a {work}")
+    if saved.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} is a checkpoint of format {saved.get('format')!r}, this version reads {FORMAT}: go on "
+            "with the version that wrote it, or remove it to start anew"
+        )
     return saved
 
 
@@ -153,7 +166,7 @@ def differences(theirs: Mapping[str, Any], own: Mapping[str, Any]) -> str:
 
 
 def _with_processes(depends_on: Mapping[str, Any]) -> dict[str, Any]:
-    return {**depends_on, "the number of processes": world()}
+    return as_plain({**depends_on, "the number of processes": world()}, "the settings")
 
 
 def _difference(was: Any, now: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -12,10 +13,12 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from nni_jackpot.checkpoint import Checkpoint
-from nni_jackpot.errors import SearchDivergedError
+from nni_jackpot.errors import NothingSearchedError, SearchDivergedError
 from nni_jackpot.growth import Growth
 from nni_jackpot.schedule import SearchClock
 from nni_jackpot.targets import ScoreGroup, refresh_scored, remake_values
+
+_logger = logging.getLogger(__name__)
 
 
 class Search:
@@ -81,6 +84,7 @@ class Search:
         self.growth = growth
         self._follow_goals = follow_goals
         self._checkpoint = checkpoint
+        self._without_gradient = list(groups)
 
     @property
     def learning_rate(self) -> float:
@@ -126,6 +130,16 @@ class Search:
                 for _ in range(max_epochs or 0):
                     self.clock.begin_epoch()
                     train(None, 1)
+            if self.clock.step == 0:
+                raise NothingSearchedError(
+                    "the search took no step: the training loop must call step() of the evaluator's first "
+                    "optimizer, which has the scores"
+                )
+            if self._without_gradient:
+                _logger.warning(
+                    "%s had no gradient in the whole search: their masks are those of the start",
+                    ", ".join(map(str, self._without_gradient)),
+                )
             self.growth.finish()
             refresh_scored(self.groups)  # masks that waited would tell only now of a score that is NaN
             if self._checkpoint is not None:
@@ -184,6 +198,8 @@ class Search:
             return
         if self.clock.max_steps is None:
             self.clock.max_steps = _total_steps(self.evaluator)
+        if self._without_gradient:
+            self._look_for_gradients()
         factor = self._schedule(self.clock.progress())
         for param_group in self.optimizer.param_groups:
             param_group["lr"] = param_group["initial_lr"] * factor
@@ -195,6 +211,33 @@ class Search:
         self.optimizer.zero_grad(set_to_none=True)
         refresh_scored(self.groups)
         self.clock.step += 1
+
+    def _look_for_gradients(self) -> None:
+        """Find the scores that have no gradient, since the loss does not depend on their masks.
+
+        Raises
+        ------
+        NothingSearchedError
+            In the first step, for a target whose weight was read, or if no score has a gradient. A target
+            that no forward has come to yet (an expert, a branch) is legitimate, and a warning tells of it.
+        """
+        self._without_gradient = [group for group in self._without_gradient if group.score.grad is None]
+        if self.clock.step > 0 or not self._without_gradient:
+            return
+        read = [group for group in self._without_gradient if any(t.relaxed.is_read for t in group.members)]
+        if len(self._without_gradient) == len(self.groups):
+            read = self._without_gradient
+        if read:
+            raise NothingSearchedError(
+                f"{', '.join(map(str, read))} had no gradient in the first step: the loss does not depend on "
+                "their masks. A body under torch.no_grad(), torch.utils.checkpoint with use_reentrant=True "
+                "or an output that the loss leaves out does that; say use_reentrant=False, or leave the "
+                "modules out by exclude_op_names"
+            )
+        _logger.warning(
+            "%s had no gradient in the first step: no forward has used them yet",
+            ", ".join(map(str, self._without_gradient)),
+        )
 
     def _after_step(self) -> None:
         self._follow_goals()

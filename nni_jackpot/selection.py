@@ -115,7 +115,8 @@ def update_top(
     if keep in (0, flat.numel()):
         check_order(flat)
         flipped = (members != (keep > 0)).nonzero()[:, 0]
-        members.fill_(keep > 0)
+        if len(flipped):  # or else the set is not written to, and stays of the same version
+            members.fill_(keep > 0)
         return flipped
     if n_kept is None:
         n_kept = int(members.count_nonzero())
@@ -145,7 +146,8 @@ def update_top(
         queue = torch.cat([(ties & before).nonzero()[:, 0], (ties & ~before).nonzero()[:, 0]])
         after[queue[wanted - int(after.count_nonzero()) :]] = False  # the surplus, from the end of the queue
     flipped = places[after != before]
-    members[flipped] = members[flipped].logical_not_()
+    if len(flipped):
+        members[flipped] = members[flipped].logical_not_()
     return flipped
 
 

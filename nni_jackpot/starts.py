@@ -12,7 +12,7 @@ from torch import Tensor
 from nni_jackpot.budget import BUDGETS, Unit, by_global_rank
 from nni_jackpot.config_list import parse_pattern
 from nni_jackpot.errors import MaskError, NothingKeptError
-from nni_jackpot.groups import TargetSpaces
+from nni_jackpot.groups import TargetSpaces, by_name
 from nni_jackpot.masks import Masks
 from nni_jackpot.targets import ScoredTarget, ScoreGroup
 
@@ -108,7 +108,7 @@ def kept_by(masks: Masks, groups: Sequence[ScoreGroup], spaces: TargetSpaces) ->
     NothingKeptError
         If the mask of a searched target keeps nothing.
     """
-    searched = {(target.module_name, target.name): target for group in groups for target in group.members}
+    searched = by_name(groups, spaces)
     for module_name, module_masks in masks.items():
         for name, mask in module_masks.items():
             space = spaces.get(module_name, {}).get(name)
@@ -123,13 +123,19 @@ def kept_by(masks: Masks, groups: Sequence[ScoreGroup], spaces: TargetSpaces) ->
                 raise NothingKeptError(f"the mask of {target} keeps nothing")
             _check_structure(target, mask)
     starts: dict[ScoreGroup, Tensor] = {}
-    for group in groups:
-        given = [(t, mask) for t in group.members if (mask := mask_of(masks, t)) is not None]
-        for target, mask in given:
-            kept = target.grains.of_mask(mask).view(group.grains.score_shape).to(given[0][0].weight.device)
-            if not torch.equal(starts.setdefault(group, kept), kept):
-                raise MaskError(f"the masks of {group} differ, but they share one dependency_group_id")
-    return starts
+    group_of = {id(target.space): group for group in groups for target in group.members}
+    for (module_name, name), target in searched.items():
+        mask = masks.get(module_name, {}).get(name)
+        if mask is None:
+            continue
+        group = group_of[id(target.space)]
+        device = group.members[0].weight.device
+        kept = target.grains.of_mask(mask).view(group.grains.score_shape).to(device)
+        if not torch.equal(starts.setdefault(group, kept), kept):
+            raise MaskError(
+                f"the masks of {group} differ, but they share one dependency_group_id or one parameter"
+            )
+    return {group: starts[group] for group in groups if group in starts}
 
 
 def _check_structure(target: ScoredTarget, mask: Tensor) -> None:

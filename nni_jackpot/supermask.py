@@ -62,13 +62,14 @@ class SampledMask(RelaxedMask):
         """Return weights under a new sample, of the target's shape; arguments are those of `apply`."""
         if self.keep == self.grains.count:  # no finite shift keeps all of them
             return self.apply(weight, score, mask, may_write)
+        self.is_read = True
         self._may_have_moved = not self.is_told
         score = score.view(self.grains.score_shape)
         probability = torch.sigmoid(score + self._follow(score.detach()))
         with torch.no_grad():
             sample = self.grains.expand(self._draw(probability) < probability).expand(self.grains.shape)
             masked = weight * sample.view(torch.int8)
-        return StraightThrough.apply(weight, probability, masked, sample, self.grains, may_write)
+        return StraightThrough.apply(weight, probability, masked, sample, self.grains, may_write, None)
 
     @torch.no_grad()
     def _follow(self, score: Tensor) -> Tensor:

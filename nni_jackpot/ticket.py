@@ -17,6 +17,7 @@ from nni.compression.base.compressor import Pruner
 from nni.compression.base.setting import INPUT_PREFIX, OUTPUT_PREFIX
 from torch import Tensor, nn
 
+from nni_jackpot.attributes import plain_state
 from nni_jackpot.byte_planes import Form, pack, unpack
 from nni_jackpot.errors import MaskError, OtherBaseError, TicketError
 from nni_jackpot.mask_codec import CodedMask, decode, encode
@@ -284,6 +285,9 @@ def is_statistic(name: str) -> bool:
     return name.rpartition(".")[2] in _STATISTICS
 
 
+_WRAPPER = "_nni_wrapper."
+
+
 def state_of(model: Model) -> dict[str, Tensor]:
     """Return the tensors of a plain model, or of its state dict: the very ones, not copies.
 
@@ -304,11 +308,14 @@ def _tensors_of(model: Model) -> dict[str, Tensor]:
 
 def _base_state(model: Model) -> dict[str, Tensor]:
     """Return the state dict as it is without NNI's wrappers, which keep the weights they mask."""
-    state = _tensors_of(model)
-    for name in [name for name in state if "_nni_wrapper." in name]:
-        tensor, plain = state.pop(name), name.replace("_nni_wrapper.", "")
-        if plain in state:  # scores and masks have no place in it
-            state[plain] = tensor
+    tensors = plain_state(model) if isinstance(model, nn.Module) else _tensors_of(model)
+    state = {name: tensor for name, tensor in tensors.items() if _WRAPPER not in name}
+    if isinstance(model, nn.Module):
+        return state
+    for name in (name for name in tensors if _WRAPPER in name):
+        stem, _, kind = name.rpartition("_")
+        if not (kind in ("mask", "score") and stem in tensors):  # which have no place in it
+            state[name.replace(_WRAPPER, "")] = tensors[name]
     return state
 
 

@@ -49,8 +49,8 @@ def wait_together(targets: Iterable[Target]) -> None:
     by_kernels, others = _kernel_groups(targets)
     for group in by_kernels:
         kernels().weigh([_layer(*target) for target in group], group[0][0].temperature)
-        for relaxed, _, _ in group:
-            relaxed.take_values(None)
+        for relaxed, score, _ in group:
+            relaxed.take_values(score, None)
     for relaxed, score, mask in others:
         relaxed.wait(score, mask)
 
@@ -71,7 +71,7 @@ def _refresh_by_kernels(targets: Sequence[Target]) -> list[Target]:
         increment_version(mask)
         relaxed.settle(score, changed)
         if is_fresh:
-            relaxed.take_values(mask)
+            relaxed.take_values(score, mask)
         else:
             relaxed.remake(score, mask)
     return left
@@ -95,9 +95,9 @@ def _kernel_groups(targets: Iterable[Target]) -> tuple[list[list[Target]], list[
 
 
 def _layer(relaxed: RelaxedMask, score: Tensor, mask: Tensor) -> Any:
-    masked = relaxed.masked
-    assert masked is not None
-    return kernels().Layer(score.detach(), relaxed.keep, mask, masked.weight, masked.values)
+    values = relaxed.lend_values()
+    assert relaxed.masked is not None
+    return kernels().Layer(score.detach(), relaxed.keep, mask, relaxed.masked.weight, values)
 
 
 @lru_cache

@@ -1,10 +1,11 @@
-"""Where a run's metrics go: NNI, TensorBoard, a CSV file and a progress bar."""
+"""Where a run's metrics go: NNI, TensorBoard, a CSV file, and what shows its progress."""
 
 from __future__ import annotations
 
 import csv
 import math
 import os
+import re
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -12,13 +13,17 @@ from pathlib import Path
 
 import nni
 import torch
-from tensorboardX import SummaryWriter
-from tqdm import tqdm
 
 from nni_jackpot.errors import JackpotError, OutputFolderError
+from nni_jackpot.events import EventFile
 from nni_jackpot.files import replace_file
+from nni_jackpot.progress import Progress
 
 Scalar = float | torch.Tensor
+
+
+class Interrupted(KeyboardInterrupt):
+    """An interruption that says how far the run had come: ``at step 120 of 900``."""
 
 
 def running_as_nni_trial() -> bool:
@@ -51,20 +56,24 @@ def output_folder(default: Path) -> Path:
 
 
 class Tracker:
-    """Carry a run's metrics to NNI, TensorBoard, a CSV file and a progress bar.
+    """Carry a run's metrics to NNI, TensorBoard, a CSV file, and a progress bar or lines on stdout.
 
-    A context manager. On ranks other than 0 it creates nothing and all methods are silent. Raises
-    OutputFolderError if the folder cannot be created or written.
+    A context manager, from which an interruption comes as `Interrupted`. On ranks other than 0 it creates
+    nothing and all methods are silent. Raises OutputFolderError if the folder cannot be created or written.
+
+    A run that is resumed first counts, by `skip_step` and `skip_epoch`, what an earlier process did. Of that
+    process the rows and points up to there stay, and what it did beyond is replaced.
 
     Parameters
     ----------
     folder
-        Gets ``metrics.csv``, and the event files in ``tensorboard``. The file of an earlier run is replaced
-        at the end of the first epoch; a run that is resumed takes over its rows by `skip_epoch`.
+        Gets ``metrics.csv``, and an event file in ``tensorboard``. Those of an earlier run are replaced at
+        the end of the first epoch, and at the first step that is logged.
     total_steps
-        Training steps of the whole run, for the progress bar.
+        Training steps of the whole run.
     description
-        Text before the progress bar, which appears on a terminal only.
+        Name of what is tracked, for the bar that appears if stderr is a terminal, and for the lines that are
+        printed if it is none: for each epoch, and every half minute.
     log_every
         Steps from one logged step to the next.
     rank
@@ -88,15 +97,19 @@ class Tracker:
         self._log_every = log_every
         self._reports = report_to_nni and running_as_nni_trial()
         # The subfolder of a trial's output folder that NNI's web portal asks for.
-        self._events = SummaryWriter(str(folder / "tensorboard"))
+        self._event_folder = folder / "tensorboard"
+        self._events: EventFile | None = None
         self._path = folder / "metrics.csv"
         self._rows_on_file = _read_rows(self._path)
         self._rows: list[Mapping[str, object]] = []
-        self._bar = tqdm(total=total_steps, desc=description, unit="step", disable=None)
-        self._postfix: dict[str, float] = {}
+        self._progress = Progress(description, total_steps)
+        self._description = description
+        self._shown: dict[str, float] = {}
         self._start = time.perf_counter()
-        self._epochs = self._steps = self._epoch_steps = 0
-        self._loss_sum: Scalar = 0.0
+        self._seconds_before = 0.0
+        self._epochs = self._epoch_steps = 0
+        self._skipped = (0, 0)  # steps and epochs
+        self._loss_sum: Scalar | None = 0.0  # None where the beginning of the epoch is not known
         self._scalars: dict[str, Scalar] = {}
 
     def step(self, loss: Scalar, **scalars: Scalar) -> None:
@@ -108,23 +121,26 @@ class Tracker:
         """
         if self._silent:
             return
-        self._steps += 1
+        self._progress.step()
         self._epoch_steps += 1
         self._scalars = {name: _detached(value) for name, value in {"loss": loss, **scalars}.items()}
-        self._loss_sum = self._loss_sum + self._scalars["loss"]
-        if self._steps % self._log_every == 0:
-            for name, value in self._scalars.items():
-                self._events.add_scalar(f"step/{name}", float(value), self._steps)
-            self._postfix["loss"] = float(self._scalars["loss"])
-            self._bar.set_postfix(self._postfix, refresh=False)
-        self._bar.update()
+        if self._loss_sum is not None:
+            self._loss_sum = self._loss_sum + self._scalars["loss"]
+        if self._progress.steps % self._log_every == 0:
+            values = {name: float(value) for name, value in self._scalars.items()}
+            self._add_points(self._progress.steps, "step", values)
+            self._shown["loss"] = values["loss"]
+            self._progress.show(self._shown)
+        if self._progress.line_is_due:
+            self._progress.line({"loss": f"{float(self._scalars['loss']):.4f}"})
 
     def epoch(self, accuracy: float, *, layers: Mapping[str, float] | None = None, **scalars: Scalar) -> None:
         """Take note of the end of an epoch; under NNI the accuracy is reported as an intermediate result.
 
         ``metrics.csv`` gets a row: epoch and step (both from 1), accuracy, loss (mean over the epoch's steps;
-        NaN without any), the scalars of the last step and those given here, seconds since the start. The
-        first row fixes the columns: what a later row lacks is left blank, what it has more is a ValueError.
+        NaN without any, blank where an earlier process took some of them), the scalars of the last step and
+        those given here, seconds since the start. The first row fixes the columns: what a later row lacks is
+        left blank, what it has more is a ValueError.
 
         Parameters
         ----------
@@ -138,26 +154,27 @@ class Tracker:
         if self._silent:
             return
         self._epochs += 1
-        loss = float(self._loss_sum) / self._epoch_steps if self._epoch_steps else math.nan
-        values = {"accuracy": accuracy, "loss": loss}
+        values = {"accuracy": accuracy}
+        if self._loss_sum is not None:
+            values["loss"] = float(self._loss_sum) / self._epoch_steps if self._epoch_steps else math.nan
         values |= {name: float(value) for name, value in scalars.items()}
         self._loss_sum, self._epoch_steps = 0.0, 0
-        for name, value in values.items():
-            self._events.add_scalar(f"epoch/{name}", value, self._epochs)
-        for layer, density in (layers or {}).items():
-            self._events.add_scalar(f"density/{layer}", density, self._epochs)
-        self._events.flush()
+        self._add_points(self._epochs, "epoch", values)
+        self._add_points(self._epochs, "density", layers or {})
         self._write_row(values)
-        self._postfix["accuracy"] = accuracy
-        self._bar.set_postfix(self._postfix)
+        self._shown["accuracy"] = accuracy
+        self._progress.show(self._shown, refresh=True)
+        loss = {"loss": f"{values['loss']:.4f}"} if "loss" in values else {}
+        self._progress.line({"epoch": f"{self._epochs}", **loss, "accuracy": f"{100 * accuracy:.2f} %"})
         if self._reports:
             nni.report_intermediate_result(accuracy)
 
     def skip_step(self) -> None:
         """Count a step that an earlier process took, of the run that this one resumes."""
         if not self._silent:
-            self._steps += 1
-            self._bar.update()
+            self._progress.skip()
+            self._skipped = (self._progress.steps, self._epochs)
+            self._loss_sum = None
 
     def has_next_epoch(self) -> bool:
         """Return whether an earlier process wrote the row of the epoch that ends now."""
@@ -168,18 +185,31 @@ class Tracker:
         if self._silent:
             return
         self._epochs += 1
+        self._skipped = (self._progress.steps, self._epochs)
+        self._loss_sum = 0.0
         if (row := self._rows_on_file.get(self._epochs)) is not None:
             self._rows.append(row)
+            self._seconds_before = float(row["seconds"])
 
     def final(self, accuracy: float) -> None:
         """Report the run's final accuracy, a fraction, to NNI if this is a trial."""
         if running_as_nni_trial() and not self._silent:
             nni.report_final_result(accuracy)
 
+    def _add_points(self, at: int, group: str, values: Mapping[str, float]) -> None:
+        if self._events is None:  # now it is known what an earlier process is taken over from
+            steps, epochs = self._skipped
+            self._events = EventFile(
+                self._event_folder, lambda tag, at: at <= (steps if tag.startswith("step/") else epochs)
+            )
+        self._events.add(at, {f"{group}/{name}": value for name, value in values.items()})
+
     def _write_row(self, values: Mapping[str, float]) -> None:
-        row: dict[str, float] = {"epoch": self._epochs, "step": self._steps, "accuracy": values["accuracy"]}
-        row |= {name: float(value) for name, value in self._scalars.items()}
-        row |= {**values, "seconds": round(time.perf_counter() - self._start, 3)}
+        row: dict[str, object] = {"epoch": self._epochs, "step": self._progress.steps}
+        row |= {"accuracy": values["accuracy"], "loss": None}
+        row |= {name: float(value) for name, value in self._scalars.items() if name != "loss"}
+        seconds = self._seconds_before + time.perf_counter() - self._start
+        row |= {**values, "seconds": round(seconds, 3)}
         self._write([*self._rows, row])
         self._rows.append(row)
 
@@ -196,21 +226,28 @@ class Tracker:
     def __enter__(self) -> Tracker:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        if not self._silent:
-            self._bar.close()
-            self._events.close()
-            if not any(exception):
-                self._write(self._rows)  # also where there has been no epoch
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if self._silent:
+            return
+        self._progress.close()
+        if error is None:
+            self._write(self._rows)  # also where there has been no epoch
+        if kind is KeyboardInterrupt:
+            raise Interrupted(f"at {self._progress} ({self._description})") from error
 
 
 def _read_rows(path: Path) -> dict[int, dict[str, str]]:
-    """Return the rows of an earlier ``metrics.csv`` by their epoch; a last one cut short is left out."""
-    if not path.exists():
+    """Return the rows of an earlier ``metrics.csv`` by their epoch, but for what is cut short or damaged."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if None not in row and None not in row.values()]
+    except (FileNotFoundError, UnicodeDecodeError, csv.Error):
         return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if None not in row and None not in row.values()]
-    return {int(row["epoch"]): row for row in rows if row.get("epoch", "").isdecimal()}
+    return {int(row["epoch"]): row for row in rows if _is_number(row, "epoch") and _is_number(row, "seconds")}
+
+
+def _is_number(row: Mapping[str, str], column: str) -> bool:
+    return bool(re.fullmatch(r"[0-9]{1,12}(\.[0-9]+)?", row.get(column, "")))
 
 
 def _detached(value: Scalar) -> Scalar:

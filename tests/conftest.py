@@ -18,6 +18,7 @@ import nni
 import pytest
 import report_runs
 import torch
+import yaml
 from nni.compression.utils import LightningEvaluator, TorchEvaluator
 from report_runs import Measures, Write
 from torch import Tensor, nn
@@ -25,6 +26,14 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nni_jackpot import LotteryJackpotPruner, mask_overlap
+from nni_jackpot.experiment.config import RunConfig, load_config
+from nni_jackpot.experiment.models import build_model
+
+# PyTorch has no variable for it; what the tests start hears of it by a folder on its path.
+if os.environ.get("JACKPOT_TEST_MKLDNN") == "0":
+    torch.backends.mkldnn.set_flags(False)
+    folders = [str(Path(__file__).with_name("without_mkldnn")), os.environ.get("PYTHONPATH")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
 
 
 class ConvNet(nn.Module):
@@ -83,6 +92,15 @@ def batches() -> Batches:
                 (image[0] if label else image[0].T)[3] += 2.0
         result.append((images, labels))
     return result
+
+
+def doubles(batches: Batches) -> Batches:
+    """Return batches in double precision.
+
+    There, two ways to one sum differ by 1e-16 of it, and scores that lie as near to each other are equal on
+    purpose: masks found in either way are the same.
+    """
+    return [(images.double(), labels) for images, labels in batches]
 
 
 def training_step(batch: tuple[Tensor, Tensor], model: nn.Module) -> Tensor:
@@ -210,6 +228,11 @@ def same(masks_a: dict, masks_b: dict) -> bool:
     return mask_overlap(masks_a, masks_b).total == 1.0
 
 
+def same_state(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    """Tell whether two state dicts are the same, bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
+
+
 def expected_zeros(model: nn.Module, ratio: float = 0.7) -> dict[str, int]:
     return {name: int(ratio * getattr(model, name).weight.numel()) for name in ("conv1", "conv2")}
 
@@ -242,3 +265,31 @@ def write_run(tmp_path: Path) -> Write:
 def measures(tmp_path: Path) -> Measures:
     """Read what has been measured there."""
     return partial(report_runs.measures_of, tmp_path / "runs")
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    """A run on digits that takes a second or two."""
+    content = {
+        "output": str(tmp_path / "out"),
+        "device": "cpu",
+        "data": {"name": "digits", "batch_size": 64},
+        "model": {"width": 6},
+        "pretrain": {"epochs": 3, "lr": 0.1, "cache": str(tmp_path / "pretrained")},
+        "config_list": [{"op_types": ["Conv2d"], "sparse_ratio": 0.8, "global_group_id": 0}],
+        "search": {"epochs": 2},
+        "finetune": {"epochs": 1, "lr": 0.05},
+    }
+    path = tmp_path / "run.yml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture
+def config(config_file: Path) -> RunConfig:
+    return load_config(config_file)
+
+
+def model_of(config: RunConfig) -> nn.Module:
+    """Return the network of a run on digits, its weights just drawn."""
+    return build_model(config.model, num_classes=10, in_channels=1)

@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+from collections.abc import Callable
 from itertools import count
 from typing import Any
 from unittest import mock
 
+from nni_jackpot.cli import main
 from nni_jackpot.tracking import Tracker
 
 
-def stopping(at: int) -> Any:
-    """Have a step of the search end with an interruption, in the block."""
+def interrupt() -> None:
+    """Do what Ctrl+C does."""
+    raise KeyboardInterrupt
+
+
+def kill() -> None:
+    """Do what kill -9 does."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stopping(at: int, stop: Callable[[], None] = interrupt) -> Any:
+    """Have a step of the search, or of a training of weights, be the last one in the block."""
     steps, take = count(1), Tracker.step
 
     def step(self: Tracker, *args: Any, **kwargs: Any) -> None:
         take(self, *args, **kwargs)
         if next(steps) == at:
-            raise KeyboardInterrupt
+            stop()
 
     return mock.patch.object(Tracker, "step", step)
+
+
+if __name__ == "__main__":  # a search by a config, that is killed after so many steps
+    with stopping(int(sys.argv[2]), kill):
+        main(["search", sys.argv[1]])

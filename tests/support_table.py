@@ -23,6 +23,8 @@ from nni_jackpot.criteria import CRITERIA
 
 TESTS = Path(__file__).parent
 TABLE = TESTS.parent / "docs" / "support.md"
+# What architectures_table.py writes at the end of the page, and what stays as it is here.
+ARCHITECTURES_BEGIN, ARCHITECTURES_END = "<!-- architectures: begin -->", "<!-- architectures: end -->"
 VERBS = {"honours": "honoured", "refuses": "refused"}
 
 HEAD = """# What is supported
@@ -129,7 +131,14 @@ def table(run: Run) -> str:
     for title, names in SECTIONS.items():
         lines += [f"## {title}\n", "| | | tested by |", "|---|---|---|"]
         lines += [row for name in names for row in rows(name)] + [""]
-    return "\n".join(lines)
+    return "\n".join(lines) + architectures_part()
+
+
+def architectures_part() -> str:
+    """Return the part of docs/support.md that architectures_table.py has written."""
+    text = TABLE.read_text(encoding="utf-8") if TABLE.exists() else ""
+    _, begin, rest = text.partition(ARCHITECTURES_BEGIN)
+    return begin + rest.partition(ARCHITECTURES_END)[0] + f"{ARCHITECTURES_END}\n" if begin else ""
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import runpy
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -101,8 +102,18 @@ def test_what_cannot_be_saved_is_said_before_anything_is_measured(run, tmp_path:
         run("step", "--save", page)
 
 
+def test_revisions() -> None:
+    line = [sys.executable, str(BENCHMARKS / "revisions.py"), "--smoke", "--old", str(ROOT)]
+    output = subprocess.run(line, capture_output=True, text=True, check=True).stdout
+    row = output.splitlines()[-1].strip("| ").split(" | ")
+    assert row[0] == "resnet18"
+    assert all(float(cell.split()[0]) > 0 for cell in row[1:])
+
+
 def test_every_benchmark_is_run_here_and_has_its_place() -> None:
-    assert sorted(SCRIPTS) == sorted(p.stem for p in BENCHMARKS.glob("*.py") if "__main__" in p.read_text())
+    assert sorted([*SCRIPTS, "revisions"]) == sorted(
+        p.stem for p in BENCHMARKS.glob("*.py") if "__main__" in p.read_text()
+    )
     pages = (PAGE, PAGE.with_name("deployment.md"), PAGE.with_name("tickets.md"))
     text = "".join(page.read_text(encoding="utf-8") for page in pages)
     for name in [name + device for name in SCRIPTS for device in ("", "-cuda")]:

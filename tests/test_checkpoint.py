@@ -337,7 +337,7 @@ def test_every_must_be_positive(model: nn.Module) -> None:
 # -- kill -9
 
 SCRIPT = """
-import sys, time
+import signal, sys, time
 import nni, torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -359,6 +359,8 @@ def train(model, optimizer, training_step, scheduler, max_steps, max_epochs):
             optimizer.zero_grad()
             steps += 1
             print(steps, flush=True)
+            if steps == int(sys.argv[4]):
+                signal.pause()  # until it is killed, however late that comes
             if steps == max_steps:
                 return
 
@@ -376,9 +378,9 @@ print("resumed", pruner.resumed_step)
 """
 
 
-def _run(folder: Path, every: int) -> subprocess.Popen[str]:
+def _run(folder: Path, every: int, wait_at: int = 0) -> subprocess.Popen[str]:
     (folder / "script.py").write_text(SCRIPT)
-    arguments = [sys.executable, "script.py", "search.pth", "masks.pth", str(every)]
+    arguments = [sys.executable, "script.py", "search.pth", "masks.pth", str(every), str(wait_at)]
     return subprocess.Popen(
         arguments, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
@@ -398,17 +400,17 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_kill_9_at_a_random_step(tmp_path: Path, every: int, uninterrupted: Any) -> None:
     generator = random.Random(time.time_ns())
     last = generator.randrange(8, 140)
-    process = _run(tmp_path, every)
+    process = _run(tmp_path, every, last + 4)
     for line in _lines(process):
         if line.strip() == str(last):
-            time.sleep(generator.random() * 0.01)  # anywhere within the steps that follow
+            time.sleep(generator.random() * 0.01)  # anywhere within the four steps that follow
             process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not (tmp_path / "masks.pth").exists()
     process = _run(tmp_path, every)
     resumed = [int(line.split()[1]) for line in _lines(process) if line.startswith("resumed")]
     assert process.wait() == 0
-    assert last - every <= resumed[0]
+    assert last - every < resumed[0] <= last + 4
     assert same(torch.load(tmp_path / "masks.pth"), uninterrupted)
 
 

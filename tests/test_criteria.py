@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CONFIG_LIST, Batches, ConvNet, make_evaluator, training_step
+from conftest import CONFIG_LIST, Batches, ConvNet, doubles, make_evaluator, training_step
 from nni.compression.base.compressor import Pruner
 from torch import Tensor, distributed, nn
 from torch.func import functional_call
@@ -216,8 +216,9 @@ def by_evaluator(model: nn.Module, data: Batches, criterion: Callable, n_batches
 def test_an_evaluator_gives_what_a_loop_by_hand_gives(
     model: nn.Module, batches: Batches, criterion: Callable, n_batches: int
 ) -> None:
+    batches = doubles(batches)
+    model.double().train()
     weights = {name: getattr(model, name).weight for name in ("conv1", "conv2")}
-    model.train()
 
     def losses(visit: Callable[[Tensor], None]) -> None:
         for batch in batches[:n_batches]:
@@ -227,14 +228,10 @@ def test_an_evaluator_gives_what_a_loop_by_hand_gives(
     found = by_evaluator(model, batches, criterion, n_batches)
     assert found.keys() == expected.keys()
     for key in expected:
-        torch.testing.assert_close(found[key], expected[key], rtol=1e-4, atol=1e-8)
+        torch.testing.assert_close(found[key], expected[key])
 
 
 # -- several processes
-
-
-def doubles(batches: Batches) -> Batches:
-    return [(images.double(), labels) for images, labels in batches]
 
 
 def _importance(rank: int, data: Batches, criterion: Callable, n_batches: int) -> dict[str, Tensor]:

@@ -90,8 +90,9 @@ def test_many_scores_are_judged_by_a_sample() -> None:
     gpu.weigh([each], 0.5)
     threshold = each.score.sort().values[90_000]
     exact = each.weight * torch.sigmoid((each.score - threshold) / (0.5 * each.score.std()))
-    torch.testing.assert_close(each.values, exact, rtol=0, atol=0.1)
-    assert (each.values - exact).std() < 0.01
+    # The deviation of 16384 scores is known to 0.55%: within five times that it moves no sigmoid(x) by more
+    # than 2.8% of x * sigmoid'(x), which is 0.224 at most.
+    assert ((each.values - exact).abs() <= 0.0063 * each.weight.abs() + 1e-6).all()
 
 
 @pytest.mark.parametrize("shape", [(4, 3, 5, 5), (2, 6, 1, 1), (3, 2, 2, 3, 2)])

@@ -213,9 +213,9 @@ def test_search_and_speedup(kind: str, wish: str, run: str, batches: Batches, tm
     assert frozen(model, dense)
     masks, masked = compressor.get_masks(), model.eval()(X).detach()
     give_back(model, compressor, dense)
-    assert (model(X) - masked).abs().max() > 0.1
+    assert not torch.allclose(model(X), masked, rtol=1e-4, atol=1e-5)
     if wish in CHANNELS:
-        assert masked.std(0).min() > 0.01
+        assert not torch.allclose(masked, masked[:1], rtol=1e-4, atol=1e-5)  # it depends on the input
         small = ModelSpeedup(model, X, masks).speedup_model().eval()
         torch.testing.assert_close(small(X), masked, rtol=1e-4, atol=1e-5)
         halved = WIDTHS if wish == "dependent" else ("top", "hidden")

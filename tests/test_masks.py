@@ -3,7 +3,9 @@ from __future__ import annotations
 import collections
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch import nn
 from nni_jackpot import LotteryJackpotPruner, apply_masks, load_masks, mask_overlap, save_masks
 from nni_jackpot.errors import CheckpointError, MaskError, OutputFolderError
 from nni_jackpot.masks import densities, sparsity_of
+from nni_jackpot.speedup import check_semi_structured, semi_structured, shrink, sparse_csr
 
 A = {
     "conv": {"weight": torch.tensor([1.0, 1.0, 0.0, 0.0]), "bias": torch.ones(2)},
@@ -115,3 +118,184 @@ def test_apply_masks_changes_nothing_when_one_mask_does_not_fit(model: nn.Module
     with pytest.raises(MaskError, match=r"conv2\.weight has shape \(1,\)"):
         apply_masks(model, {"conv1": good, "conv2": {"weight": torch.ones(1)}})
     assert all(torch.equal(value, dense[name]) for name, value in model.state_dict().items())
+
+
+# --- masks of another form
+
+
+def two() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+
+
+EYE = torch.eye(4)
+TAKERS: dict[str, Callable[[Any], Any]] = {
+    "apply_masks": lambda masks: apply_masks(two(), masks),
+    "mask_overlap": lambda masks: mask_overlap(masks, masks),
+    "the other of mask_overlap": lambda masks: mask_overlap({}, masks),
+    "densities": densities,
+    "sparsity_of": sparsity_of,
+    "save_masks": lambda masks: save_masks(masks, "/nowhere/masks.pth"),
+    "sparse_csr": lambda masks: sparse_csr(two(), masks),
+    "check_semi_structured": lambda masks: check_semi_structured(two(), masks),
+    "semi_structured": lambda masks: semi_structured(two(), masks),
+    "shrink": lambda masks: shrink(two(), masks, torch.ones(1, 4)),
+}
+NO_MASKS: list[tuple[Any, str]] = [
+    ({"0.weight": EYE}, r'write \{"0": \{"weight": mask\}\} for "0\.weight"'),
+    ({"a.b.weight": EYE}, r'write \{"a\.b": \{"weight": mask\}\} for "a\.b\.weight"'),
+    ({"0": EYE}, r'write \{"0": \{"weight": mask\}\} for "0"'),
+    ({"bias": EYE}, r'write \{"": \{"bias": mask\}\} for "bias"'),
+    ({"0": {"weight": EYE}, "1.weight": EYE}, r'for "1\.weight"'),
+    ({"0": None}, "that of '0' is a NoneType"),
+    ([EYE], "not a list"),
+    ((two(), {"0": {"weight": EYE}}), "not a tuple"),
+    (None, "not a NoneType"),
+    ({"0": {"weight": EYE.tolist()}}, r"the mask of 0\.weight is a list, not a tensor"),
+    ({"0": {"weight": {"x": EYE}}}, r"the mask of 0\.weight is a dict, not a tensor"),
+    ({"0": {"weight": EYE.to_sparse()}}, r"the mask of 0\.weight is of layout torch\.sparse_coo"),
+    ({"0": {"weight": EYE.to("meta")}}, r"the mask of 0\.weight is on the meta device"),
+    *(
+        ({"0": {"weight": EYE * value}}, r"the mask of 0\.weight holds values other than 0 and 1")
+        for value in (0.5, 2, -1, float("nan"), float("inf"))
+    ),
+]
+
+
+@pytest.mark.parametrize("take", TAKERS.values(), ids=TAKERS)
+def test_what_is_no_masks_is_told_by_all_that_take_them(take: Callable[[Any], Any]) -> None:
+    for masks, message in NO_MASKS:
+        with pytest.raises(MaskError, match=message):
+            take(masks)
+
+
+def test_what_is_no_masks_is_told_of_a_file(tmp_path: Path) -> None:
+    torch.save({"0.weight": EYE}, tmp_path / "flat.pth")
+    torch.save({"0": {"weight": EYE / 2}}, tmp_path / "half.pth")
+    with pytest.raises(CheckpointError, match=r'flat\.pth holds no masks: .*\{"0": \{"weight": mask\}\}'):
+        load_masks(tmp_path / "flat.pth")
+    with pytest.raises(CheckpointError, match=r"half\.pth holds no masks: .*other than 0 and 1"):
+        load_masks(tmp_path / "half.pth")
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float16])
+def test_masks_are_of_any_type_that_holds_zero_and_one(dtype: torch.dtype) -> None:
+    model, masks = two(), {"0": {"weight": EYE.to(dtype)}}
+    apply_masks(model, masks)
+    assert torch.equal(model[0].weight != 0, EYE.bool())
+    assert densities(masks) == {"0.weight": 0.25}
+    assert sparsity_of(masks) == 0.75
+    assert mask_overlap(masks, {"0": {"weight": EYE}}).total == 1.0
+
+
+# --- masks of a model in a wrapper
+
+
+class Inner(nn.Module):
+    """Holds a part that is wrapped by itself."""
+
+    def __init__(self, wrap: Callable[[nn.Module], nn.Module]) -> None:
+        super().__init__()
+        self.body = wrap(two())
+
+
+WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "DataParallel": nn.DataParallel,
+    "torch.compile": torch.compile,
+    "both": lambda model: torch.compile(nn.DataParallel(model)),
+    "the other way round": lambda model: nn.DataParallel(torch.compile(model)),
+}
+
+
+def masks_of(model: nn.Module) -> dict[str, dict[str, torch.Tensor]]:
+    return {name: {"weight": EYE} for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_masks_fit_with_and_without_a_wrapper(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    pairs = (two(), wrap(two())), (Inner(lambda model: model), Inner(wrap))
+    for plain, wrapped in pairs:
+        for model, other in [(plain, wrapped), (wrapped, plain), (wrapped, wrapped)]:
+            before = masks_of(other)
+            apply_masks(model, before)
+            weights = [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear)]
+            assert all(torch.equal(weight != 0, EYE.bool()) for weight in weights)
+            overlap = mask_overlap(masks_of(model), before)
+            assert overlap.total == 1.0
+            assert overlap.per_target.keys() == densities(masks_of(model)).keys()
+        x = torch.randn(2, 4)
+        if isinstance(plain, nn.Sequential):
+            torch.testing.assert_close(sparse_csr(plain, masks_of(wrapped), x)(x), plain(x))
+
+
+def test_a_name_that_does_not_fit_apart_from_its_wrapper_is_told() -> None:
+    model = two()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(
+        MaskError, match=r"no parameter module\.7\.weight, nor a single one that is 7\.weight"
+    ):
+        apply_masks(model, {"module.0": {"weight": EYE}, "module.7": {"weight": EYE}})
+    ambiguous = nn.ModuleDict({"module": two(), "_orig_mod": two()})
+    with pytest.raises(MaskError, match=r"no parameter 0\.weight"):
+        apply_masks(ambiguous, {"0": {"weight": EYE}})
+    apply_masks(ambiguous, {"module.0": {"weight": EYE}})
+    assert not torch.equal(ambiguous["_orig_mod"][0].weight != 0, EYE.bool())
+    with pytest.raises(MaskError, match="different targets"):
+        mask_overlap({"0": {"weight": EYE}}, {"0": {"weight": EYE}, "module.0": {"weight": EYE}})
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+# --- parameters that cannot be masked
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(4, 4)
+        self.head = nn.Linear(4, 4, bias=False)
+        self.head.weight = self.words.weight
+
+
+def test_tied_weights_are_one_parameter() -> None:
+    for names in (["words"], ["head"], ["words", "head"]):
+        model = apply_masks(Tied(), {name: {"weight": EYE.clone()} for name in names})
+        assert model.head.weight is model.words.weight
+        assert torch.equal(model.words.weight != 0, EYE.bool())
+    model = Tied()
+    before = model.words.weight.clone()
+    with pytest.raises(
+        MaskError, match=r"words\.weight and head\.weight are one parameter, and their masks differ"
+    ):
+        apply_masks(model, {"words": {"weight": EYE}, "head": {"weight": 1 - EYE}})
+    with pytest.raises(MaskError, match="are one parameter"):
+        apply_masks(two(), {"0": {"weight": EYE}, "module.0": {"weight": 1 - EYE}})
+    assert torch.equal(model.words.weight, before)
+
+
+def of_inference() -> nn.Module:
+    with torch.inference_mode():
+        return nn.Linear(4, 4)
+
+
+def computed() -> nn.Module:
+    layer = nn.Linear(4, 4)
+    weight = layer.weight * 2
+    layer._parameters["weight"] = weight
+    return layer
+
+
+BAD_LAYERS: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "inference": (of_inference, r"zeros cannot be written into 1\.weight, of torch\.float32: .*[Ii]nference"),
+    "meta": (lambda: nn.Linear(4, 4, device="meta"), r"1\.weight has no values yet"),
+    "lazy": (lambda: nn.LazyLinear(4), r"1\.weight has no values yet"),
+    "computed": (computed, r"1\.weight is computed from other tensors"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_LAYERS)
+def test_a_parameter_that_cannot_be_masked_leaves_all_as_they_were(kind: str) -> None:
+    make, message = BAD_LAYERS[kind]
+    model = nn.Sequential(nn.Linear(4, 4), make())
+    before = model[0].weight.clone()
+    with pytest.raises(MaskError, match=message):
+        apply_masks(model, {"0": {"weight": EYE}, "1": {"weight": EYE}})
+    assert torch.equal(model[0].weight, before)

@@ -242,7 +242,8 @@ def test_a_run_that_fails_replaces_nothing(
 ) -> None:
     before = files_in(root / "out")
     monkeypatch.setattr(run, "cross_entropy_step", lambda batch, model: model(batch[0]).sum() * float("nan"))
-    refused(capsys, command("search", root / "run.yml", "search.epochs=3", flags=("--overwrite",)))
+    assert command("search", root / "run.yml", "search.epochs=3", flags=("--overwrite",)) == 1
+    assert "the loss became nan" in capsys.readouterr().err
     after = files_in(root / "out")
     assert {name: after[name] for name in before} == before
     monkeypatch.undo()

@@ -291,7 +291,7 @@ def test_a_steady_update_makes_nothing_of_the_size_of_the_scores() -> None:
     scores.mul_(0.99999)
     with Allocations() as allocations:
         flipped = update_top(scores, n // 10, kept, n_kept=n // 10, threshold=threshold)
-    assert len(flipped) < n / 1000
+    assert not len(flipped)  # a product with one number keeps the order, and equals stay where they were
     assert 0 < allocations.largest < n  # a byte a score would be as much
 
 

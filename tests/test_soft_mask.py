@@ -46,11 +46,16 @@ def test_every_row_has_a_threshold_of_its_own(row_dim: int | None) -> None:
 
 
 def test_many_scores_are_judged_by_a_sample() -> None:
-    score = torch.randn(300, 1000)
-    found = soft(score, 30_000, Grains((300, 1000)), 2.0)
-    assert abs(int((found >= 0.5).sum()) - 30_000) < 2000
+    n, sample, share = 300_000, 1 << 14, 0.1
+    score = torch.randn(300, 1000, generator=torch.Generator().manual_seed(0))
+    score[0, :2] = torch.tensor([3.0, -3.0])
+    found = soft(score, int(share * n), Grains((300, 1000)), 2.0)
+    # Five standard deviations of the share of a sample, and of its standard deviation.
+    error = 5 * (share * (1 - share) / sample) ** 0.5
+    assert abs(int((found >= 0.5).sum()) - share * n) < error * n
     ahead = (score[0, 0] - score[0, 1]) / (2.0 * score.std())
-    assert (found[0, 0].logit() - found[0, 1].logit()).item() == pytest.approx(ahead.item(), rel=0.05)
+    between = found[0, 0].logit() - found[0, 1].logit()
+    assert between.item() == pytest.approx(ahead.item(), rel=5 / (2 * sample) ** 0.5)
 
 
 def test_nothing_to_decide() -> None:

@@ -240,7 +240,10 @@ def test_two_of_four_is_the_same(mixed: nn.Module, dtype: torch.dtype, layout: t
     with torch.no_grad():
         expected, found = masked(mixed, masks)(x), sparse(x)
     check_same([expected], [found], "2:4")
-    assert isinstance(sparse.up.weight, torch.sparse.SparseSemiStructuredTensor)
+    assert isinstance(sparse.up.packed, torch.sparse.SparseSemiStructuredTensor)
+    assert torch.equal(sparse.up.weight, masked(mixed, masks).up.weight)
+    assert torch.equal(sparse.point.weight, masked(mixed, masks).point.weight)
+    semi_structured(mixed, masks, x)
 
 
 # --- what a form is held to

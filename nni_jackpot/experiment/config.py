@@ -9,7 +9,6 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from nni_jackpot.criteria import CRITERIA
@@ -21,7 +20,7 @@ from nni_jackpot.experiment.paths import with_home
 from nni_jackpot.experiment.schema import (
     Invalid,
     Rule,
-    at_least,
+    between,
     close_match,
     one_of,
     option,
@@ -36,17 +35,36 @@ from nni_jackpot.supermask import METHODS, recipe_of
 
 # -- the schema
 
-_POSITIVE = Rule("> 0", lambda value: value > 0)
 _NOT_EMPTY = Rule("that is not empty", lambda value: len(value) > 0)
 _BELOW_ONE = Rule(">= 0 and < 1", lambda value: 0 <= value < 1)
 _PROGRESS = Rule(">= 0 and <= 1", lambda value: 0 <= value <= 1)
 _SHARE = Rule("> 0 and <= 1", lambda value: 0 < value <= 1)
 _SEED = Rule(">= 0 and < 2**32", lambda value: 0 <= value < 2**32)
 _DEVICE = Rule(
-    "out of auto, cpu, cuda, cuda:N", lambda value: bool(re.fullmatch(r"auto|cpu|cuda(:\d+)?", value))
+    "out of auto, cpu, cuda, cuda:N", lambda value: bool(re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", value))
 )
 DOWNLOADABLE = "mnist", "fashion_mnist", "cifar10", "cifar100"  # by torchvision
-_RESNET_DEPTH = Rule("of the form 6n+2: 8, 14, 20, ...", lambda value: value >= 8 and value % 6 == 2)
+# The deepest is that of He et al. (2016, "Deep residual learning", Sec. 4.2).
+_RESNET_DEPTH = Rule(
+    "of the form 6n+2: 8, 14, 20, ..., 1202", lambda value: 8 <= value <= 1202 and value % 6 == 2
+)
+# Beyond these a network of float32 computes with numbers that are none, after a step or two.
+_RATE = Rule("> 0 and <= 1e30", lambda value: 0 < value <= 1e30)
+_DECAY = Rule(">= 0 and <= 1e30", lambda value: 0 <= value <= 1e30)
+_SCORE_RATE = Rule("> 0 and <= 1e6", lambda value: 0 < value <= 1e6)
+_SCORE = Rule(">= -1e6 and <= 1e6", lambda value: -1e6 <= value <= 1e6)
+_EPOCHS = between(0, 10**6)
+_MOST_IMAGES = 10**9
+
+
+def _can_be_a_path(value: str) -> bool:
+    try:
+        return len(value) > 0 and b"\0" not in os.fsencode(value)
+    except UnicodeError:
+        return False
+
+
+_PATH = Rule("that is not empty, and can be a path", _can_be_a_path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,27 +72,29 @@ class DataConfig:
     """The dataset and how it is cut into batches."""
 
     name: str = option("dataset", one_of("digits", *DOWNLOADABLE, "imagenet", "image_folder"))
-    root: str | None = option("folder of the dataset's files, null for its usual place", _NOT_EMPTY, None)
+    root: str | None = option("folder of the dataset's files, null for its usual place", _PATH, None)
     download: bool = option("whether files that are not there are fetched by torchvision", default=False)
     train_images: int | None = option(
-        "number of training images used, the same ones at every seed; null for all", at_least(2), None
+        "number of training images used, the same ones at every seed; null for all",
+        between(2, _MOST_IMAGES),
+        None,
     )
     validation_images: int | None = option(
         "number of training images kept aside, the same ones at every seed, and tested on in place of the "
         "test images, as when settings are chosen; null for none",
-        at_least(1),
+        between(1, _MOST_IMAGES),
         None,
     )
-    batch_size: int = option("images per training batch", at_least(2), 64)
-    eval_batch_size: int = option("images per test batch", at_least(1), 512)
+    batch_size: int = option("images per training batch", between(2, 10**6), 64)
+    eval_batch_size: int = option("images per test batch", between(1, 10**6), 512)
     image_size: int | None = option(
-        "height and width of the images in pixels, null for the dataset's own", at_least(1), None
+        "height and width of the images in pixels, null for the dataset's own", between(1, 4096), None
     )
     augment: bool = option(
         "whether training images are shifted, cropped and mirrored at random, as is usual for the dataset",
         default=False,
     )
-    workers: int = option("processes that load data, 0 for the run's own", at_least(0), 0)
+    workers: int = option("processes that load data, 0 for the run's own", between(0, 256), 0)
 
     def __post_init__(self) -> None:
         if self.name in ("imagenet", "image_folder") and self.root is None:
@@ -91,7 +111,7 @@ class ModelConfig:
 
     name: str = option("architecture", _NOT_EMPTY, "resnet")
     depth: int = option("layers with weights of the resnet", _RESNET_DEPTH, 8)
-    width: int = option("filters of the resnet's first stage", at_least(1), 16)
+    width: int = option("filters of the resnet's first stage", between(1, 1024), 16)
     weights: str | None = option(
         "published weights of a torchvision or timm network, null for random ones", _NOT_EMPTY, None
     )
@@ -111,6 +131,13 @@ class ModelConfig:
         if self.weights is not None and self.weights not in weights:
             wanted = f"for {self.name} {', '.join(['null', *weights])}"
             raise Invalid("weights", f"found {shown(self.weights)}, allowed: {wanted}")
+        for size in ("depth", "width"):
+            if (value := getattr(self, size)) != (
+                usual := getattr(ModelConfig, size)
+            ) and self.name != "resnet":
+                raise Invalid(
+                    size, f"found {value}, allowed: {usual} for {self.name}, whose size its name says"
+                )
         if self.init is not None and self.weights is not None:
             wanted = f"null beside weights, which are {self.weights}"
             raise Invalid("init", f"found {shown(self.init)}, allowed: {wanted}")
@@ -120,10 +147,10 @@ class ModelConfig:
 class TrainConfig:
     """Training of weights by SGD."""
 
-    epochs: int = option("passes over the training data", at_least(0))
-    lr: float = option("learning rate at the start", _POSITIVE)
+    epochs: int = option("passes over the training data", _EPOCHS)
+    lr: float = option("learning rate at the start", _RATE)
     momentum: float = option("momentum of SGD", _BELOW_ONE, 0.9)
-    weight_decay: float = option("weight decay of SGD", at_least(0), 5e-4)
+    weight_decay: float = option("weight decay of SGD", _DECAY, 5e-4)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +168,8 @@ class FinetuneConfig(TrainConfig):
 class PretrainConfig(TrainConfig):
     """Where the pre-trained weights come from."""
 
-    checkpoint: str | None = option("state_dict file to use, null to train and cache", _NOT_EMPTY, None)
-    cache: str = option("folder of the weights trained once", _NOT_EMPTY, "runs/pretrained")
+    checkpoint: str | None = option("state_dict file to use, null to train and cache", _PATH, None)
+    cache: str = option("folder of the weights trained once", _PATH, "runs/pretrained")
 
 
 def settings_of_recipe(recipe: str, method: str) -> dict[str, Any]:
@@ -156,18 +183,18 @@ def settings_of_recipe(recipe: str, method: str) -> dict[str, Any]:
 class SearchConfig:
     """The search for the jackpot."""
 
-    epochs: int = option("passes over the training data", at_least(0))
+    epochs: int = option("passes over the training data", _EPOCHS)
     init: str = option("criterion of the initial masks", one_of(*CRITERIA), "magnitude")
     method: str = option("how masks follow scores", one_of(*METHODS), "edge_popup")
     recipe: str = option("how scores are trained, but for what is given below", one_of(*RECIPES), "jackpot")
-    lr: float | None = option("learning rate of the scores at the start", _POSITIVE, None)
+    lr: float | None = option("learning rate of the scores at the start", _SCORE_RATE, None)
     momentum: float | None = option("momentum of SGD", _BELOW_ONE, None)
-    weight_decay: float | None = option("weight decay of SGD", at_least(0), None)
+    weight_decay: float | None = option("weight decay of SGD", between(0, 10**6), None)
     growth: float | None = option("progress at which masks have all their zeros", _PROGRESS, None)
-    temperature: float | None = option("of the soft masks at the start, 0 for none", at_least(0), None)
+    temperature: float | None = option("of the soft masks at the start, 0 for none", between(0, 10**6), None)
     hardening: float | None = option("progress at which masks are soft no more", _PROGRESS, None)
-    kept_score: float = option("initial score of kept weights", default=1.0)
-    pruned_score: float = option("initial score of pruned weights", default=0.95)
+    kept_score: float = option("initial score of kept weights", _SCORE, 1.0)
+    pruned_score: float = option("initial score of pruned weights", _SCORE, 0.95)
     swap_limit: float | None = option(
         "largest share of kept weights replaced in one step, annealed; null for no limit", _SHARE, None
     )
@@ -176,7 +203,7 @@ class SearchConfig:
         "whether they are estimated anew after the search, null for all but the paper's edge_popup",
         default=None,
     )
-    checkpoint_every: int = option("steps after which an interrupted search goes on", at_least(1), 500)
+    checkpoint_every: int = option("steps after which an interrupted search goes on", between(1, 10**9), 500)
 
     @property
     def reestimates_norm(self) -> bool:
@@ -206,6 +233,15 @@ class SearchConfig:
         if self.swap_limit is not None and (self.recipe != "paper" or self.growth or self.temperature):
             allowed = "allowed with recipe paper, no growth and no temperature"
             raise Invalid("swap_limit", f"found {self.swap_limit}, {allowed}")
+        full = settings_of_recipe(self.recipe, self.method) | {
+            name: value for name in OF_OPTIMIZER if (value := getattr(self, name)) is not None
+        }
+        lr, momentum, decay = (full[name] for name in ("lr", "momentum", "weight_decay"))
+        if lr * decay > 2 * (1 + momentum):
+            allowed = (
+                f"allowed: up to {2 * (1 + momentum) / lr:.3g} with lr {lr}, beyond which scores only grow"
+            )
+            raise Invalid("weight_decay", f"found {decay}, {allowed}")
         hardening = RECIPES[self.recipe].hardening if self.hardening is None else self.hardening
         if self.method == "edge_popup" and self.temperature and not hardening:
             raise Invalid("temperature", f"found {self.temperature}, allowed with hardening > 0")
@@ -223,7 +259,7 @@ class RunConfig:
     """
 
     seed: int = option("seed of all that is random", _SEED, 0)
-    output: str = option("folder for everything the run writes", _NOT_EMPTY)
+    output: str = option("folder for everything the run writes", _PATH)
     device: str = option("where the run computes", _DEVICE, "auto")
     data: DataConfig
     model: ModelConfig
@@ -231,6 +267,20 @@ class RunConfig:
     config_list: tuple[dict[str, Any], ...] = option("what to prune, and how much", _NOT_EMPTY)
     search: SearchConfig
     finetune: FinetuneConfig
+
+    def __post_init__(self) -> None:
+        for i, entry in enumerate(self.config_list):
+            for key in ("op_names_re", "exclude_op_names_re"):
+                _check_patterns(entry.get(key), f"config_list.{i}.{key}")
+
+
+def _check_patterns(patterns: object, key: str) -> None:
+    """Find what NNI would have Python compile in the midst of a selection; the rest is NNI's to judge."""
+    for pattern in patterns if isinstance(patterns, list) else ():
+        try:
+            re.compile(pattern if isinstance(pattern, str) else "")
+        except (re.error, OverflowError, RecursionError) as error:
+            raise Invalid(key, f"found {shown(pattern)}, allowed: regular expressions ({error})") from None
 
 
 # -- reading
@@ -259,7 +309,7 @@ def load_config(
         the key, what was found and what is allowed.
     """
     try:
-        raw = strict_yaml.parse(Path(path).read_bytes())
+        raw = strict_yaml.parse(strict_yaml.read(path))
     except OSError as error:
         raise ExperimentConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
@@ -268,6 +318,8 @@ def load_config(
         for name, value in overrides.items():
             raw = overridden(raw, RunConfig, name.split("."), value, name)
         return with_home(read_section(RunConfig, raw, ""))
+    except RecursionError:
+        raise ExperimentConfigError(f"{path}: an override has more levels than there can be") from None
     except Invalid as error:
         guilty = [name for name in overrides if related(name, error.key)]
         blame = f" (with the override {', '.join(guilty)})" if guilty else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -69,7 +70,12 @@ def load_data(config: DataConfig, seed: int) -> Data:
         If fewer training images are there than the config wants, or batches cannot be dealt out to the
         processes of the run.
     """
-    train, unvaried, test, num_classes = DATASETS[config.name](config)
+    try:
+        train, unvaried, test, num_classes = DATASETS[config.name](config)
+    except DatasetNotFoundError:
+        raise
+    except OSError as error:  # a name that is too long, a link that leads to itself
+        raise DatasetNotFoundError(f"{config.name} cannot be read from {config.root}: {error}") from error
     part, parts = rank(), world()
     if config.batch_size % parts or config.batch_size < 2 * parts:
         raise ExperimentConfigError(
@@ -199,6 +205,7 @@ class Loader(DataLoader[Any]):
             batch_sampler=batches,  # type: ignore[arg-type]  # any iterable with a length will do
             num_workers=workers,
             collate_fn=_as_it_is,
+            worker_init_fn=_leave_interruptions_to_the_run,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
             generator=torch.Generator().manual_seed(seed),
@@ -241,6 +248,11 @@ class TrainLoader(Loader):
             yield self._images.blank(size)
         self.order.first = blanks
         yield from super().__iter__()
+
+
+def _leave_interruptions_to_the_run(worker: int) -> None:
+    """Have Ctrl-C, which all processes of a terminal get, not stop a worker, whose loader the run ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_it_is(batch: Any) -> Any:

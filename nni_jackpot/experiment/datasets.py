@@ -6,6 +6,7 @@ as training goes on, cropped and normalised as in PyTorch's reference for ImageN
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from http.client import HTTPException
@@ -195,11 +196,27 @@ def _imagenet(config: DataConfig) -> Loaded:
 
 def _scan(folder: Path) -> ImageFolder:
     try:
+        for name in os.listdir(folder):
+            _refuse_circles(folder / name)
         return ImageFolder(folder)
+    except DatasetNotFoundError:
+        raise
     except OSError as error:
         raise DatasetNotFoundError(
             f"{folder} must hold a folder of images for each class, {folder}/<class>/*: {error}"
         ) from error
+
+
+def _refuse_circles(top: Path) -> None:
+    """Find a folder that links lead to twice: images would be there many times, or without end."""
+    seen: dict[tuple[int, int], str] = {}
+    for name, _, _ in os.walk(top, followlinks=True):
+        status = os.stat(name)
+        first = seen.setdefault((status.st_dev, status.st_ino), name)
+        if first != name:
+            raise DatasetNotFoundError(
+                f"{name} is {first} again, by a link: each folder of images counts once"
+            )
 
 
 DATASETS: dict[str, Callable[[DataConfig], Loaded]] = {

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 
 from prettytable import PrettyTable, TableStyle
+from tqdm import tqdm
 
-from nni_jackpot.errors import ExperimentConfigError
+from nni_jackpot.errors import JackpotError
 from nni_jackpot.experiment.config import RunConfig, config_hash
 from nni_jackpot.experiment.data import load_data, used_images
 from nni_jackpot.experiment.grid import shown
 from nni_jackpot.experiment.models import build_model, try_model
 from nni_jackpot.experiment.pretrained import cache_path, check_start
+from nni_jackpot.experiment.rehearsal import Pace, check_here, measure
 from nni_jackpot.experiment.run import pruner_options, try_config_list
+from nni_jackpot.experiment.sight import network_of
 
 Shape = tuple[int, int, int]
 
@@ -29,49 +33,104 @@ _KNOWN: dict[str, tuple[int, Shape, int]] = {
 }
 
 
-def plan(runs: Sequence[tuple[dict[str, object], RunConfig]]) -> str:
-    """Check all runs of a file, and return a table of what each would do.
+_WIDTH = 100  # columns of a screen
+
+
+def plan(runs: Sequence[tuple[dict[str, object], RunConfig]], here: bool = False) -> str:
+    """Check all runs of a file, and return tables of what each would do.
 
     Networks are built and config lists tried on them, but nothing is trained or written, and of the published
-    datasets no file is looked for.
+    datasets no file is looked for unless they are to run here.
+
+    Parameters
+    ----------
+    runs
+        What is swept in each run, and its config.
+    here
+        Whether to see as well that this machine has all that the runs need, and how long it would take.
 
     Raises
     ------
     JackpotError
         One of its kinds for what a run would stumble over; named with the run, where there are several.
     """
-    table = PrettyTable(["run", "data", "images", "network", "pre-training", "search", "tuning", "steps"])
-    table.set_style(TableStyle.SINGLE_BORDER)
-    table.align = "r"
-    for column in ("run", "data", "network"):
-        table.align[column] = "l"
-    tried: set[str] = set()
+    tried: dict[str, tuple[Pace | None, str]] = {}
+    notes: dict[str, None] = {}
     trained: set[str] = set()
-    total = 0
+    rows: list[dict[str, str]] = []
+    total, seconds = 0, 0.0
     for swept, config in runs:
         name = ", ".join(f"{key.split('.')[-1]}={shown(value)}" for key, value in swept.items())
-        images, shape, classes = _size(config)
-        _try(config, shape, classes, tried, name)
+        try:
+            images, shape, classes = _size(config)
+            if (key := _what_a_trial_depends_on(config)) not in tried:
+                tried[key] = _try(config, shape, classes, here)
+        except JackpotError as error:
+            raise type(error)(f"{name}: {error}" if name else str(error)) from error
         once = str(cache_path(config))
         pretrained = config.pretrain.checkpoint or cache_path(config).exists() or once in trained
         trained.add(once)
         pretrain = 0 if pretrained else config.pretrain.epochs
         tuned = config.finetune.epochs * (2 if config.finetune.under == "both" else 1)
-        steps = (pretrain + config.search.epochs + tuned) * math.ceil(images / config.data.batch_size)
+        epochs = pretrain + config.search.epochs + tuned
+        steps = epochs * math.ceil(images / config.data.batch_size)
         total += steps
-        table.add_row(
-            [
-                name or config.output,
-                config.data.name,
-                f"{images:,}",
-                _network(config),
-                f"{pretrain} epochs" if pretrain else "none" if not config.pretrain.epochs else "is there",
-                f"{config.search.epochs} epochs, {_how(config)}",
-                f"{tuned} epochs",
-                f"{steps:,}",
-            ]
-        )
-    return f"{table.get_string()}\n{len(runs)} runs, {total:,} steps in all; nothing was trained"
+        row = {
+            "run": name or config.output,
+            "data": config.data.name,
+            "images": f"{images:,}",
+            "network": network_of(config.model),
+            "pre-training": f"{pretrain} epochs"
+            if pretrain
+            else "none"
+            if not config.pretrain.epochs
+            else "is there",
+            "search": f"{config.search.epochs} epochs, {_how(config)}",
+            "tuning": f"{tuned} epochs",
+            "steps": f"{steps:,}",
+        }
+        pace, note = tried[key]
+        if note:
+            notes[f"note: {name}: {note}" if name else f"note: {note}"] = None
+        if pace is not None:
+            needed = pace.of_run(steps, epochs)
+            seconds += needed
+            row["time"] = tqdm.format_interval(needed)
+        rows.append(row)
+    about = f", about {tqdm.format_interval(seconds)} on this machine" if here else ""
+    total_line = f"{len(runs)} runs, {total:,} steps in all{about}; nothing was trained"
+    return "\n".join([_tables(rows), total_line, *(textwrap.fill(note, _WIDTH) for note in notes)])
+
+
+def _tables(rows: Sequence[dict[str, str]]) -> str:
+    """Return a table of what all rows have in common, and one of that in which they differ."""
+    common = {name: value for name, value in rows[0].items() if all(row[name] == value for row in rows)}
+    tables = []
+    if common:
+        table = _table([])
+        table.header = False
+        table.max_width = _WIDTH - 24  # beside the names
+        table.add_rows([list(item) for item in common.items()])
+        table.align = "l"
+        tables.append(table)
+    # In what else runs differ their names say.
+    if differing := [
+        name for name in rows[0] if name not in {*common, "data", "network", "search", "tuning"}
+    ]:
+        table = _table(differing)
+        table.add_rows([[row[name] for name in differing] for row in rows])
+        table.align = "r"
+        table.align["run"] = "l"
+        others = len(table.get_string().split("\n")[0]) - max(len(row["run"]) for row in rows)
+        table.max_width["run"] = _WIDTH - others
+        tables.append(table)
+    return "\n".join(table.get_string() for table in tables)
+
+
+def _table(columns: Sequence[str]) -> PrettyTable:
+    table = PrettyTable(columns)
+    table.set_style(TableStyle.SINGLE_BORDER)
+    return table
 
 
 def _size(config: RunConfig) -> tuple[int, Shape, int]:
@@ -84,28 +143,31 @@ def _size(config: RunConfig) -> tuple[int, Shape, int]:
     return images, (channels, size or height, size or width), classes
 
 
-def _try(config: RunConfig, shape: Shape, classes: int, tried: set[str], name: str) -> None:
-    """Build the network and wrap it, once for all runs that agree in that."""
-    options = pruner_options(config.search)
-    key = config_hash({"model": config.model, "entries": config.config_list, "shape": shape, "how": options})
-    if key in tried:
-        return
-    tried.add(key)
-    try:
-        check_start(config, classes)
-        model = build_model(replace(config.model, weights=None), classes, shape[0])
-        try_model(config.model, model, classes, shape)
-        try_config_list(config, model)
-    except ExperimentConfigError as error:
-        raise ExperimentConfigError(f"{name}: {error}" if name else str(error)) from error
+def _what_a_trial_depends_on(config: RunConfig) -> str:
+    """Return a key that is the same for runs one of which can be tried for all."""
+    parts = {name: getattr(config, name) for name in ("device", "data", "model", "pretrain", "config_list")}
+    options = {**pruner_options(config.search), "init": config.search.init}
+    return config_hash({**parts, "options": options})
+
+
+def _try(config: RunConfig, shape: Shape, classes: int, here: bool) -> tuple[Pace | None, str]:
+    """Build the network and wrap it; here, with the weights that it has, and for a few steps.
+
+    Returns
+    -------
+    tuple
+        How fast it is, and what may still go wrong.
+    """
+    check_start(config, classes)
+    model = build_model(replace(config.model, weights=None), classes, shape[0])
+    try_model(config.model, model, classes, shape)
+    try_config_list(config, model)
+    if not here:
+        return None, ""
+    note = check_here(config, shape, classes)
+    return measure(config, shape, classes), note
 
 
 def _how(config: RunConfig) -> str:
     search = config.search
     return search.recipe if search.method == "edge_popup" else f"{search.method}, {search.recipe}"
-
-
-def _network(config: RunConfig) -> str:
-    model = config.model
-    size = f"-{model.depth}, {model.width} filters" if model.name == "resnet" else ""
-    return f"{model.name}{size}{f', {model.weights}' if model.weights else ''}"

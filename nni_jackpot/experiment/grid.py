@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from nni_jackpot.errors import ExperimentConfigError
-from nni_jackpot.experiment.config import RunConfig, load_config
+from nni_jackpot.experiment import strict_yaml
+from nni_jackpot.experiment.config import RunConfig, config_hash, load_config
 from nni_jackpot.experiment.paths import folder_name
+from nni_jackpot.experiment.schema import related
 
 # How a trial of these experiments begins.
 _COMMAND = ["nni-jackpot", "search"]
+
+_MOST_RUNS = 10_000
 
 
 def runs_of(
@@ -37,25 +40,37 @@ def runs_of(
     Raises
     ------
     ExperimentConfigError
-        If a file cannot be read, a name is both fixed and swept, or one of the runs is not valid.
+        If a file cannot be read, a name is both fixed and swept, two runs are the same, or one of the runs is
+        not valid.
     """
-    if twice := sorted({*fixed} & {*sweep}):
+    if twice := sorted(a for a in fixed if any(related(a, b) for b in sweep)):
         raise ExperimentConfigError(f"{', '.join(twice)}: is both set and swept, allowed: one of them")
     content = _mapping(path)
     if "trialCommand" in content:
         grid = {name: values for name, values in _grid(path, content).items() if name not in fixed}
         sweep = {**grid, **sweep}
         path = _trial_file(path, content)
+    if (count := math.prod(map(len, sweep.values()))) > _MOST_RUNS:
+        raise ExperimentConfigError(f"{path}: a sweep of {count:,} runs, allowed: up to {_MOST_RUNS:,}")
     runs = []
+    made: set[str] = set()
     for values in itertools.product(*sweep.values()):
         swept = dict(zip(sweep, values, strict=True))
         config = load_config(path, {**fixed, **swept})
+        if (key := config_hash(config)) in made:  # their mean would pass for that of two runs
+            raise ExperimentConfigError(f"{path}: two runs of the sweep are the same: {named(swept)}")
+        made.add(key)
         if swept:  # runs side by side need a folder each
             name = folder_name(swept, {key: shown(value) for key, value in swept.items()})
             output = {"output": str(Path(config.output) / name)}
             config = load_config(path, {**fixed, **swept, **output})
         runs.append((swept, config))
     return runs
+
+
+def named(swept: Mapping[str, object]) -> str:
+    """Return what tells a run of a sweep from the others, as one writes it on the command line."""
+    return ", ".join(f"{key}={shown(value)}" for key, value in swept.items())
 
 
 def shown(value: object) -> str:
@@ -71,14 +86,17 @@ def _mapping(path: Path) -> dict[str, Any]:
     By PyYAML's own rules, which are NNI's: what it would hand to its trials as a string is one here too.
     """
     try:
-        content = yaml.safe_load(path.read_bytes())
-    except (OSError, ValueError, yaml.YAMLError):
+        content = strict_yaml.parse(strict_yaml.read(path), like_nni=True)
+    except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
 
 
 def _trial_file(path: Path, content: Mapping[str, Any]) -> Path:
-    words = shlex.split(str(content["trialCommand"]))
+    try:
+        words = shlex.split(str(content["trialCommand"]))
+    except ValueError:  # a quote that is open
+        words = []
     if words[:2] != _COMMAND or len(words) != 3:
         raise ExperimentConfigError(
             f"{path}: trialCommand: found {content['trialCommand']!r}, allowed: {' '.join(_COMMAND)} FILE"
@@ -89,7 +107,7 @@ def _trial_file(path: Path, content: Mapping[str, Any]) -> Path:
 
 def _grid(path: Path, content: Mapping[str, Any]) -> dict[str, list[object]]:
     space = content.get("searchSpace")
-    if not isinstance(space, dict) or not space:
+    if not isinstance(space, dict) or not space or not all(isinstance(name, str) for name in space):
         raise ExperimentConfigError(
             f"{path}: searchSpace: found {space!r}, allowed: dotted names with choices"
         )

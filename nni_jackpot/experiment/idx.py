@@ -6,11 +6,15 @@ import gzip
 import math
 import zlib
 from pathlib import Path
+from typing import BinaryIO, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from nni_jackpot.errors import DatasetNotFoundError
+
+_MOST_BYTES = 1 << 30
 
 
 def read_idx(path: Path, item_shape: tuple[int, ...]) -> Tensor:
@@ -28,26 +32,27 @@ def read_idx(path: Path, item_shape: tuple[int, ...]) -> Tensor:
     DatasetNotFoundError
         If the file cannot be read, is cut short, or is no IDX file of such items.
     """
-    try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DatasetNotFoundError(f"{path} cannot be read: {error}") from error
     # Header: 0, 0, 8 for unsigned bytes, number of dimensions, and each dimension as a big-endian uint32.
     ndim = 1 + len(item_shape)
     magic = bytes([0, 0, 8, ndim])
-    if content[:4] != magic:
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as opened:
+            file = cast(BinaryIO, opened)
+            head = file.read(4 + 4 * ndim)
+            header = [int.from_bytes(head[i : i + 4], "big") for i in range(4, 4 + 4 * ndim, 4)]
+            # What is zipped can be a thousand times as long: no more is read than should be there.
+            content = file.read(min(math.prod(header), _MOST_BYTES) + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DatasetNotFoundError(f"{path} cannot be read: {error}") from error
+    if head[:4] != magic:
         raise DatasetNotFoundError(
-            f"{path} is no IDX file of {ndim}-dimensional bytes: it begins with {content[:4].hex()}, "
+            f"{path} is no IDX file of {ndim}-dimensional bytes: it begins with {head[:4].hex()}, "
             f"expected {magic.hex()}"
         )
-    start = 4 + 4 * ndim
-    header = [int.from_bytes(content[i : i + 4], "big") for i in range(4, start, 4)]
     shape = (header[0], *item_shape)
-    if tuple(header) != shape or len(content) - start != math.prod(shape):
+    if tuple(header) != shape or len(content) != math.prod(shape):
         raise DatasetNotFoundError(
-            f"{path} has {len(content) - start} bytes of data for dimensions {header}, expected "
+            f"{path} has {len(content)} bytes of data for dimensions {header}, expected "
             f"{math.prod(shape)} for {list(shape)}"
         )
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8)[start:].view(shape)
+    return torch.from_numpy(np.frombuffer(bytearray(content), dtype=np.uint8)).view(shape)

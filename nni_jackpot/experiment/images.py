@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
-from torchvision.datasets.folder import pil_loader
 from torchvision.transforms import v2
 
 from nni_jackpot.errors import DatasetNotFoundError
 
 Batch = tuple[Tensor, Tensor]
+
+# Longer side to shorter, which is resized to hundreds of pixels: a line of 60,000 would become gigabytes.
+_MOST_STRETCHED = 50
 
 
 class Images(Dataset[Any]):
@@ -167,6 +171,15 @@ class ImageFiles(Images):
     def _read(self, index: int) -> Any:
         path = os.fsdecode(self._paths[index])
         try:
-            return pil_loader(path)
-        except (OSError, SyntaxError, ValueError) as error:  # what PIL raises for damaged files
+            if not os.path.isfile(path):  # to open a pipe may never end
+                raise ValueError("it is no file")
+            with warnings.catch_warnings(), open(path, "rb") as file:
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                image = Image.open(file)
+                if image.format == "EPS":
+                    raise ValueError("it is a program, which Ghostscript would run")
+                if max(image.size) > _MOST_STRETCHED * min(image.size):
+                    raise ValueError(f"{image.width} x {image.height} pixels are too long and narrow")
+                return image.convert("RGB")
+        except Exception as error:  # each of PIL's readers stumbles over damaged files in its own way
             raise DatasetNotFoundError(f"{path} cannot be read as an image: {error}") from error

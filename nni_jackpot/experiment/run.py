@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import logging
 import time
@@ -16,7 +15,7 @@ from nni.compression.utils import TorchEvaluator
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from nni_jackpot.errors import JackpotError, NothingKeptError, TrainingDivergedError
+from nni_jackpot.errors import ConfigListError, JackpotError, NothingKeptError, TrainingDivergedError
 from nni_jackpot.experiment.config import RunConfig, SearchConfig, TrainConfig, to_dict
 from nni_jackpot.experiment.data import Data, load_data
 from nni_jackpot.experiment.epochs import EpochFile
@@ -41,6 +40,7 @@ from nni_jackpot.experiment.run_folder import (
     finished_run,
     place_of,
 )
+from nni_jackpot.experiment.sight import tell_search, tell_start
 from nni_jackpot.experiment.train import accuracy, cross_entropy_step, fit, train_weights
 from nni_jackpot.files import check_folder, replace_file, save_tensors
 from nni_jackpot.masks import Masks, apply_masks, densities, mask_overlap, save_masks, sparsity_of
@@ -69,7 +69,7 @@ class Setting:
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
-        self.device = _device(config.device)
+        self.device = device_of(config.device)
         # Else the fastest convolution may add up a gradient in another order every time: the same seed is to
         # give the same mask.
         torch.backends.cudnn.deterministic = True
@@ -117,6 +117,7 @@ class Setting:
 
     def pretrain(self) -> Path:
         """Give the model its pre-trained weights, trained now if they are not there yet."""
+        tell_start(self.config, self.device, self.data, self.model)
 
         def train(interrupted: Path) -> None:
             self.train(self.model, self.config.pretrain, "pretrain", interrupted)
@@ -188,14 +189,31 @@ def pruner_options(config: SearchConfig) -> dict[str, Any]:
     return {name: value for name, value in to_dict(config).items() if name not in others}
 
 
-def try_config_list(config: RunConfig, model: nn.Module) -> None:
-    """Find what is wrong with a config list before weights are trained, on a network to throw away."""
-    with contextlib.suppress(NothingKeptError):  # which a global ranking of other weights may still avoid
+def try_config_list(config: RunConfig, model: nn.Module, is_pretrained: bool = False) -> None:
+    """Find what is wrong with a config list before weights are trained, on a network to throw away.
+
+    Parameters
+    ----------
+    config
+        The run.
+    model
+        The network.
+    is_pretrained
+        Whether it has its pre-trained weights, so that a ranking of them is the search's own.
+    """
+    try:
         LotteryJackpotPruner(
             model,
             list(config.config_list),
             **pruner_options(config.search),
         )
+    except NothingKeptError:  # which a global ranking of other weights, or by another criterion, may avoid
+        if is_pretrained and config.search.init == "magnitude":
+            raise
+    except JackpotError:
+        raise
+    except Exception as error:  # whatever NNI stumbles over in an entry
+        raise ConfigListError(f"config_list: {type(error).__name__}: {error}") from error
 
 
 def pretrain(config: RunConfig, overwrite: bool = False) -> tuple[Path, float]:
@@ -267,6 +285,7 @@ def _search(setting: Setting, run: RunFolder) -> Result:
             run.forget(*TUNED.values())  # of another search
     with Tracker(run.work, steps, description="search", rank=rank()) as tracker:
         pruner, start = _make_pruner(setting, tracker)
+        tell_search(rows[0].accuracy, start)
         sparsity = sparsity_of(start)
         rows.append(Row("initial", setting.evaluate(model), sparsity, 0))
         rows.append(Row("initial_norm", _with_norm_reestimated(setting), sparsity, 0))
@@ -397,12 +416,15 @@ def _check_frozen(model: nn.Module, dense: dict[str, Tensor]) -> None:
         raise JackpotError(f"the search changed weights, which is a defect of nni_jackpot: {changed}")
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """Return the device that a config names; raises JackpotError if it is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise JackpotError(
             f"device {name} is not there: PyTorch sees no CUDA device; set device to auto or cpu"
         )
+    if (index := torch.device(name).index or 0) and index >= (count := torch.cuda.device_count()):
+        raise JackpotError(f"device {name} is not there: PyTorch sees {count}, from cuda:0 on")
     # Each process that torchrun has started has one of its own.
     return torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device(name)

@@ -27,9 +27,9 @@ class Rule:
     holds: Callable[[Any], bool]
 
 
-def at_least(low: int) -> Rule:
-    """Return the rule for numbers from ``low`` on."""
-    return Rule(f">= {low}", lambda value: value >= low)
+def between(low: float, high: float) -> Rule:
+    """Return the rule for numbers from ``low`` to ``high``."""
+    return Rule(f">= {low:,} and <= {high:,}", lambda value: low <= value <= high)
 
 
 def one_of(*choices: str) -> Rule:
@@ -119,7 +119,7 @@ def overridden(node: Any, kind: Any, parts: list[str], value: object, name: str)
             raise Invalid(name, f"this override is about an {_unknown(part, kinds)}")
         child = kinds[part]
     if isinstance(node, list):
-        if not part.isdecimal() or int(part) >= len(node):
+        if part not in map(str, range(len(node))):
             wanted = f"allowed: 0 to {len(node) - 1}"
             raise Invalid(name, f"this override is about entry {part!r} of {len(node)}, {wanted}")
         at = int(part)
@@ -144,7 +144,10 @@ def _without_none(kind: Any) -> Any:
 
 def shown(raw: object) -> str:
     """Return a value as messages show it, with its type."""
-    text = repr(raw)
+    try:
+        text = repr(raw)
+    except ValueError:  # an integer of more digits than Python writes
+        text = "what is too large to be shown"
     return f"{text if len(text) <= 100 else text[:97] + '...'} ({type(raw).__name__})"
 
 

@@ -1,19 +1,68 @@
-"""YAML as people mean it: ``1e-3`` is a number, and a key that is given twice a mistake."""
+"""YAML as people mean it: ``1e-3`` is a number, a key that is given twice a mistake, and all has its bounds.
+
+A few hundred bytes of aliases can stand for gigabytes, brackets can be nested deeper than Python calls, and a
+device has no end: what is beyond the bounds is refused, in a time and memory that the bounds allow.
+"""
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import stat
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+_MOST_BYTES = 1 << 20
+_MOST_NODES = 20_000  # keys and values, those that aliases stand for included
+_DEEPEST = 50
+_LONGEST_NUMBER = 1000  # characters
 
-def parse(text: str | bytes) -> object:
-    """Parse YAML; every error is a ValueError."""
+
+def read(path: str | os.PathLike[str]) -> bytes:
+    """Return the bytes of a YAML file.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read, or is no file.
+    ValueError
+        If it is too large.
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # to open a folder is an error that says so
+        raise OSError(errno.EINVAL, "it is a pipe or a device, allowed: a file")
+    with Path(path).open("rb") as file:
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
+    return content
+
+
+def parse(text: str | bytes, *, like_nni: bool = False) -> object:
+    """Parse YAML; every error is a ValueError of one line.
+
+    Parameters
+    ----------
+    text
+        The YAML.
+    like_nni
+        Whether ``1e-3`` is a string, as PyYAML has it, by which NNI reads its experiments.
+    """
     try:
-        return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(str(error)) from error
+        return yaml.load(text, Loader=_Bounded if like_nni else _Loader)
+    except yaml.MarkedYAMLError as error:
+        said = ", ".join(filter(None, (error.context, error.problem)))
+        mark = error.problem_mark or error.context_mark
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ValueError(f"{' '.join(said.split())}{place}") from error
+    except Exception as error:  # whatever PyYAML stumbles over in a value that is not of its tag
+        said = " ".join(str(error).split())
+        if not isinstance(error, ValueError | yaml.YAMLError):
+            said = f"a value is not of the kind that its tag says ({type(error).__name__}: {said})"
+        raise ValueError(said) from error
 
 
 def dump(content: object) -> str:
@@ -21,8 +70,28 @@ def dump(content: object) -> str:
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML without a key given twice, of which PyYAML would silently take the last."""
+class _Bounded(yaml.SafeLoader):
+    """YAML that costs what it is long, without a key given twice, of which PyYAML would take the last."""
+
+    def __init__(self, stream: str | bytes) -> None:
+        super().__init__(stream)
+        self._depth = 0
+        self._composed = 0
+        self._sizes: dict[yaml.Node, int] = {}
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Compose a node, and count what is in it, aliases in full."""
+        self._depth += 1
+        self._composed += 1
+        start = self.peek_event().start_mark
+        _refuse(self._depth > _DEEPEST, f"more than {_DEEPEST} levels within each other", start)
+        node: Any = super().compose_node(parent, index)
+        self._depth -= 1
+        if node not in self._sizes:
+            self._sizes[node] = 1 + sum(self._sizes.get(child, 1) for child in _children(node))
+        too_many = max(self._composed, self._sizes[node]) > _MOST_NODES
+        _refuse(too_many, f"more than {_MOST_NODES:,} keys and values, those of aliases included", start)
+        return node
 
     def compose_mapping_node(self, anchor: Any) -> Any:
         """Compose the mapping, and look at its keys before merge keys (``<<``) add others."""
@@ -30,18 +99,39 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
-                if (key.tag, key.value) in seen:
-                    raise yaml.MarkedYAMLError(
-                        problem=f"the key {key.value!r} appears twice", problem_mark=key.start_mark
-                    )
+                _refuse((key.tag, key.value) in seen, f"the key {key.value!r} appears twice", key.start_mark)
                 seen.add((key.tag, key.value))
         return node
+
+    def construct_number(self, node: Any) -> int | float:
+        """Make a number, the digits of which are counted first."""
+        too_long = len(self.construct_scalar(node)) > _LONGEST_NUMBER
+        _refuse(too_long, f"a number of more than {_LONGEST_NUMBER:,} characters", node.start_mark)
+        is_int = node.tag.endswith(":int")
+        return self.construct_yaml_int(node) if is_int else self.construct_yaml_float(node)
+
+
+class _Loader(_Bounded):
+    """Reads ``1e-3`` as a number."""
 
 
 class _Dumper(yaml.SafeDumper):
     """Quotes the strings that `_Loader` would read as numbers."""
 
 
+def _children(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [child for pair in node.value for child in pair]
+    return node.value if isinstance(node, yaml.SequenceNode) else []
+
+
+def _refuse(is_wrong: bool, problem: str, mark: Any) -> None:
+    if is_wrong:
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+
+
+for _kind in ("int", "float"):
+    _Bounded.add_constructor(f"tag:yaml.org,2002:{_kind}", _Bounded.construct_number)
 for _yaml in (_Loader, _Dumper):
     # YAML 1.1 wants a dot and a signed exponent, so that PyYAML reads 1e-3 as a string.
     _yaml.add_implicit_resolver(

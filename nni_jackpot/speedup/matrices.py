@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable
-from typing import cast
+from collections.abc import Callable, Collection
+from typing import Any, cast
 
 from torch import Tensor, nn
 
-from nni_jackpot.errors import MaskError
-from nni_jackpot.masks import Masks, apply_masks
-
-Layer = nn.Linear | nn.Conv2d
+from nni_jackpot.errors import MaskError, SpeedupError
+from nni_jackpot.masks import Masks, apply_masks, check_shape, join, match_names, named_masks
+from nni_jackpot.speedup.calls import Call, Inputs
+from nni_jackpot.speedup.outputs import check_same, copy_of, outputs_of, reason
 
 
 def masked_matrices(model: nn.Module, masks: Masks) -> dict[str, Tensor]:
@@ -22,19 +21,20 @@ def masked_matrices(model: nn.Module, masks: Masks) -> dict[str, Tensor]:
     Raises
     ------
     MaskError
-        If a mask has not the shape of its weight.
+        If they are no masks, or one has not the shape of its weight.
     """
-    found: dict[str, Tensor] = {}
-    for name, module in model.named_modules():
-        mask = masks.get(name, {}).get("weight")
-        if mask is None or mask.all() or not _is_matrix(module):
-            continue
-        layer = cast(Layer, module)
-        if mask.shape != layer.weight.shape:
-            expected, shape = tuple(layer.weight.shape), tuple(mask.shape)
-            raise MaskError(f"the mask of {name}.weight has shape {shape}, its parameter {expected}")
-        found[name] = mask.flatten(1)
-    return found
+    given = named_masks(masks)
+    every = model.named_modules(remove_duplicate=False)
+    layers = {name: module for name, module in every if _is_matrix(module)}
+    names = match_names(given, (join(name, "weight") for name in layers))
+    by_weight = {own: given[name] for name, own in names.items()}
+    found: dict[nn.Module, tuple[str, Tensor]] = {}  # a layer of several names is one layer
+    for name, module in layers.items():
+        weight = join(name, "weight")
+        if weight in by_weight and not (mask := by_weight[weight].bool()).all():
+            check_shape(weight, mask, cast(Tensor, module.weight))
+            found.setdefault(module, (name, mask.flatten(1)))
+    return dict(found.values())
 
 
 def nothing_to_do(kind: str = "") -> MaskError:
@@ -43,18 +43,38 @@ def nothing_to_do(kind: str = "") -> MaskError:
 
 
 def with_layers(
-    model: nn.Module, masks: Masks, names: Iterable[str], make: Callable[[Layer], nn.Module]
+    model: nn.Module,
+    masks: Masks,
+    names: Collection[str],
+    convert: Callable[[Any], None],
+    example_input: Inputs | None,
 ) -> nn.Module:
-    """Return a masked copy of a model, in eval mode, in which the layers of these names are made anew."""
-    masked = apply_masks(copy.deepcopy(model), masks).eval()
+    """Return a masked copy of a model, in eval mode, in which the layers of these names are converted.
+
+    Raises
+    ------
+    MaskError
+        If the masks do not fit the model, or it is still wrapped.
+    SpeedupError
+        If a layer cannot be converted, or the copy does not compute the same on the example.
+    """
+    masked = apply_masks(copy_of(model), masks).eval()
+    if example_input is not None:
+        call, form = Call.to(masked, example_input), "the model with sparse layers"
+        expected = outputs_of(copy_of(masked), call)
+        check_same(expected, outputs_of(_converted(copy_of(masked), names, convert), call, form), form)
+    return _converted(masked, names, convert)
+
+
+def _converted(model: nn.Module, names: Collection[str], convert: Callable[[Any], None]) -> nn.Module:
     for name in names:
-        masked.set_submodule(name, make(cast(Layer, masked.get_submodule(name))).eval())
-    return masked
-
-
-def strides(layer: Layer) -> tuple[int, int] | None:
-    """Return how far a 1x1 convolution moves along height and width; None for a linear layer."""
-    return cast(tuple[int, int], layer.stride) if isinstance(layer, nn.Conv2d) else None
+        layer: Any = model.get_submodule(name)
+        kind = f"{name}, of {layer.weight.dtype} on {layer.weight.device},"
+        try:
+            convert(layer)
+        except RuntimeError as error:
+            raise SpeedupError(f"{kind} cannot be run as a sparse layer: {reason(error)}") from error
+    return model
 
 
 def _is_matrix(module: nn.Module) -> bool:

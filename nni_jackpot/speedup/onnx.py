@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import copy
+import inspect
 import os
+from collections import Counter
 from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
@@ -12,10 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten_with_path, tree_map
 
 from nni_jackpot.errors import MissingLibraryError, SpeedupError
 from nni_jackpot.files import replace_file
-from nni_jackpot.speedup.outputs import Inputs, check_same, on_cpu, outputs_of
+from nni_jackpot.masks import check_unwrapped
+from nni_jackpot.speedup.calls import Call, Inputs
+from nni_jackpot.speedup.outputs import check_same, copy_of, outputs_of, reason
 
 
 def export_onnx(model: nn.Module, path: str | os.PathLike[str], example_input: Inputs) -> None:
@@ -29,43 +33,55 @@ def export_onnx(model: nn.Module, path: str | os.PathLike[str], example_input: I
     path
         The file, ``.onnx``. Weights of more than 1.5 GiB come to lie beside it, in ``.onnx.data``.
     example_input
-        What the model takes, (N, ...), or a tuple of such. onnxruntime must give on it, and on two of it at
-        once, what PyTorch gives.
+        What the model takes: a tensor, a tuple or list of arguments, a dict of keyword arguments, and these
+        nested. Tensors of N rows are the batch, where N is what most of them have. onnxruntime must give on
+        it, and on two of it at once, what PyTorch gives.
 
     Raises
     ------
     MissingLibraryError
         If onnx, onnxscript or onnxruntime is not installed.
     SpeedupError
-        If the model cannot be exported, onnxruntime cannot run it, or it computes something else.
+        If the model is still wrapped by NNI, does not take the example, or cannot be exported, or onnxruntime
+        cannot run it or computes something else.
     OutputFolderError
         If the folder cannot be written. The file is whole, and checked, or not there.
     """
     _library("onnx")
     _library("onnxscript")
     runtime = _library("onnxruntime")
-    if any(hasattr(module, "_nni_wrapper") for module in model.modules()):
-        raise SpeedupError("the model is still wrapped by NNI: call pruner.unwrap_model() first")
-    model, inputs = copy.deepcopy(model).cpu().eval(), on_cpu(example_input)
+    check_unwrapped(model, SpeedupError)
+    model = copy_of(model).cpu().eval()
+    call = Call.to(model, example_input).on("cpu")
     # Not the example itself: a batch of one would become a constant.
-    twice = tuple(torch.cat([x, x]) for x in inputs)
-    batch = torch.export.Dim("batch")
+    twice, dynamic = _twice(call)
+    doubled = "the model with its batch doubled"
+    expected = [
+        (call, outputs_of(copy_of(model), call)),
+        (twice, outputs_of(copy_of(model), twice, doubled)),
+    ]
     try:
+        shapes = inspect.signature(model.forward).bind(*dynamic.args, **dynamic.kwargs).arguments
         program = torch.onnx.export(
-            model, twice, dynamo=True, dynamic_shapes=tuple({0: batch} for _ in twice), verbose=False
+            model,
+            # A dict that comes last would be taken for keyword arguments.
+            (*twice.args, {}) if twice.args else (),
+            kwargs=twice.kwargs,
+            dynamo=True,
+            dynamic_shapes=shapes,
+            verbose=False,
         )
     except Exception as error:  # the exporter raises whatever its passes meet
-        reason = str(error.__cause__ or error).splitlines()[0]  # after which come pages of advice
-        raise SpeedupError(f"torch.onnx cannot export the model: {reason}") from error
+        why = reason(error.__cause__ or error)  # after which come pages of advice
+        raise SpeedupError(f"torch.onnx cannot export the model: {why}") from error
     assert program is not None  # as it is where no file is given
 
     def write(aside: Path) -> None:
         with TemporaryDirectory(dir=aside.parent) as folder:
             whole = Path(folder, Path(path).name)
             program.save(whole)
-            for batches in (inputs, twice):
-                found = _run(runtime, whole, batches)
-                check_same(outputs_of(model, batches), found, "the ONNX file in onnxruntime")
+            for inputs, outputs in expected:
+                check_same(outputs, _run(runtime, whole, inputs), "the ONNX file in onnxruntime")
             for data in whole.parent.glob("*.data"):
                 os.replace(data, aside.with_name(data.name))
             os.replace(whole, aside)
@@ -87,7 +103,7 @@ def quantize_onnx(
     quantized
         The file to write.
     batches
-        Inputs of the model, some hundred images in all.
+        Inputs of the model, some hundred images in all, each of the form that `export_onnx` was given.
 
     Raises
     ------
@@ -128,28 +144,58 @@ class _Calibration:
     """Batches as onnxruntime asks for them: one at a time, None after the last."""
 
     def __init__(self, names: list[str], batches: Iterable[Inputs]) -> None:
-        self._feeds = (dict(zip(names, _arrays(on_cpu(batch)), strict=True)) for batch in batches)
+        self._feeds = (_feed(names, Call.of(batch).on("cpu")) for batch in batches)
 
     def get_next(self) -> dict[str, Any] | None:
         return next(self._feeds, None)
 
 
-def _run(runtime: Any, path: Path, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+def _twice(call: Call) -> tuple[Call, Call]:
+    """Return a call with its batch doubled, and in place of its tensors which of their dimensions that is."""
+    sizes = Counter(tensor.shape[0] for tensor in call.tensors() if tensor.ndim)
+    rows = max(sizes, key=lambda size: sizes[size], default=None)
+    batch = torch.export.Dim("batch")
+
+    def has_rows(leaf: Any) -> bool:
+        return isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == rows
+
+    return (
+        tree_map(lambda leaf: torch.cat([leaf, leaf]) if has_rows(leaf) else leaf, call),
+        tree_map(lambda leaf: {0: batch} if has_rows(leaf) else None, call),
+    )
+
+
+def _run(runtime: Any, path: Path, call: Call) -> list[Tensor]:
     try:
         session = _session(runtime, path)
         names = [node.name for node in session.get_inputs()]
-        arrays = session.run(None, dict(zip(names, _arrays(inputs), strict=True)))
+        arrays = session.run(None, dict(zip(names, _arrays(call), strict=True)))
     except Exception as error:
         raise SpeedupError(f"onnxruntime cannot run the exported model: {error}") from error
     return [torch.from_numpy(array) for array in arrays]
+
+
+def _feed(names: list[str], call: Call) -> dict[str, Any]:
+    """Return the arrays of a call by the names of a file's inputs: keyword arguments may be in any order."""
+    if not call.kwargs:
+        return dict(zip(names, _arrays(call), strict=True))
+    leaves, _ = tree_flatten_with_path(call.kwargs)
+    keys = [path for path, leaf in leaves if isinstance(leaf, Tensor)]
+    paths = ["_".join(str(key).strip("[].'") for key in path) for path in keys]
+    arrays = dict(zip(paths, _arrays(call), strict=True))
+    # A model that takes the dict as one argument has its inputs named by that argument, too.
+    for prefix in ("", *(name.removesuffix(paths[0]) for name in names)):
+        if {prefix + path for path in paths} == {*names}:
+            return {prefix + path: array for path, array in arrays.items()}
+    raise SpeedupError(f"the file's inputs are {names}, and the batch has {paths}")
 
 
 def _session(runtime: Any, path: Path) -> Any:
     return runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
-def _arrays(inputs: tuple[Tensor, ...]) -> list[Any]:
-    return [x.detach().numpy() for x in inputs]
+def _arrays(call: Call) -> list[Any]:
+    return [tensor.numpy() for tensor in call.tensors()]
 
 
 def _library(name: str) -> Any:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nni_jackpot.errors import MaskError, SpeedupError
-from nni_jackpot.masks import Masks
-from nni_jackpot.speedup.matrices import Layer, masked_matrices, nothing_to_do, strides, with_layers
+from nni_jackpot.masks import Masks, check_unwrapped, join
+from nni_jackpot.speedup.calls import Inputs
+from nni_jackpot.speedup.matrices import masked_matrices, nothing_to_do, with_layers
 
 # What both of PyTorch's kernels, of cuSPARSELt and of CUTLASS, take of float16 and bfloat16.
 _MULTIPLES = (32, 64)
@@ -29,7 +32,7 @@ def check_semi_structured(model: nn.Module, masks: Masks) -> list[str]:
     for name, mask in masked_matrices(model, masks).items():
         if any(size % multiple for size, multiple in zip(mask.shape, _MULTIPLES, strict=True)):
             continue
-        kept = (mask != 0).unflatten(1, (-1, 4)).sum(2)
+        kept = mask.unflatten(1, (-1, 4)).sum(2)
         if (kept > 2).any():
             row, group = (kept > 2).nonzero()[0].tolist()
             raise MaskError(
@@ -42,10 +45,12 @@ def check_semi_structured(model: nn.Module, masks: Masks) -> list[str]:
     return names
 
 
-def semi_structured(model: nn.Module, masks: Masks) -> nn.Module:
+def semi_structured(model: nn.Module, masks: Masks, example_input: Inputs | None = None) -> nn.Module:
     """Return a model whose 2:4 layers (`check_semi_structured`) run by ``torch.sparse``'s kernels.
 
-    Other masked layers stay dense, with zeros in them. The model itself stays as it is.
+    Other masked layers stay dense, with zeros in them. A model that reads ``layer.weight`` instead of calling
+    the layer gets the dense weight, made anew at each read, and gains nothing there. The model itself stays
+    as it is.
 
     Parameters
     ----------
@@ -53,6 +58,9 @@ def semi_structured(model: nn.Module, masks: Masks) -> nn.Module:
         The unwrapped model, on a GPU of compute capability 8.0 or more, of float16 or bfloat16.
     masks
         NNI's masks of a search with ``sparse_pattern="2:4"``.
+    example_input
+        What the model takes: a tensor, a tuple or list of arguments, a dict of keyword arguments, and these
+        nested. If given, outputs are compared on it.
 
     Returns
     -------
@@ -64,12 +72,14 @@ def semi_structured(model: nn.Module, masks: Masks) -> nn.Module:
     MaskError
         If the masks do not fit the model or the pattern, or the model is still wrapped.
     SpeedupError
-        If the device or the type of the weights has no such kernels.
+        If the device or the type of the weights has no such kernels, or the copy computes something else on
+        the example.
     """
+    check_unwrapped(model)
     names = check_semi_structured(model, masks)
     for name in names:
-        _check_kernels(name, model.get_parameter(f"{name}.weight"))
-    return with_layers(model, masks, names, _SemiStructuredLayer)
+        _check_kernels(name, model.get_parameter(join(name, "weight")))
+    return with_layers(model, masks, names, _to_semi_structured, example_input)
 
 
 def _check_kernels(name: str, weight: Tensor) -> None:
@@ -84,21 +94,39 @@ def _check_kernels(name: str, weight: Tensor) -> None:
         )
 
 
-class _SemiStructuredLayer(nn.Module):
-    """A linear layer, (..., in) -> (..., out), or 1x1 convolution, (N, in, H, W) -> (N, out, H', W')."""
+def _to_semi_structured(layer: Any) -> None:
+    """Turn a layer into one of the kernels; its settings, bias and hooks stay."""
+    matrix, shape = layer.weight.detach().flatten(1).contiguous(), layer.weight.shape
+    del layer.weight
+    layer.packed = nn.Parameter(torch.sparse.to_sparse_semi_structured(matrix), requires_grad=False)
+    layer.shape = shape
+    layer.__class__ = _Linear if isinstance(layer, nn.Linear) else _Conv2d
 
-    def __init__(self, layer: Layer) -> None:
-        super().__init__()
-        self.strides = strides(layer)
-        matrix = layer.weight.detach().flatten(1).contiguous()
-        self.weight = nn.Parameter(torch.sparse.to_sparse_semi_structured(matrix), requires_grad=False)
-        self.bias = layer.bias
+
+class _SemiStructured(nn.Module):
+    packed: nn.Parameter
+    bias: Any
+    shape: torch.Size
+
+    def dense(self) -> Tensor:
+        """Return the weight for whoever reads it."""
+        return self.packed.to_dense().view(self.shape)
+
+    def of_rows(self, x: Tensor) -> Tensor:
+        """Return what the layer gives, (..., out), for (..., in)."""
+        return F.linear(x.contiguous(), self.packed, self.bias)
+
+
+class _Linear(_SemiStructured, nn.Linear):
+    weight = property(_SemiStructured.dense)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.strides is None:
-            return self._of_rows(x)
-        x = x[:, :, :: self.strides[0], :: self.strides[1]]
-        return self._of_rows(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.of_rows(x)
 
-    def _of_rows(self, x: Tensor) -> Tensor:
-        return F.linear(x.contiguous(), self.weight, self.bias)
+
+class _Conv2d(_SemiStructured, nn.Conv2d):
+    weight = property(_SemiStructured.dense)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = self.stride
+        return self.of_rows(x[..., ::rows, ::columns].movedim(-3, -1)).movedim(-1, -3)

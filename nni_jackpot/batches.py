@@ -1,0 +1,84 @@
+"""Batches of a loader as the inputs of a model."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def call_model(model: nn.Module, batch: Any, device: torch.device | None = None) -> Any:
+    """Call a model with the part of a batch that is its input.
+
+    A dict gives the arguments that the model's forward has by name; if forward has none of its names, the
+    dict is the one input. Of a list or tuple the model gets as many items from the start as forward needs
+    arguments; targets may follow. If the first item is a dict, list or tuple itself, the item holds the
+    inputs. Anything else is the one input.
+
+    Parameters
+    ----------
+    model
+        The model; of what DataParallel, DistributedDataParallel or torch.compile make of one, the signature
+        of the model within is looked at.
+    batch
+        The batch.
+    device
+        Where tensors of the batch are moved to; None to leave them.
+    """
+    args, kwargs = inputs_of(model, batch)
+    if device is not None:
+        args, kwargs = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, (args, kwargs))
+    return model(*args, **kwargs)
+
+
+def inputs_of(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a model's forward, by position and by name; see `call_model`."""
+    parameters = _signature(model)
+    if isinstance(batch, Mapping):
+        return _by_name(parameters, batch)
+    if not isinstance(batch, list | tuple) or not batch:
+        return (batch,), {}
+    needed = _needed(parameters)
+    first = batch[0]
+    if isinstance(first, Mapping):
+        return _by_name(parameters, first)
+    if isinstance(first, list | tuple) and needed > 1:
+        return tuple(first), {}
+    return tuple(batch[: max(1, needed)]), {}
+
+
+def _by_name(
+    parameters: list[inspect.Parameter], batch: Mapping[Any, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    names = {p.name for p in parameters if p.kind in (*_POSITIONAL, inspect.Parameter.KEYWORD_ONLY)}
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+        names.update(batch)
+    given = {name: value for name, value in batch.items() if name in names}
+    return ((), given) if given else ((batch,), {})
+
+
+def _needed(parameters: list[inspect.Parameter]) -> int:
+    """Return how many arguments must be given by position."""
+    return sum(p.kind in _POSITIONAL and p.default is inspect.Parameter.empty for p in parameters)
+
+
+def _signature(model: nn.Module) -> list[inspect.Parameter]:
+    while isinstance(inner := getattr(model, "module", getattr(model, "_orig_mod", None)), nn.Module):
+        if not _is_shell(model):
+            break
+        model = inner
+    wrapper = getattr(model, "_nni_wrapper", None)
+    forward = model.forward if wrapper is None else wrapper.module_forward
+    return list(inspect.signature(forward).parameters.values())
+
+
+def _is_shell(model: nn.Module) -> bool:
+    """Return True if a module hands all its arguments on to the module within."""
+    kinds = {p.kind for p in inspect.signature(model.forward).parameters.values()}
+    return kinds <= {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}

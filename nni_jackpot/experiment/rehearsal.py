@@ -1,0 +1,182 @@
+"""What a run would stumble over on this machine, and how fast it would be: a few steps, none of them kept."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import chain, islice, pairwise, repeat
+from pathlib import Path
+from typing import Any
+
+import nni
+import torch
+from nni.compression.utils import TorchEvaluator
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from nni_jackpot.budget import kept_count
+from nni_jackpot.errors import DatasetNotFoundError, NothingKeptError
+from nni_jackpot.experiment.config import DataConfig, RunConfig
+from nni_jackpot.experiment.data import Data, load_data
+from nni_jackpot.experiment.images import Batch
+from nni_jackpot.experiment.models import build_model
+from nni_jackpot.experiment.pretrained import cache_path, load_weights
+from nni_jackpot.experiment.run import device_of, pruner_options, try_config_list
+from nni_jackpot.experiment.train import accuracy, cross_entropy_step, fit
+from nni_jackpot.pruner import LotteryJackpotPruner
+
+Shape = tuple[int, int, int]
+
+_STEPS, _SECONDS = 8, 3.0  # by which a step is known well enough
+_TESTS = 4  # of the dense network, the initial mask alone and re-estimated, and the jackpot
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How many seconds a step of training takes, and a look at all test images."""
+
+    step: float
+    test: float
+
+    def of_run(self, steps: int, epochs: int) -> float:
+        """Return how many seconds a run takes, about."""
+        return steps * self.step + (epochs + _TESTS) * self.test
+
+
+def check_here(config: RunConfig, shape: Shape, classes: int) -> str:
+    """See that this machine has what a run needs: its device, its data, its weights.
+
+    Data that the run would download, and published weights, are not fetched.
+
+    Returns
+    -------
+    str
+        What is not known yet, and may go wrong: how weights rank that are still to be trained, and whether
+        layers that share their zeros all keep some. Mostly empty.
+
+    Raises
+    ------
+    JackpotError
+        One of its kinds for what the run would stumble over.
+    """
+    device_of(config.device)
+    _data(config.data)
+    torch.manual_seed(config.seed)
+    model = _network(config, shape, classes)
+    checkpoint, cache = config.pretrain.checkpoint, cache_path(config)
+    there = Path(checkpoint) if checkpoint else cache if cache.exists() else None
+    if there is not None:
+        load_weights(model, there)
+    _refuse_too_few(config, copy.deepcopy(model))
+    try:
+        try_config_list(config, model, is_pretrained=True)
+    except NothingKeptError as error:
+        if there is not None or (config.model.weights is None and config.pretrain.epochs == 0):
+            raise
+        return f"if trained weights rank as untrained ones do, the run will be refused: {error}"
+    return ""
+
+
+def _refuse_too_few(config: RunConfig, model: nn.Module) -> None:
+    """Find layers that share fewer weights than there are layers."""
+    groups: dict[object, list[dict[str, Any]]] = defaultdict(list)
+    for entry in config.config_list:
+        if entry.get("global_group_id") is not None and entry.get("sparse_ratio") is not None:
+            groups[entry["global_group_id"]].append(entry)
+    for group, entries in groups.items():
+        ratio = entries[0]["sparse_ratio"]
+        pruner = LotteryJackpotPruner(model, _each_alone(entries))
+        masks = [mask for targets in pruner.get_masks().values() for mask in targets.values()]
+        pruner.unwrap_model()
+        sizes = [mask.numel() for mask in masks if mask is not None and not mask.all()]
+        if (kept := kept_count(sum(sizes), ratio)) < len(sizes):
+            raise NothingKeptError(
+                f"{len(sizes)} layers of global_group_id {group!r} would share {kept} weights: lower its "
+                f"sparse_ratio, which is {ratio}"
+            )
+
+
+def _each_alone(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return entries of a config list without shared zeros, so that each layer keeps some weights."""
+    alone = [{key: value for key, value in entry.items() if key != "global_group_id"} for entry in entries]
+    return [{"sparsity" if key == "total_sparsity" else key: v for key, v in e.items()} for e in alone]
+
+
+def measure(config: RunConfig, shape: Shape, classes: int) -> Pace:
+    """Take a few steps of a run's search, in a network that is thrown away, and return how fast they were.
+
+    Raises
+    ------
+    JackpotError
+        One of its kinds for what they stumble over.
+    """
+    device, data = device_of(config.device), _data(config.data)
+    torch.backends.cudnn.deterministic = True  # as the run has it
+    model = _network(config, shape, classes).to(device)
+    size = config.data.batch_size
+    blank = torch.zeros(size, *shape), torch.zeros(size, dtype=torch.int64)
+    batches: Iterable[Batch] = [blank] if data is None else data.train
+    ends: list[float] = []
+
+    def on_step(_: Tensor) -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        ends.append(time.perf_counter())
+
+    def train(model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        loader: Any = _for_a_while(batches)
+        optimizer, training_step, *_ = args
+        fit(
+            model,
+            optimizer,
+            training_step,
+            max_epochs=1,
+            loader=loader,
+            on_step=on_step,
+            on_epoch=lambda: None,
+        )
+
+    optimizer = nni.trace(SGD)(model.parameters(), lr=0.1)
+    pruner = LotteryJackpotPruner(
+        model,
+        _each_alone(config.config_list),  # these weights are not those that are ranked in the end
+        TorchEvaluator(train, optimizer, cross_entropy_step),
+        **pruner_options(config.search),
+    )
+    pruner.compress(max_steps=_STEPS)
+    step = statistics.median(end - start for start, end in pairwise(ends))
+    if data is None:
+        return Pace(step, 0.0)
+    began = time.perf_counter()
+    some: Any = list(islice(data.test, 1))
+    accuracy(model, some, device)
+    return Pace(step, (time.perf_counter() - began) * len(data.test))
+
+
+def _for_a_while(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Yield batches, again and again, until there have been enough, or two that took their time."""
+    began = time.perf_counter()
+    for number, batch in enumerate(chain.from_iterable(repeat(batches))):
+        if number == _STEPS or (number >= 2 and time.perf_counter() - began > _SECONDS):
+            return
+        yield batch
+
+
+def _network(config: RunConfig, shape: Shape, classes: int) -> nn.Module:
+    return build_model(replace(config.model, weights=None), classes, shape[0])
+
+
+@lru_cache(maxsize=1)
+def _data(config: DataConfig) -> Data | None:
+    """Return the dataset of a run; None if it is to be downloaded."""
+    try:
+        return load_data(replace(config, download=False), seed=0)
+    except DatasetNotFoundError:
+        if config.download:
+            return None
+        raise

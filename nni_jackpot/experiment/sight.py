@@ -1,0 +1,48 @@
+"""What a run says of itself as it begins: where it computes, on what, and with which network."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from nni_jackpot.experiment.config import ModelConfig, RunConfig
+from nni_jackpot.experiment.data import Data
+from nni_jackpot.masks import Masks, sparsity_of
+from nni_jackpot.ranks import rank, world
+
+
+def tell_start(config: RunConfig, device: torch.device, data: Data, model: nn.Module) -> None:
+    """Print what the run has to go by."""
+    size = "x".join(map(str, data.shape))
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(data.train.order.sizes) * world()
+    _say(
+        f"{_computes_on(device)}; {config.data.name}: {trained:,} images of {size} for training, "
+        f"{data.num_classes} classes; {network_of(config.model)}: {weights:,} weights"
+    )
+
+
+def tell_search(accuracy: float, start: Masks) -> None:
+    """Print how good the dense network is, and what is about to be searched."""
+    searched = sum(mask.numel() for of in start.values() for mask in of.values() if mask is not None)
+    zeros = f"{100 * sparsity_of(start):.1f} %"
+    _say(f"dense accuracy {100 * accuracy:.2f} %; searching {searched:,} weights, {zeros} of them to be zero")
+
+
+def network_of(model: ModelConfig) -> str:
+    """Return a network's name, with its size where that has a choice."""
+    size = f"-{model.depth}, {model.width} filters" if model.name == "resnet" else ""
+    return f"{model.name}{size}{f', {model.weights}' if model.weights else ''}"
+
+
+def _computes_on(device: torch.device) -> str:
+    here = (
+        f"{torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    )
+    processes = f", {world()} processes" if world() > 1 else ""
+    return f"{device}, {here}{processes}"
+
+
+def _say(text: str) -> None:
+    if rank() == 0:
+        print(text, flush=True)

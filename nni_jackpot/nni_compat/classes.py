@@ -1,0 +1,118 @@
+"""The repairs for classes that NNI's tracer replaces: ``list``, ``int``, ``torch.Size`` and others.
+
+While a model is traced, ``builtins.list`` is an object that is called as the class is, and everything that
+runs meanwhile finds it there: the model, PyTorch, a module that is imported. PyTorch and models have come to
+use the class itself: ``list[int]``, ``int | None``.
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch.fx._symbolic_trace import _Patcher
+
+from .tracer import _tracer
+
+
+class ClassPatcher(_Patcher):
+    """Patch as torch.fx does, with replacements that answer as the replaced class, and that can be lifted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._replaced: list[tuple[Any, str, Any]] = []
+
+    def patch_method(self, cls: Any, name: str, new_fn: Any, deduplicate: bool = True) -> None:
+        """Replace an attribute, as torch.fx does, and note what a leaf is not to see replaced."""
+        original = getattr(cls, name)
+        if isinstance(original, type):
+            _answer_as(original, type(new_fn))
+        if cls is builtins or isinstance(original, type):
+            self._replaced.append((cls, name, original))
+        super().patch_method(cls, name, new_fn, deduplicate)
+
+    @contextmanager
+    def lifted(self) -> Iterator[None]:
+        """Put back the builtins and the classes meanwhile."""
+        replacements = [(place, name, vars(place)[name]) for place, name, _ in self._replaced]
+        for place, name, original in self._replaced:
+            setattr(place, name, original)
+        try:
+            yield
+        finally:
+            for place, name, replacement in replacements:
+                setattr(place, name, replacement)
+
+
+def let_replacements_answer_as_the_class() -> None:
+    """concrete_tracer.py:1064-1071 replaces builtin classes by objects that can be called, and no more.
+
+    "'clz_wrapper_clz' object is not subscriptable" or "unsupported operand type(s) for |" wherever PyTorch or
+    a model has ``list[int]`` or ``int | None``: in ``F.max_pool2d(x, 2)``, whose stride is a ``list[int]``,
+    in ``typing.cast``, in ``isinstance(x, list | tuple)``, in the annotations of a function made meanwhile.
+    """
+    _tracer()._Patcher = ClassPatcher
+
+
+def run_leaves_without_replacements() -> None:
+    """concrete_tracer.py:364-367 runs a function of PyTorch, not to be traced into, with builtins replaced.
+
+    Newer PyTorch compares types in it, ``type(x) is bool``, which no replacement is: "Expected bool, got
+    True" in ``F.max_unpool2d``.
+    """
+    tracer = _tracer().ConcreteTracer
+    run_target = tracer.run_target
+    if hasattr(run_target, "__wrapped__"):
+        return
+
+    @functools.wraps(run_target)
+    def run_lifted(self: Any, kind: str, *args: Any) -> Any:
+        if kind == "placeholder":  # These come before anything is replaced.
+            return run_target(self, kind, *args)
+        with self.patcher.lifted():
+            return run_target(self, kind, *args)
+
+    tracer.run_target = run_lifted
+
+
+def import_without_replacements() -> None:
+    """concrete_tracer.py:1083 runs the model with builtins replaced, and any module that it imports first.
+
+    Newer PyTorch imports much of itself at its first use. The classes of such a module fail to be made, and
+    its tensors would be parts of the graph.
+    """
+    context = _tracer().OperatorPatcherContext
+    enter = context.__enter__
+    if hasattr(enter, "__wrapped__"):
+        return
+
+    @functools.wraps(enter)
+    def enter_with_imports_lifted(self: Any) -> None:
+        enter(self)
+        for place, name in ((builtins, "__import__"), (importlib, "import_module")):
+            self.tracer.patcher.patch_method(place, name, _lifted(getattr(place, name), self.tracer))
+
+    context.__enter__ = enter_with_imports_lifted
+
+
+def _lifted(function: Callable[..., Any], tracer: Any) -> Callable[..., Any]:
+    def call_lifted(*args: Any, **kwargs: Any) -> Any:
+        with tracer.do_temp_disable(True, True, True), tracer.patcher.lifted():
+            return function(*args, **kwargs)
+
+    return call_lifted
+
+
+def _answer_as(original: Any, replacement: Any) -> None:
+    """Give the class of a replacement what Python looks up in a class, besides calling it."""
+    replacement.__getattr__ = lambda _, name: getattr(original, name)
+    replacement.__getitem__ = lambda _, item: original[item]
+    replacement.__or__ = lambda _, other: original | other
+    replacement.__ror__ = lambda _, other: other | original
+    replacement.__instancecheck__ = lambda _, instance: isinstance(instance, original)
+    replacement.__subclasscheck__ = lambda _, subclass: issubclass(subclass, original)
+    replacement.__mro_entries__ = lambda _, bases: (original,)

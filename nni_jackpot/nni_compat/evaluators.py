@@ -1,0 +1,161 @@
+"""The evaluators' repairs: training through Lightning 2 and Transformers 5."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+import torch
+
+Tasks = list[Callable[[], Any]]
+
+
+def set_max_steps_of_lightning() -> None:
+    """nni/compression/utils/evaluator.py:633 assigns ``trainer.fit_loop.max_steps``.
+
+    Lightning 2 gives the property no setter: "property 'max_steps' of '_FitLoop' object has no setter". It
+    gets back that of Lightning 1.
+    """
+    evaluator = _evaluator()
+    loop = getattr(evaluator.pl.loops.fit_loop, "_FitLoop", None) if evaluator.LIGHTNING_INSTALLED else None
+    if loop is None or loop.max_steps.fset is not None:
+        return
+
+    def set_max_steps(self: Any, max_steps: int) -> None:
+        self.epoch_loop.max_steps = max_steps
+
+    loop.max_steps = loop.max_steps.setter(set_max_steps)
+
+
+def trace_default_optimizer_of_transformers() -> None:
+    """nni/compression/utils/evaluator.py:993-999 replaces ``Trainer.get_optimizer_cls_and_kwargs`` meanwhile.
+
+    Its replacement takes one argument where Transformers passes three: TypeError, and a plain function stays
+    where a static method was. The trainer is given the traced class instead, so that it asks for none.
+    """
+    evaluator = _evaluator()
+    init = evaluator.TransformersEvaluator._init_optimizer_helpers
+    if not evaluator.TRANSFORMERS_INSTALLED or hasattr(init, "__wrapped__"):
+        return
+    trainer_class = evaluator.HFTrainer
+    static_method = vars(trainer_class)["get_optimizer_cls_and_kwargs"]
+    if len(inspect.signature(static_method).parameters) == 1:
+        return
+
+    @functools.wraps(init)
+    def with_traced_class(self: Any, pure_model: torch.nn.Module) -> None:
+        trainer = self.traced_trainer
+        given = trainer.optimizer_cls_and_kwargs
+        optimizer_class, kwargs = given or trainer.get_optimizer_cls_and_kwargs(trainer.args, trainer.model)
+        trainer.optimizer_cls_and_kwargs = evaluator.nni.trace(optimizer_class), kwargs
+        try:
+            init(self, pure_model)
+        finally:
+            trainer.optimizer_cls_and_kwargs = given
+            trainer_class.get_optimizer_cls_and_kwargs = static_method
+
+    evaluator.TransformersEvaluator._init_optimizer_helpers = with_traced_class
+
+
+def patch_loss_of_any_signature() -> None:
+    """nni/compression/utils/evaluator.py:1064 replaces ``Trainer.compute_loss`` by one of three arguments.
+
+    Transformers passes ``num_items_in_batch`` as well: "got an unexpected keyword argument".
+    """
+    evaluator = _evaluator()
+    patch_loss = evaluator.TransformersEvaluator.patch_loss
+    if not evaluator.TRANSFORMERS_INSTALLED or hasattr(patch_loss, "__wrapped__"):
+        return
+    if len(inspect.signature(evaluator.HFTrainer.compute_loss).parameters) == 4:
+        return
+
+    @functools.wraps(patch_loss)
+    def patch_loss_with_all_arguments(self: Any, patch: Callable[[torch.Tensor, Any], torch.Tensor]) -> None:
+        compute_loss = self.trainer.compute_loss
+
+        def patched(model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+            result = compute_loss(model, inputs, return_outputs, **kwargs)
+            return (patch(result[0], inputs), result[1]) if return_outputs else patch(result, inputs)
+
+        self.trainer.compute_loss = patched
+
+    evaluator.TransformersEvaluator.patch_loss = patch_loss_with_all_arguments
+
+
+def patch_step_of_transformers() -> None:
+    """nni/compression/utils/evaluator.py:1077-1097 patches the optimizer's step as training begins.
+
+    It takes every trainer that has an attribute ``deepspeed`` for one that uses it, and newer Transformers
+    always has it: "assert optimizer is not None". Besides, each patch undoes the one before
+    (``MovementPruner`` needs two). Without DeepSpeed the optimizer is there already, and its own step can be
+    patched, which also is what a gradient scaler calls once it has unscaled the gradients.
+    """
+    evaluator = _evaluator()
+    transformers_evaluator = evaluator.TransformersEvaluator
+    patch_step = transformers_evaluator.patch_optimizer_step
+    if not evaluator.TRANSFORMERS_INSTALLED or hasattr(patch_step, "__wrapped__"):
+        return
+    revert_step = transformers_evaluator.revert_optimizer_step
+
+    def unwrap_optimizer(self: Any) -> Any:
+        # Training leaves Accelerate's wrapper of the optimizer, which would call the step it has met.
+        self.trainer.optimizer = self._ori_trainer_attr["optimizer.step"].__self__
+        return self.trainer.optimizer
+
+    @functools.wraps(patch_step)
+    def patch_own_step(self: Any, before_step_tasks: Tasks, after_step_tasks: Tasks) -> None:
+        if self.trainer.args.deepspeed:
+            patch_step(self, before_step_tasks, after_step_tasks)
+            return
+        optimizer = unwrap_optimizer(self)
+        step = optimizer.step
+
+        def patched(_: Any, *args: Any, **kwargs: Any) -> Any:
+            for task in before_step_tasks:
+                task()
+            output = step(*args, **kwargs)
+            for task in after_step_tasks:
+                task()
+            return output
+
+        # A scheduler of PyTorch asks for a method.
+        optimizer.step = MethodType(patched, optimizer)
+
+    @functools.wraps(revert_step)
+    def revert_own_step(self: Any) -> None:
+        unwrap_optimizer(self)
+        revert_step(self)
+
+    transformers_evaluator.patch_optimizer_step = patch_own_step
+    transformers_evaluator.revert_optimizer_step = revert_own_step
+
+
+def add_parameters_beside_those_of_the_model() -> None:
+    """nni/compression/utils/evaluator.py:195 looks for the module of every parameter in an optimizer.
+
+    A parameter of the model itself (a class token) is in none: "list index out of range". Here the model is
+    the only child of another, so that every parameter is in a module.
+    """
+    evaluator = _evaluator().Evaluator
+    add = evaluator._optimizer_add_param_group
+    if hasattr(add, "__wrapped__"):
+        return
+
+    @functools.wraps(add)
+    def add_with_parent(
+        self: Any, model: torch.nn.Module, parameters: dict[str, Any], optimizers: Any
+    ) -> None:
+        parent = torch.nn.Module()
+        parent.add_module("model", model)
+        add(self, parent, {f"model.{name}": added for name, added in parameters.items()}, optimizers)
+
+    evaluator._optimizer_add_param_group = add_with_parent
+
+
+def _evaluator() -> Any:
+    from nni.compression.utils import evaluator
+
+    return evaluator

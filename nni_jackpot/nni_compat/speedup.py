@@ -1,0 +1,153 @@
+"""The speedup's repairs: how masks pass through a traced model."""
+
+from __future__ import annotations
+
+import functools
+import io
+import pickle
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.fx
+from torch.utils import _pytree
+
+
+def import_without_registering_twice() -> None:
+    """nni/compression/speedup/utils.py:32-33 registers fx's immutable containers as pytree nodes.
+
+    PyTorch has registered them itself since 2.1 and prints two warnings for each. NNI's registration differs
+    in nothing, so it is skipped while the module is imported.
+    """
+    register = getattr(_pytree, "_register_pytree_node", None)
+    if register is None or "nni.compression.speedup.utils" in sys.modules:
+        return
+
+    def register_once(cls: type, *args: Any, **kwargs: Any) -> None:
+        if cls not in _pytree.SUPPORTED_NODES:
+            register(cls, *args, **kwargs)
+
+    _pytree._register_pytree_node = register_once
+    try:
+        import nni.compression.speedup.utils  # noqa: F401
+    finally:
+        _pytree._register_pytree_node = register
+
+
+def keep_sizes_whole() -> None:
+    """nni/compression/speedup/utils.py:90-103, ``tree_map_zip``, takes a ``torch.Size`` for a leaf.
+
+    Newer PyTorch has it registered as a pytree node that is rebuilt as a tuple: ``x.shape[1:].numel()`` fails
+    in the speedup with "'tuple' object has no attribute 'numel'".
+    """
+    from nni.compression.speedup import utils
+
+    if utils.tree_map is not _pytree.tree_map or torch.Size not in _pytree.SUPPORTED_NODES:
+        return
+
+    def is_size(node: Any) -> bool:
+        return isinstance(node, torch.Size)
+
+    # tree_map_zip is imported by value in several modules, but looks these up in its own.
+    utils.tree_map = functools.partial(_pytree.tree_map, is_leaf=is_size)
+    utils.tree_flatten = functools.partial(_pytree.tree_flatten, is_leaf=is_size)
+
+
+def free_randomized_values() -> None:
+    """nni/compression/speedup/mask_updater.py:261 deletes ``_output_randomize``, misspelt, of a node's info.
+
+    AttributeError wherever ``len(x)``, ``x.dim()`` or ``x.size()`` is the last use of a value.
+    """
+    from nni.compression.speedup.container import NodeInfo
+
+    if hasattr(NodeInfo, "_output_randomize"):
+        return
+
+    def delete(info: Any) -> None:
+        del info.output_randomize
+
+    NodeInfo._output_randomize = property(fdel=delete)
+
+
+def load_masks_files() -> None:
+    """nni/compression/speedup/model_speedup.py:136 loads a masks file by ``torch.load``.
+
+    The masks that a pruner returns are a ``defaultdict``, which PyTorch since 2.6 refuses to load: "Weights
+    only load failed". It is read as a plain dict here, so that a masks file still can't run any code.
+    """
+    from nni.compression.speedup import ModelSpeedup
+
+    init = ModelSpeedup.__init__
+    if hasattr(init, "__wrapped__") or _loads_defaultdict():
+        return
+    allowed: list[Any] = [(_plain_dict, "collections.defaultdict"), (dict, "builtins.dict")]
+
+    @functools.wraps(init)
+    def with_defaultdict(*args: Any, **kwargs: Any) -> None:
+        with torch.serialization.safe_globals(allowed):
+            init(*args, **kwargs)
+
+    ModelSpeedup.__init__ = with_defaultdict
+
+
+def pass_back_no_gradient() -> None:
+    r"""nni/compression/speedup/mask_updater.py:383 and 400 multiply an output's gradient by its mask.
+
+    Whole numbers, as the indices of ``F.max_pool2d(x, 2, return_indices=True)``, get a mask and no gradient,
+    nor does what is asked only for its shape: "unsupported operand type(s) for \*: 'NoneType' and 'Tensor'".
+    """
+    from nni.compression.speedup.mask_updater import NoChangeMaskUpdater
+
+    def where_there_is_one(pass_back: Callable[[Any, Any, torch.fx.Node], None]) -> Any:
+        @functools.wraps(pass_back)
+        def pass_back_gradient(self: Any, speedup: Any, node: torch.fx.Node) -> None:
+            if any(grad is not None for grad in _pytree.tree_leaves(speedup.node_infos[node].output_grad)):
+                pass_back(self, speedup, node)
+
+        return pass_back_gradient
+
+    if not hasattr(NoChangeMaskUpdater.indirect_getitem, "__wrapped__"):
+        for name in ("indirect_activation", "indirect_getitem"):
+            setattr(NoChangeMaskUpdater, name, where_there_is_one(getattr(NoChangeMaskUpdater, name)))
+
+
+def find_dimension_of_concatenations() -> None:
+    """nni/compression/speedup/dependency.py:335 takes the dimension from a concatenation's second argument.
+
+    ``torch.stack(tensors)`` leaves it at 0, and ``torch.hstack`` has none: "tuple index out of range".
+    """
+    from nni.compression.speedup import dependency, mask_conflict
+
+    build = dependency.build_channel_dependency
+    if hasattr(build, "__wrapped__"):
+        return
+    for function in (torch.hstack, torch.column_stack, torch.dstack, torch.row_stack):
+        dependency.CALL_FUNCTION_CONCAT.remove(function)
+    # Like a sum, these two take as many channels from each of their inputs; the others put channels in a row.
+    dependency.CALL_FUNCTION_REDUCE.extend((torch.dstack, torch.row_stack))
+
+    @functools.wraps(build)
+    def build_with_dimensions(graph_module: torch.fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
+        for node in graph_module.graph.nodes:
+            if node.target in dependency.CALL_FUNCTION_CONCAT and len(node.args) < 2:
+                node.kwargs = {"dim": node.kwargs.get("axis", 0), **node.kwargs}
+        return build(graph_module, *args, **kwargs)
+
+    dependency.build_channel_dependency = mask_conflict.build_channel_dependency = build_with_dimensions
+
+
+def _loads_defaultdict() -> bool:
+    file = io.BytesIO()
+    torch.save(defaultdict(dict, {"module": {}}), file)
+    file.seek(0)
+    try:
+        torch.load(file)
+    except pickle.UnpicklingError:
+        return False
+    return True
+
+
+def _plain_dict(default_factory: Any = None) -> dict[Any, Any]:
+    return {}

@@ -1,0 +1,65 @@
+"""What a model is called with: a tensor, or tensors nested in tuples, lists and dicts."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from nni_jackpot.errors import SpeedupError
+
+# A tensor; a tuple or list of positional arguments; a dict of keyword arguments. Arguments may be nested, and
+# a list or dict that is a model's only argument may come by itself.
+Inputs: TypeAlias = Any
+
+
+class Call(NamedTuple):
+    """The arguments of a call."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @classmethod
+    def of(cls, inputs: Inputs) -> Call:
+        """Return the call of any model with these inputs."""
+        if isinstance(inputs, Mapping):
+            return cls((), dict(inputs))
+        return cls(tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,), {})
+
+    @classmethod
+    def to(cls, model: nn.Module, inputs: Inputs) -> Call:
+        """Return the call of this model, which may take a list or a dict as one argument.
+
+        Raises
+        ------
+        SpeedupError
+            If the model does not take these inputs, or they hold no tensor.
+        """
+        call = cls.of(inputs)
+        if not call.tensors():
+            raise SpeedupError("the example input holds no tensor: give what the model is called with")
+        try:
+            signature = inspect.signature(model.forward)
+        except (TypeError, ValueError):  # a compiled model tells of no arguments
+            return call
+        for candidate in (call,) if isinstance(inputs, tuple) else (call, cls((inputs,), {})):
+            try:
+                signature.bind(*candidate.args, **candidate.kwargs)
+            except TypeError as error:
+                reason = error
+            else:
+                return candidate
+        takes = ", ".join(signature.parameters)
+        raise SpeedupError(f"the example input does not fit the model's forward({takes}): {reason}")
+
+    def on(self, device: torch.device | str) -> Call:
+        """Return a call with copies of the tensors, which the model may change, on a device."""
+        return tree_map_only(Tensor, lambda tensor: tensor.detach().to(device, copy=True), self)
+
+    def tensors(self) -> list[Tensor]:
+        """Return all tensors, in the order in which they are nested."""
+        return [leaf for leaf in tree_leaves(self) if isinstance(leaf, Tensor)]
