@@ -80,8 +80,7 @@ class Setting:
         self.model: nn.Module = build_model(config.model, self.data.num_classes, self.data.shape[0])
         try_model(config.model, self.model, self.data.num_classes, self.data.shape)
         tried = copy.deepcopy(self.model)
-        check_pretrained(tried, config)
-        try_config_list(config, tried)
+        try_config_list(config, tried, is_pretrained=check_pretrained(tried, config))
         self.model.to(self.device)
 
     @property

@@ -189,8 +189,7 @@ class Campaign:
 
     def _end(self, row: Row, end: End, number: signal.Signals) -> None:
         row.tries += 1
-        # Python and its users may make an exit of their own of an interruption.
-        row.hit += end.code == -number or (number == signal.SIGINT and end.code != 0)
+        row.hit += end.code in (-number, 128 + number)
 
     def _again(
         self, row: Row, arguments: list[str], wanted: dict[str, Any], believed: list[dict[str, Any]]
