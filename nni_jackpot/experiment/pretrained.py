@@ -127,7 +127,7 @@ def ensure_pretrained(model: nn.Module, config: RunConfig, train: Callable[[Path
         # Trials that run side by side want the same weights: one trains, the others wait.
         if rank() == 0:
             lock.acquire()
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:
         raise OutputFolderError(f"cannot keep pre-trained weights in {path.parent}: {error}") from error
     try:
         interrupted = _interrupted(path)

@@ -21,12 +21,12 @@ from torch.optim import SGD
 
 from nni_jackpot.budget import kept_count
 from nni_jackpot.errors import DatasetNotFoundError, NothingKeptError
+from nni_jackpot.experiment.checks import device_of, pruner_options, try_config_list
 from nni_jackpot.experiment.config import DataConfig, RunConfig
 from nni_jackpot.experiment.data import Data, load_data
 from nni_jackpot.experiment.images import Batch
 from nni_jackpot.experiment.models import build_model
 from nni_jackpot.experiment.pretrained import cache_path, load_weights
-from nni_jackpot.experiment.run import device_of, pruner_options, try_config_list
 from nni_jackpot.experiment.train import accuracy, cross_entropy_step, fit
 from nni_jackpot.pruner import LotteryJackpotPruner
 

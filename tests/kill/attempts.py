@@ -89,6 +89,7 @@ def _run(arguments: list[str], fate: Fate | None, stderr: int) -> int:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(stderr, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells ignore in the background
     try:
         if fate is not None:
             fate()

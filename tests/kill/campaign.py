@@ -141,9 +141,9 @@ class Campaign:
     def searches_at_moments(self) -> None:
         """Send signals to a search at random moments, and to one that goes on."""
         for number, name, tries in (
-            (signal.SIGKILL, "kill -9", 30),
-            (signal.SIGTERM, "kill", 15),
-            (signal.SIGINT, "Ctrl+C", 15),
+            (signal.SIGKILL, "kill -9", 20),
+            (signal.SIGTERM, "kill", 10),
+            (signal.SIGINT, "Ctrl+C", 10),
         ):
             row = self.row("search", f"{name} at two random moments")
             for _ in self.some(range(tries)):
@@ -213,7 +213,7 @@ class Campaign:
         """Have no room on the disk from each change of a file on, and then again."""
         row = self.row("search", "no room on the disk from a change of a file on")
         self.fresh()
-        for number in self.some(range(1, events_of(self.root, self.search()) + 1, 4)):
+        for number in self.some(range(1, events_of(self.root, self.search()) + 1, 5)):
             self._full(row, at_event(self.root, number, no_space))
         row = self.row("search", "no room for files above a size")
         largest = max(path.stat().st_size for path in self.out.rglob("*"))
