@@ -26,6 +26,7 @@ from nni_jackpot.plain import as_plain
 from nni_jackpot.ranks import of_all, rank, wait_for_all, world
 from nni_jackpot.recipe import OF_MASKS
 from nni_jackpot.resuming import (
+    damage_told,
     digest,
     random_states,
     read_state,
@@ -33,7 +34,7 @@ from nni_jackpot.resuming import (
     set_random_states,
     write_state,
 )
-from nni_jackpot.saved_search import check_saved, damage_told
+from nni_jackpot.saved_search import check_saved
 from nni_jackpot.schedule import SearchClock
 from nni_jackpot.targets import remake_values
 

@@ -84,12 +84,11 @@ def _parser() -> argparse.ArgumentParser:
             default=[],
             help="one run a value; searches that differ in the seed alone share a table: --sweep seed=0,1,2",
         )
-        if command is not _pretrain:
-            sub.add_argument(
-                "--overwrite",
-                action="store_true",
-                help="replace finished runs, once the new ones are finished",
-            )
+        sub.add_argument(
+            "--overwrite",
+            action="store_true",
+            help="replace finished runs, once the new ones are finished",
+        )
         if command is _search:
             sub.add_argument(
                 "--resume",
@@ -111,8 +110,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _pretrain(options: argparse.Namespace) -> None:
+    make = partial(pretrain, overwrite=True) if options.overwrite else pretrain
     for _, config in _configs(options):
-        path, accuracy = pretrain(config)
+        path, accuracy = make(config)
         print(f"{path}: test accuracy {100 * accuracy:.2f} %")
 
 

@@ -135,10 +135,11 @@ def made_folders(*folders: Path) -> Iterator[None]:
 
 
 def remove_leftovers(*paths: Path) -> None:
-    """Remove what killed processes have left beside files; only for who alone writes these files."""
+    """Remove what killed processes have left beside files, or in folders; for who alone writes there."""
     for path in paths:
-        target = Path(os.path.realpath(path))
-        for aside in target.parent.glob(f"{glob.escape(_stem(target))}*.part"):
+        place = Path(os.path.realpath(path))
+        stem = "." if place.is_dir() else glob.escape(_stem(place))
+        for aside in (place if place.is_dir() else place.parent).glob(f"{stem}*.part"):
             aside.unlink(missing_ok=True)
 
 
@@ -218,15 +219,10 @@ def load_tensors(path: str | os.PathLike[str], kind: str) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"there is no {kind} {path}") from None
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-        LookupError,
-        TypeError,
-        ValueError,
-        pickle.UnpicklingError,
-    ) as error:
+    except pickle.UnpicklingError as error:  # whose words are PyTorch's advice to trust the file
+        reason = "it is damaged, or holds more than tensors and plain data"
+        raise CheckpointError(f"{path} is not a {kind}: {reason}") from error
+    except (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{path} is not a {kind}: {reason}") from error
 

@@ -58,6 +58,16 @@ def set_random_states(states: dict[str, Any]) -> None:
 
 
 @contextmanager
+def damage_told(path: Path) -> Iterator[None]:
+    """Raise CheckpointError for what a damaged file makes of the code that takes its content."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path} is damaged: {reason}") from error
+
+
+@contextmanager
 def same_random_states() -> Iterator[None]:
     """Leave with the random states that there were, also on GPUs that are used for the first time within."""
     python_state, numpy_state = random.getstate(), np.random.get_state()

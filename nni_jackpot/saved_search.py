@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nni_jackpot.errors import CheckpointError
 from nni_jackpot.ranks import world
+from nni_jackpot.resuming import damage_told
 from nni_jackpot.schedule import SearchClock
 from nni_jackpot.targets import ScoredTarget, ScoreGroup
 
@@ -30,15 +29,6 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "random": list,
     "sums": dict,
 }
-
-
-@contextmanager
-def damage_told(path: Path) -> Iterator[None]:
-    """Raise CheckpointError for what a damaged file makes of the code that takes its content."""
-    try:
-        yield
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
 def check_saved(path: Path, saved: Mapping[str, Any], groups: Sequence[ScoreGroup], model: nn.Module) -> None:

@@ -100,6 +100,9 @@ def test_what_a_killed_writer_left_goes(tmp_path: Path) -> None:
         replace_file(tmp_path / name, lambda aside: os.link(aside, f"{aside}.part"))
     remove_leftovers(tmp_path / "a[1].txt")
     assert [path.name[:3] for path in sorted(tmp_path.glob("*.part"))] == [".b."]
+    (tmp_path / "of a user.part").write_text("precious")
+    remove_leftovers(tmp_path, tmp_path / "none")
+    assert [path.name for path in tmp_path.glob("*.part")] == ["of a user.part"]
 
 
 # -- what is in the place

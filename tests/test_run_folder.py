@@ -263,6 +263,17 @@ def test_pretraining_keeps_its_metrics_when_a_search_comes_or_another(root: Path
     assert files_in(tmp_path / "own" / "pretrain") != before
 
 
+def test_weights_are_trained_for_a_run_that_will_replace_another(root: Path) -> None:
+    before = files_in(root / "out")
+    assert command("pretrain", root / "run.yml", "seed=1", flags=("--overwrite",)) == 0
+    after = files_in(root / "out")
+    assert {name: after[name] for name in before} == before
+    assert command("search", root / "run.yml", "seed=1", flags=("--overwrite",)) == 0
+    assert load_result(root / "out").settings["seed"] == 1
+    assert (root / "out" / "pretrain" / "metrics.csv").exists()
+    assert not list((root / "out").glob(".replacement*"))
+
+
 def test_logs_of_a_run_that_will_not_go_on_are_not_mixed_with_those_of_another(root: Path) -> None:
     own = f"output={root}/own", "search.checkpoint_every=100"
     interrupt(3, root / "run.yml", *own)

@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from nni_jackpot import cli
@@ -50,15 +49,13 @@ def files_in(folder: Path) -> dict[str, bytes]:
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """Return all that is the same in the folders of two runs with the same settings, tensors as bytes."""
+    """Return all that is the same in the folders of two runs with the same settings."""
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
         if path.is_dir() or path.name.startswith("events.out."):
             continue
-        if path.suffix == ".pth":
-            found[name] = _plain(torch.load(path))
-        elif name == "results.json":
+        if name == "results.json":
             content = json.loads(path.read_bytes())
             found[name] = {key: content[key] for key in ("rows", "overlap", "files")}
             found[f"settings in {name}"] = _placeless(content["settings"])
@@ -76,12 +73,6 @@ def outcome(folder: Path) -> dict[str, Any]:
 def _placeless(settings: dict[str, Any]) -> dict[str, Any]:
     pretrain = {name: value for name, value in settings["pretrain"].items() if name != "cache"}
     return {name: value for name, value in {**settings, "pretrain": pretrain}.items() if name != "output"}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(child) for key, child in value.items()}
-    return value if value is None else (str(value.dtype), value.shape, value.numpy().tobytes())
 
 
 def copied(folder: Path, to: Path) -> Path:

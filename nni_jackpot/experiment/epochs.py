@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from nni_jackpot.ranks import of_all, rank
-from nni_jackpot.resuming import random_states, read_state, remove_files, set_random_states, write_state
+from nni_jackpot.resuming import (
+    damage_told,
+    random_states,
+    read_state,
+    remove_files,
+    set_random_states,
+    write_state,
+)
 
 
 class EpochFile:
@@ -41,10 +48,11 @@ class EpochFile:
         if not self.path.exists():
             return 0
         saved = read_state(self.path, "training", self._depends_on)
-        for name, part in parts.items():
-            part.load_state_dict(saved["parts"][name])
-        set_random_states(saved["random"][rank()])
-        return saved["epochs"]
+        with damage_told(self.path):
+            for name, part in parts.items():
+                part.load_state_dict(saved["parts"][name])
+            set_random_states(saved["random"][rank()])
+            return int(saved["epochs"])
 
     def save(self, epochs: int, parts: Mapping[str, Any]) -> None:
         """Write the file, after so many epochs."""

@@ -56,10 +56,15 @@ def check_start(config: RunConfig, num_classes: int) -> None:
         )
 
 
-def check_pretrained(model: nn.Module, config: RunConfig) -> None:
+def check_pretrained(model: nn.Module, config: RunConfig) -> bool:
     """See that a file of pre-trained weights fits a model, if there is one, and else that it can be written.
 
     The model is changed: take a copy.
+
+    Returns
+    -------
+    bool
+        Whether there is one, whose weights the model then has.
 
     Raises
     ------
@@ -68,10 +73,12 @@ def check_pretrained(model: nn.Module, config: RunConfig) -> None:
     """
     given = config.pretrain.checkpoint
     path = cache_path(config) if given is None else Path(given)
-    if given is not None or path.exists():
+    is_there = given is not None or path.exists()
+    if is_there:
         load_weights(model, path)
     else:
         check_folder(path.parent)
+    return is_there
 
 
 def interrupted_training(config: RunConfig) -> Path | None:
@@ -120,7 +127,7 @@ def ensure_pretrained(model: nn.Module, config: RunConfig, train: Callable[[Path
         # Trials that run side by side want the same weights: one trains, the others wait.
         if rank() == 0:
             lock.acquire()
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:
         raise OutputFolderError(f"cannot keep pre-trained weights in {path.parent}: {error}") from error
     try:
         interrupted = _interrupted(path)

@@ -20,12 +20,12 @@ from torch.optim import SGD
 
 from nni_jackpot.budget import kept_count
 from nni_jackpot.errors import DatasetNotFoundError, NothingKeptError
+from nni_jackpot.experiment.checks import device_of, pruner_options, try_config_list
 from nni_jackpot.experiment.config import DataConfig, RunConfig
 from nni_jackpot.experiment.data import Data, load_data
 from nni_jackpot.experiment.images import Batch
 from nni_jackpot.experiment.models import build_model
-from nni_jackpot.experiment.pretrained import cache_path, check_pretrained
-from nni_jackpot.experiment.run import device_of, pruner_options, try_config_list
+from nni_jackpot.experiment.pretrained import check_pretrained
 from nni_jackpot.experiment.run_folder import place_of
 from nni_jackpot.experiment.train import accuracy, cross_entropy_step, fit
 from nni_jackpot.files import check_folder
@@ -70,12 +70,11 @@ def check_here(config: RunConfig, shape: Shape, classes: int) -> str:
     _data(config.data)
     torch.manual_seed(config.seed)
     model = _network(config, shape, classes)
-    check_pretrained(model, config)
+    is_there = check_pretrained(model, config)
     _refuse_too_few(config, copy.deepcopy(model))
     try:
         try_config_list(config, model, is_pretrained=True)
     except NothingKeptError as error:
-        is_there = config.pretrain.checkpoint is not None or cache_path(config).exists()
         if is_there or (config.model.weights is None and config.pretrain.epochs == 0):
             raise
         return f"if trained weights rank as untrained ones do, the run will be refused: {error}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from dataclasses import fields
 from pathlib import Path
@@ -14,8 +15,9 @@ from nni.compression.utils import TorchEvaluator
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from nni_jackpot.errors import ConfigListError, JackpotError, NothingKeptError, TrainingDivergedError
-from nni_jackpot.experiment.config import RunConfig, SearchConfig, TrainConfig, to_dict
+from nni_jackpot.errors import JackpotError, TrainingDivergedError
+from nni_jackpot.experiment.checks import device_of, pruner_options, try_config_list
+from nni_jackpot.experiment.config import RunConfig, TrainConfig
 from nni_jackpot.experiment.data import Data, load_data
 from nni_jackpot.experiment.epochs import EpochFile
 from nni_jackpot.experiment.images import Batch
@@ -35,6 +37,7 @@ from nni_jackpot.experiment.run_folder import (
     START,
     TUNED,
     RunFolder,
+    check_free,
     claimed,
     finished_run,
     place_of,
@@ -79,8 +82,7 @@ class Setting:
         self.model: nn.Module = build_model(config.model, self.data.num_classes, self.data.shape[0])
         try_model(config.model, self.model, self.data.num_classes, self.data.shape)
         tried = copy.deepcopy(self.model)
-        check_pretrained(tried, config)
-        try_config_list(config, tried)
+        try_config_list(config, tried, is_pretrained=check_pretrained(tried, config))
         self.model.to(self.device)
 
     @property
@@ -182,50 +184,24 @@ class Setting:
         return {**others, "device": self.device.type}
 
 
-def pruner_options(config: SearchConfig) -> dict[str, Any]:
-    """Return a search's options for the pruner, but for `init`, which may need gradients."""
-    others = ("epochs", "init", "reestimate_norm", "checkpoint_every", "checkpoint_minutes")
-    return {name: value for name, value in to_dict(config).items() if name not in others}
-
-
-def try_config_list(config: RunConfig, model: nn.Module, is_pretrained: bool = False) -> None:
-    """Find what is wrong with a config list before weights are trained, on a network to throw away.
+def pretrain(config: RunConfig, overwrite: bool = False) -> tuple[Path, float]:
+    """Train the network of a config, or find it trained; return its file and its accuracy.
 
     Parameters
     ----------
     config
         The run.
-    model
-        The network.
-    is_pretrained
-        Whether it has its pre-trained weights, so that a ranking of them is the search's own.
-    """
-    try:
-        LotteryJackpotPruner(
-            model,
-            list(config.config_list),
-            **pruner_options(config.search),
-        )
-    except NothingKeptError:  # which a global ranking of other weights, or by another criterion, may avoid
-        if is_pretrained and config.search.init == "magnitude":
-            raise
-    except JackpotError:
-        raise
-    except Exception as error:  # whatever NNI stumbles over in an entry
-        raise ConfigListError(f"config_list: {type(error).__name__}: {error}") from error
-
-
-def pretrain(config: RunConfig) -> tuple[Path, float]:
-    """Train the network of a config, or find it trained; return its file and its accuracy.
+    overwrite
+        Whether a search that is to follow will replace a finished run in the folder.
 
     Raises
     ------
     JackpotError
         As `search` does.
     """
-    finished_run(config)  # one of other settings is not to be disturbed
+    check_free(config, overwrite)
     setting = Setting(config)
-    with claimed(config) as run:
+    with claimed(config, overwrite) as run:
         setting.open(run)
         path = setting.pretrain()
         return path, setting.evaluate(setting.model)
@@ -250,11 +226,17 @@ def search(config: RunConfig, overwrite: bool = False) -> Result:
         One of its kinds for what is wrong with the config, the data, the checkpoint or the folder, before
         anything is written; and if the search diverges.
     """
-    if (found := finished_run(config, overwrite)) is not None:
-        return found
-    setting = Setting(config)
-    with claimed(config, overwrite) as run:
-        return run.finished or _search(setting, run)
+    found = finished_run(config, overwrite)
+    if found is None:
+        setting = Setting(config)
+        with claimed(config, overwrite) as run:
+            if run.finished is None:
+                return _search(setting, run)
+            found = run.finished  # by another process meanwhile
+    if rank() == 0:
+        said = "%s holds this run, finished: its results are taken. --overwrite makes it anew"
+        logging.getLogger(__name__).warning(said, found.folder)
+    return found
 
 
 def _search(setting: Setting, run: RunFolder) -> Result:
@@ -408,17 +390,3 @@ def _check_frozen(model: nn.Module, dense: dict[str, Tensor]) -> None:
     ]
     if changed:
         raise JackpotError(f"the search changed weights, which is a defect of nni_jackpot: {changed}")
-
-
-def device_of(name: str) -> torch.device:
-    """Return the device that a config names; raises JackpotError if it is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise JackpotError(
-            f"device {name} is not there: PyTorch sees no CUDA device; set device to auto or cpu"
-        )
-    if (index := torch.device(name).index or 0) and index >= (count := torch.cuda.device_count()):
-        raise JackpotError(f"device {name} is not there: PyTorch sees {count}, from cuda:0 on")
-    # Each process that torchrun has started has one of its own.
-    return torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device(name)

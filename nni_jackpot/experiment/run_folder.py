@@ -6,13 +6,11 @@ folder within, and takes their place at the end.
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -52,6 +50,7 @@ _TICKETS = "jackpot.ticket", "jackpot.sparse"  # where export puts them
 _METRICS, _EVENTS = "metrics.csv", "tensorboard"
 _PRETRAIN = "pretrain"
 _FILES = CONFIG, RESULTS, _METRICS, START, MASKS, JACKPOT, SEARCH
+_EVENT_FOLDERS = [str(Path(phase, _EVENTS)) for phase in ("", _PRETRAIN, *TUNED)]
 _ALL_FILES = *_FILES, *TUNED.values(), *(f"{phase}/{_METRICS}" for phase in (_PRETRAIN, *TUNED))
 
 # The folder of a run that is to replace a finished one, and its name once it is whole.
@@ -146,7 +145,15 @@ def finished_run(config: RunConfig, overwrite: bool = False) -> Result | None:
     OutputFolderError
         If the run's folder holds a finished run of other settings that is not to be overwritten.
     """
-    return _by_first(partial(_finished_run, config, overwrite))
+
+    def find() -> Result | None:
+        result = _finished_run(config, overwrite)
+        if result is not None:
+            with suppress(OutputFolderError), owned(result.folder):  # else it is for others to clear away
+                _tidy(result.folder)
+        return result
+
+    return _by_first(find)
 
 
 @contextmanager
@@ -171,7 +178,9 @@ def claimed(config: RunConfig, overwrite: bool = False) -> Iterator[RunFolder]:
             work = folder / _REPLACEMENT if replaces else folder
             stack.enter_context(made_folders(work))
             with errors_of(work):
-                remove_leftovers(*(work / name for name in _ALL_FILES))
+                remove_leftovers(*(work / name for name in (*_ALL_FILES, *_EVENT_FOLDERS)))
+            if found is not None:
+                _tidy(folder)
             return RunFolder(folder, work, found)
 
         yield _by_first(claim)
@@ -198,14 +207,7 @@ def _by_first(work: Callable[[], T]) -> T:
 
 def _finished_run(config: RunConfig, overwrite: bool) -> Result | None:
     check_free(config, overwrite)
-    folder = place_of(config)
-    result = None if overwrite else finished_in(folder, config)
-    if result is not None:
-        logging.getLogger(__name__).warning(
-            "%s holds this run, finished: its results are taken. --overwrite makes it anew", folder
-        )
-        _tidy(folder)
-    return result
+    return None if overwrite else finished_in(place_of(config), config)
 
 
 def _is_of(folder: Path, config: RunConfig) -> bool:
