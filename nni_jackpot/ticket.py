@@ -283,12 +283,13 @@ def save_ticket(
 def load_ticket(path: str | os.PathLike[str]) -> Ticket:
     """Read a ticket, masks still coded.
 
-    No code of the file is run, and no more memory is taken than it has bytes.
+    No code of the file is run. The rules of the format (docs/ticket-format.md) are checked, and no more memory is
+    taken than twice the bytes of the file, or 6 MiB more where it is small.
 
     Raises
     ------
     TicketError
-        If the file is missing, damaged, no ticket, or of a newer version.
+        If the file is missing, damaged, no ticket, breaks a rule of the format, or is of a newer version.
     """
     content, parts = read_parts(path, KIND, VERSION)
     with saying(f"{path} is damaged"):
