@@ -283,8 +283,8 @@ def save_ticket(
 def load_ticket(path: str | os.PathLike[str]) -> Ticket:
     """Read a ticket, masks still coded.
 
-    No code of the file is run. The rules of the format (docs/ticket-format.md) are checked, and no more memory is
-    taken than twice the bytes of the file, or 6 MiB more where it is small.
+    No code of the file is run. The rules of the format (docs/ticket-format.md) are checked, and no more
+    memory is taken than twice the bytes of the file, or 6 MiB more where it is small.
 
     Raises
     ------
