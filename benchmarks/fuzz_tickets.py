@@ -1,7 +1,8 @@
-"""Corrupts tickets in every way there is, and sees that each is refused or equal, and never applied in part.
+"""Corrupts and forges tickets in every way there is, and sees that none does harm.
 
-Some of the corrupted files are sealed anew, as an attacker would: their digest is right, and their content is
-not. Such a file may be a ticket, if another one; it must then be applied as a whole.
+A forged ticket is sealed anew, as an attacker would: its digest is right, and its content is not. Such a file
+may be a ticket, if another one; it must then be applied as a whole, and change norm statistics and masked
+weights alone. No file may take more memory than twice its bytes and the model's.
 """
 
 from __future__ import annotations
@@ -9,46 +10,34 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import random
-import resource
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from common import machine
-from safetensors import safe_open
-from safetensors.torch import save
+from forgeries import VALUES, Forged, Forger
+from resident import give_back, growth
 from torch import Tensor, nn
 
-from nni_jackpot import JackpotError, load_ticket, save_ticket
-from nni_jackpot.sealed import seal_of
+from nni_jackpot import JackpotError, Ticket, load_ticket, save_ticket
+from nni_jackpot.mask_codec import decode
+from nni_jackpot.sealed import read_sealed
 from nni_jackpot.ticket import KIND, VERSION
+from nni_jackpot.ticket_format import is_parameter, named
 
-NUMBERS = [
-    -1,
-    0,
-    1,
-    2,
-    3,
-    255,
-    2**31,
-    2**32,
-    2**33,
-    2**63,
-    2**64,
-    10**400,
-    0.5,
-    1e308,
-    True,
-    None,
-    "1",
-    [],
-    {},
+OUTCOMES = ["refused", "equal", "another, whole", "WRONG WEIGHTS", "CRASH, OR MUCH MEMORY"]
+# What the values of a header of half a MiB take, the most that is allowed whatever the size of the file.
+ALLOWANCE = 6 << 20
+STATISTICS = [
+    f"{layer}.{kind}" for layer in (1, 3) for kind in ("running_mean", "running_var", "num_batches_tracked")
 ]
 
 
@@ -83,25 +72,35 @@ class Fuzzer:
         For the files.
     seed
         Of all choices.
+
+    Attributes
+    ----------
+    outcomes
+        How often what happened, by the way to corrupt.
+    excess
+        Most bytes that a ticket took beyond twice the file and the model, of all but ``ALLOWANCE``.
     """
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.random = random.Random(seed)
+        torch.manual_seed(seed)
         self.path = folder / "corrupted.ticket"
         self.model, masks = build()
         self.base = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        self.model_size = sum(tensor.numel() * tensor.element_size() for tensor in self.base.values())
         save_ticket(folder / "a.ticket", masks, self.model, {"name": "a"})
         other = {"0": {"weight": 1 - masks["0"]["weight"]}, "6": {"weight": 1 - masks["6"]["weight"]}}
         save_ticket(folder / "b.ticket", other, self.model, {"name": "b"})
-        self.raw, self.other = ((folder / f"{name}.ticket").read_bytes() for name in "ab")
-        with safe_open(folder / "a.ticket", framework="pt") as file:
-            self.content = json.loads(file.metadata()[KIND])["content"]
-            self.tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        self.raw, self.other = (folder / "a.ticket").read_bytes(), (folder / "b.ticket").read_bytes()
         self.expected = self._applied(folder / "a.ticket")
+        self.content, self.tensors = read_sealed(folder / "a.ticket", KIND, VERSION)
         self.outcomes: dict[str, Counter[str]] = {}
+        self.excess = -math.inf
 
     def corruptions(self) -> dict[str, Callable[[], bytes]]:
         """Return the ways to corrupt, by name."""
+        forger = Forger(self.base, STATISTICS, self.random)
+        forged = {f"forged: {kind}": partial(self._forge, forge) for kind, forge in forger.kinds().items()}
         return {
             "bits flipped": self._flip,
             "cut short": lambda: self.raw[: self.random.randrange(len(self.raw))],
@@ -111,8 +110,9 @@ class Fuzzer:
             "spliced with another ticket": self._splice,
             "noise": lambda: self.random.randbytes(self.random.randint(0, 2000)),
             "header edited": self._edit_header,
-            "content edited, sealed anew": self._edit_content,
-            "streams edited, sealed anew": self._edit_streams,
+            "forged: anything": partial(self._forge, self._edit_content),
+            "forged: streams": partial(self._forge, self._edit_streams),
+            **forged,
         }
 
     def run(self, count: int) -> None:
@@ -124,27 +124,51 @@ class Fuzzer:
             self.outcomes.setdefault(way, Counter())[self._outcome()] += 1
 
     def _outcome(self) -> str:
-        state = {name: tensor.clone() for name, tensor in self.base.items()}
-        try:
-            ticket = load_ticket(self.path)
-            ticket.apply(state)
-        except JackpotError:
-            return "refused" if _same(state, self.base) else "APPLIED IN PART"
-        except Exception as error:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
-            return "CRASHED"
+        state, tried = self._base_copy(), []
+
+        def apply() -> None:
+            try:
+                ticket = load_ticket(self.path)
+                ticket.apply(state)
+                tried.append(ticket)
+            except Exception as error:
+                tried.append(error)
+
+        give_back()
+        grown = growth(apply)
+        excess = grown - 2 * self.path.stat().st_size - self.model_size - ALLOWANCE
+        self.excess = max(self.excess, excess)
+        (result,) = tried
+        if excess > 0:
+            print(f"{grown:,.0f} bytes of memory: {type(result).__name__}", file=sys.stderr)
+            return OUTCOMES[4]
+        if isinstance(result, Ticket):
+            return self._judged(result, state)
+        if isinstance(result, JackpotError) and str(result).isprintable():
+            return OUTCOMES[0] if _same(state, self.base) else OUTCOMES[3]
+        print(f"{type(result).__name__}: {result!r:.200}", file=sys.stderr)
+        return OUTCOMES[4]
+
+    def _judged(self, ticket: Ticket, state: dict[str, Tensor]) -> str:
+        """Tell what was done to the base, by what the ticket says and by what no ticket may do."""
         if _same(state, self.expected):
-            return "equal"
-        # Another ticket than the one that was corrupted: what it says must be what was done, all of it.
-        whole = {name: tensor.clone() for name, tensor in self.base.items()} | ticket.statistics
-        for module, targets in ticket.masks.items():
-            for target, mask in targets.items():
-                if mask is not None:
-                    whole[f"{module}.{target}"][mask == 0] = 0
-        return "another, whole" if _same(state, whole) else "APPLIED IN PART"
+            return OUTCOMES[1]
+        statistics = ticket.statistics
+        whole = self._base_copy() | statistics
+        for name, target, mask in named(ticket.coded):
+            if is_parameter(target):
+                whole[name][~decode(mask)] = 0
+        touched = [name for name in self.base if not torch.equal(_bits(state[name]), _bits(self.base[name]))]
+        masked = [name for name in touched if name not in STATISTICS]
+        is_allowed = set(statistics) <= set(STATISTICS) and set(masked) <= set(ticket.masked)
+        is_allowed &= all(bool(((state[n] == self.base[n]) | (state[n] == 0)).all()) for n in masked)
+        return OUTCOMES[2] if is_allowed and _same(state, whole) else OUTCOMES[3]
+
+    def _base_copy(self) -> dict[str, Tensor]:
+        return {name: tensor.clone() for name, tensor in self.base.items()}
 
     def _applied(self, path: Path) -> dict[str, Tensor]:
-        state = {name: tensor.clone() for name, tensor in self.base.items()}
+        state = self._base_copy()
         load_ticket(path).apply(state)
         return state
 
@@ -176,16 +200,18 @@ class Fuzzer:
         claimed = self.random.choice([len(text), len(text), len(text), 0, 2**31, 2**64 - 1])
         return claimed.to_bytes(8, "little") + text + self.raw[8 + size :]
 
-    def _edit_content(self) -> bytes:
-        content = copy.deepcopy(self.content)
-        for _ in range(self.random.choice([1, 1, 1, 2, 3])):
-            self._edit(content)
-        return self._sealed(content, self.tensors)
+    def _forge(self, change: Callable[[Forged], None]) -> bytes:
+        forged = Forged(copy.deepcopy(self.content), dict(self.tensors))
+        change(forged)
+        return forged.sealed()
 
-    def _edit_streams(self) -> bytes:
-        tensors = dict(self.tensors)
-        name = self.random.choice(list(tensors))
-        stream = bytearray(tensors[name].numpy().tobytes())
+    def _edit_content(self, forged: Forged) -> None:
+        for _ in range(self.random.choice([1, 1, 1, 2, 3])):
+            self._edit(forged.content)
+
+    def _edit_streams(self, forged: Forged) -> None:
+        name = self.random.choice(list(forged.tensors))
+        stream = bytearray(forged.tensors[name].numpy().tobytes())
         kind = self.random.randrange(4)
         if kind == 0:
             stream[self.random.randrange(len(stream))] ^= 1 << self.random.randrange(8)
@@ -195,13 +221,7 @@ class Fuzzer:
             stream += self.random.randbytes(4 * self.random.randint(1, 8))
         else:
             stream[:] = self.random.randbytes(len(stream))
-        tensors[name] = torch.tensor(stream, dtype=torch.uint8)
-        return self._sealed(self.content, tensors)
-
-    def _sealed(self, content: Any, tensors: dict[str, Tensor]) -> bytes:
-        envelope = {"version": VERSION, "content": content}
-        envelope["sha256"] = seal_of(KIND, VERSION, content, tensors)
-        return save(tensors, {KIND: json.dumps(envelope)})
+        forged.tensors[name] = torch.tensor(stream, dtype=torch.uint8)
 
     def _edit(self, node: Any) -> None:
         """Change one thing somewhere in plain data: replace, drop, add or rename it."""
@@ -219,16 +239,16 @@ class Fuzzer:
             elif kind == 2 and isinstance(child, int | float):
                 node[key] = child + self.random.choice([-1, 1, 2, 8, 2**31])
             else:
-                node[key] = self.random.choice(NUMBERS)
+                node[key] = self.random.choice(VALUES)
             return
 
 
 def _same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    return a.keys() == b.keys() and all(torch.equal(_bits(a[name]), _bits(b[name])) for name in a)
 
 
-def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MiB
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1).view(torch.uint8)
 
 
 def main() -> None:
@@ -241,18 +261,18 @@ def main() -> None:
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         fuzzer = Fuzzer(Path(folder), args.seed)
-        before = _peak()
         fuzzer.run(200 if args.smoke else args.count)
     seconds = time.perf_counter() - begin
-    outcomes = ["refused", "equal", "another, whole", "APPLIED IN PART", "CRASHED"]
     print(" ".join(["python benchmarks/fuzz_tickets.py", *sys.argv[1:]]))
     print(f"\n{machine(torch.device('cpu'))}:\n")
-    print(f"| corruption | {' | '.join(outcomes)} |\n| --- |{' --: |' * len(outcomes)}")
+    print(f"| corruption | {' | '.join(OUTCOMES)} |\n| --- |{' --: |' * len(OUTCOMES)}")
     rows = {**fuzzer.outcomes, "all": sum(fuzzer.outcomes.values(), Counter())}
     for way, counted in rows.items():
-        print(f"| {way} | {' | '.join(str(counted[outcome]) for outcome in outcomes)} |")
-    print(f"\n{rows['all'].total()} corrupted tickets, {seconds:.0f} s, {_peak() - before:.0f} MiB of memory")
-    if any(rows["all"][outcome] for outcome in outcomes[3:]):
+        print(f"| {way} | {' | '.join(str(counted[outcome]) for outcome in OUTCOMES)} |")
+    taken = (fuzzer.excess + ALLOWANCE) / 2**20
+    print(f"\n{rows['all'].total()} corrupted tickets in {seconds:.0f} s")
+    print(f"memory: at most {taken:.2f} MiB above twice the file and the model")
+    if any(rows["all"][outcome] for outcome in OUTCOMES[3:]):
         sys.exit(1)
 
 

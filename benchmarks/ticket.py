@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from common import arguments, bars, report
 from models import MODELS, TARGET_TYPES
+from resident import growth
 from torch import Tensor, nn
 
 from nni_jackpot import TicketBox, load_ticket, save_sparse, save_ticket
-from nni_jackpot.ticket import named
+from nni_jackpot.ticket_format import named
 
 MB = 1e6
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def _wide(weights: int) -> nn.Module:
@@ -71,21 +71,6 @@ def seconds(run: Callable[[], Any], runs: int) -> float:
     return median(times)
 
 
-def growth(run: Callable[[], Any]) -> float:
-    """Return by how many MB the peak of the resident memory exceeds what there is before; nan if unknown."""
-    if not _CLEAR.exists():
-        return float("nan")
-    _CLEAR.write_text("5", encoding="utf-8")  # the peak begins anew
-    before = _resident("VmRSS")
-    run()
-    return (_resident("VmHWM") - before) / MB
-
-
-def _resident(key: str) -> int:
-    lines = _STATUS.read_text(encoding="utf-8").splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key))
-
-
 def zipped(model: nn.Module) -> int:
     """Return the bytes of the state dict in a zip archive, zeros and all."""
     raw, archive = io.BytesIO(), io.BytesIO()
@@ -99,13 +84,13 @@ def measure(name: str, sparsity: float, folder: Path, runs: int) -> tuple[list[s
     """Return the cells of one network, and its sizes in MB by file."""
     model, masks = build(name, sparsity)
     path, sparse = folder / "a.ticket", folder / "a.sparse"
-    write_memory = growth(lambda: save_ticket(path, masks, model))
+    write_memory = growth(lambda: save_ticket(path, masks, model)) / MB
     write = seconds(lambda: save_ticket(path, masks, model), runs)
 
     def read() -> None:
         load_ticket(path).check_masks()
 
-    read_memory, read_time = growth(read), seconds(read, runs)
+    read_memory, read_time = growth(read) / MB, seconds(read, runs)
     ticket, size = load_ticket(path), path.stat().st_size
     assert all(torch.equal(mask["weight"], ticket.masks[n]["weight"]) for n, mask in masks.items())
     save_sparse(sparse, model, masks)

@@ -13,10 +13,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nni_jackpot.errors import TicketError
+from nni_jackpot.rules import Rule, is_shape
 from nni_jackpot.sealed import DTYPES, as_bytes, from_bytes, name_of
 
+FORM = Rule(
+    "the type of a statistic is one that masks can have, and its shape one that tensors of the file can have"
+)
+PACKED = Rule("packed tensors inflate to the bytes of their types and shapes, and end there")
+
 _MOST_DEFLATED = 1032  # bytes that a byte can stand for in zlib's format
+_PIECE = 1 << 12  # of what is deflated; its rest is copied at each step
+_MOST_AT_ONCE = 1 << 16  # of what is inflated
 
 
 @dataclass(frozen=True)
@@ -33,8 +40,8 @@ class Form:
     shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES or not all(type(size) is int and size >= 0 for size in self.shape):
-            raise TicketError(f"there is no tensor of type {self.dtype} and shape {self.shape}"[:200])
+        if not isinstance(self.dtype, str) or self.dtype not in DTYPES or not is_shape(self.shape):
+            raise FORM.broken(f"there is no tensor of type {self.dtype} and shape {self.shape}")
 
     def __str__(self) -> str:
         return f"{self.dtype} {list(self.shape)}"
@@ -45,9 +52,14 @@ class Form:
         return cls(name_of(tensor.dtype), tuple(tensor.shape))
 
     @property
+    def size(self) -> int:
+        """How many numbers there are."""
+        return math.prod(self.shape)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of such a tensor."""
-        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+        return self.size * DTYPES[self.dtype].itemsize
 
 
 def pack(tensors: Sequence[Tensor]) -> bytes:
@@ -67,15 +79,59 @@ def unpack(packed: bytes, forms: Sequence[Form]) -> list[Tensor]:
     TicketError
         If these bytes are not those of tensors of these forms; no more memory is taken than the forms say.
     """
-    planes = _inflate(packed, sum(form.nbytes for form in forms))
-    tensors: list[Tensor] = [torch.empty(0)] * len(forms)
+    if sum(form.nbytes for form in forms) > _MOST_DEFLATED * len(packed):
+        raise PACKED.broken("packed tensors are damaged, with too few bytes")
+    inflated = _Inflated(packed)
+    tensors = [torch.empty(form.shape, dtype=DTYPES[form.dtype]) for form in forms]
     for dtype, alike in _by_dtype(forms).items():
-        sizes = [forms[i].nbytes for i in alike]
-        values, planes = planes[: sum(sizes)], planes[sum(sizes) :]
-        whole = values.view(DTYPES[dtype].itemsize, -1).T.contiguous().view(-1)
-        for i, part in zip(alike, whole.split(sizes), strict=True):
-            tensors[i] = part.clone().view(DTYPES[dtype]).view(forms[i].shape)
+        for plane in range(DTYPES[dtype].itemsize):
+            for i in alike:
+                inflated.read_into(tensors[i].view(-1).view(torch.uint8)[plane :: DTYPES[dtype].itemsize])
+    inflated.finish()
     return tensors
+
+
+class _Inflated:
+    """What deflated bytes stand for, inflated piece by piece."""
+
+    def __init__(self, packed: bytes) -> None:
+        self._packed, self._at = packed, 0
+        self._inflate = zlib.decompressobj()
+
+    def read_into(self, values: Tensor) -> None:
+        """Fill a tensor, (n,), uint8, with the next bytes."""
+        at = 0
+        while at < len(values):
+            raw = self._next(min(_MOST_AT_ONCE, len(values) - at))
+            if not raw:
+                raise PACKED.broken("packed tensors are damaged, with too few bytes")
+            values[at : at + len(raw)] = from_bytes(raw)
+            at += len(raw)
+
+    def finish(self) -> None:
+        """See that nothing is left."""
+        if (
+            self._next(1)
+            or not self._inflate.eof
+            or self._inflate.unused_data
+            or self._at < len(self._packed)
+        ):
+            raise PACKED.broken("packed tensors are damaged, with too few bytes, or too many")
+
+    def _next(self, most: int) -> bytes:
+        """Return so many of the next bytes, or fewer; none at the end."""
+        while not self._inflate.eof:
+            piece = self._inflate.unconsumed_tail
+            if not piece:
+                piece = self._packed[self._at : self._at + _PIECE]
+                self._at += len(piece)
+            try:
+                raw = self._inflate.decompress(piece, most)
+            except zlib.error as error:
+                raise PACKED.broken(f"packed tensors are damaged, {error}") from None
+            if raw or not piece:
+                return raw
+        return b""
 
 
 def _by_dtype(forms: Sequence[Form]) -> dict[str, list[int]]:
@@ -84,16 +140,3 @@ def _by_dtype(forms: Sequence[Form]) -> dict[str, list[int]]:
     for i, form in enumerate(forms):
         places.setdefault(form.dtype, []).append(i)
     return places
-
-
-def _inflate(packed: bytes, size: int) -> Tensor:
-    inflate = zlib.decompressobj()
-    try:
-        if size > _MOST_DEFLATED * len(packed):
-            raise zlib.error("too few bytes")
-        raw = inflate.decompress(packed, size + 1)
-        if len(raw) != size or not inflate.eof or inflate.unused_data:
-            raise zlib.error("too few bytes, or too many")
-    except zlib.error as error:
-        raise TicketError(f"packed tensors are damaged: {error}") from None
-    return from_bytes(raw)

@@ -13,15 +13,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from nni_jackpot.coded_mask import CodedMask
 from nni_jackpot.errors import CheckpointError
 from nni_jackpot.experiment.config import RunConfig, load_config, to_dict
 from nni_jackpot.experiment.pretrained import cache_path
 from nni_jackpot.experiment.result import load_result
 from nni_jackpot.files import load_tensors, replace_file
-from nni_jackpot.mask_codec import CodedMask
 from nni_jackpot.masks import Masks, load_masks
+from nni_jackpot.norm_statistics import statistics_of
 from nni_jackpot.sparse_checkpoint import save_sparse
-from nni_jackpot.ticket import is_statistic, load_ticket, masks_by_name, named, save_ticket
+from nni_jackpot.terminal import escaped
+from nni_jackpot.ticket import load_ticket, masks_by_name, save_ticket
+from nni_jackpot.ticket_format import named
 
 _MOST_ROWS = 16
 _SAFETENSORS = ".safetensors"
@@ -73,11 +76,14 @@ def _dense(config: RunConfig, masks: Masks, found: dict[str, Tensor], run: Path)
     path = Path(config.pretrain.checkpoint or cache_path(config))
     base = _read_state(path)
     zeros = {name: mask.logical_not() for name, mask in masks_by_name(masks, base).items()}
-    dense = {name: found.get(name, tensor) if is_statistic(name) else tensor for name, tensor in base.items()}
+    adapted = {name: found[name] for name in statistics_of(base) if name in found}
+    dense = base | adapted
     for name, tensor in dense.items():
         sparse = tensor.masked_fill(zeros[name], 0) if name in zeros else tensor
         if name not in found or not torch.equal(sparse, found[name]):
-            raise CheckpointError(f"{path} is not what the jackpot of {run} was found in: {name} differs")
+            raise CheckpointError(
+                f"{path} is not what the jackpot of {run} was found in: {escaped(name)} differs"
+            )
     return dense
 
 
@@ -102,7 +108,7 @@ def _inspect(options: argparse.Namespace) -> None:
     largest = sorted(masks, key=lambda item: -item[1].size)[:_MOST_ROWS]
     for name, mask in masks:
         if (name, mask) in largest:
-            table.add_row([name, "x".join(map(str, mask.shape)), *_density(mask), _form(mask)])
+            table.add_row([escaped(name), "x".join(map(str, mask.shape)), *_density(mask), _form(mask)])
     print(table)
     if len(masks) > len(largest):
         print(f"and {len(masks) - len(largest)} smaller targets")
@@ -116,7 +122,8 @@ def _inspect(options: argparse.Namespace) -> None:
         print(f"masks: {parts['masks'] / bound:.4f} of the entropy of independent zeros, {bound:,.0f} bytes")
     print(f"base: {len(ticket.base)} tensors")
     for key, value in ticket.metadata.items():
-        print(f"{key}: {json.dumps(value)}")
+        # All of it, and in ASCII, where control characters are escaped, but for one.
+        print(f"{escaped(key)}: {json.dumps(value)}".replace("\x7f", "\\x7f"))
 
 
 def _density(mask: CodedMask) -> list[str]:
@@ -142,16 +149,31 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         try:
             return load_file(path)
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{path} is not a checkpoint: {error}") from None
-    state = load_tensors(path, "checkpoint")
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+            raise CheckpointError(f"{path} is not a checkpoint: {escaped(error)}") from None
+    try:
+        state = load_tensors(path, "checkpoint")
+    except CheckpointError as error:
+        raise CheckpointError(escaped(error, most=1000)) from None
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
+    ):
         raise CheckpointError(f"{path} is not a state dict: tensors by name are wanted")
+    most = path.stat().st_size
+    for name, tensor in state.items():
+        # Of steps of no length along a side of any: a few bytes that claim to be many.
+        if tensor.numel() * tensor.element_size() > most:
+            raise CheckpointError(f"{path} has {most:,} bytes, and {escaped(name)} claims to be larger")
     return state
 
 
 def _write_state(state: dict[str, Tensor], path: Path) -> None:
     if path.suffix == _SAFETENSORS:
-        own = {name: tensor.clone() for name, tensor in state.items()}  # tied weights have one memory
-        replace_file(path, lambda aside: aside.write_bytes(save(own)))
+        # Copies, for tied weights have one memory, in the one layout that the format has.
+        own = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
+        try:
+            raw = save(own)
+        except (SafetensorError, LookupError, ValueError) as error:
+            raise CheckpointError(f"{path} cannot be safetensors: {escaped(error)}") from None
+        replace_file(path, lambda aside: aside.write_bytes(raw))
     else:
         replace_file(path, lambda aside: torch.save(state, aside))

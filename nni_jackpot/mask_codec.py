@@ -9,7 +9,7 @@ gives the probability of a one: by a division of two integers, so that all machi
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import constriction
@@ -18,126 +18,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from nni_jackpot.errors import MaskError, TicketError
-from nni_jackpot.sealed import DTYPES, name_of
+from nni_jackpot.coded_mask import GROUP_SIZES, CodedMask
+from nni_jackpot.errors import MaskError
+from nni_jackpot.rules import Rule
+from nni_jackpot.sealed import name_of
 
 _queue, _model = constriction.stream.queue, constriction.stream.model
 
 Bools = npt.NDArray[np.bool_]
 
-_SYMBOLS_AT_ONCE = 1 << 20  # the coder takes four bytes a symbol
-_GROUP_SIZES = (2, 4, 8, 16)
-# Far beyond the largest layers there are; a file that claims more is not believed.
-MOST_WEIGHTS = 1 << 33
-_MOST_DIMS = 16
+DECODED = Rule(
+    "the stream of a mask says as many ones as `ones`, and has no more than one word after the last block"
+)
 
-
-@dataclass(frozen=True)
-class CodedMask:
-    """A mask of one target, coded.
-
-    Attributes
-    ----------
-    dtype
-        Of the mask, ``float32``.
-    shape
-        Of the mask.
-    blocks
-        Size of a block along each dimension, 1 where single weights differ.
-    ones
-        How many blocks are kept.
-    group
-        ``(N, M, dim)`` if of every M blocks in a row along ``dim`` exactly N are kept; None otherwise.
-    stream
-        Words of the range coder, little-endian; empty if all blocks are alike.
-
-    Raises
-    ------
-    TicketError
-        If the numbers contradict each other, as only those of a damaged file do.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-    blocks: tuple[int, ...]
-    ones: int
-    group: tuple[int, int, int] | None
-    stream: bytes
-
-    def __post_init__(self) -> None:
-        numbers = (*self.shape, *self.blocks, self.ones, *(self.group or ()))
-        if not all(type(number) is int and number >= 0 for number in numbers):
-            raise TicketError("a mask is described by other things than natural numbers")
-        if self.dtype not in DTYPES:
-            raise TicketError(f"there is no mask of type {self.dtype}")
-        if len(self.shape) > _MOST_DIMS or math.prod(max(size, 1) for size in self.shape) > MOST_WEIGHTS:
-            raise TicketError(f"a mask of shape {str(list(self.shape))[:80]} is larger than any layer")
-        if len(self.blocks) != len(self.shape) or any(
-            block == 0 or size % block for size, block in zip(self.shape, self.blocks, strict=True)
-        ):
-            raise TicketError(f"blocks of {list(self.blocks)} do not tile a shape of {list(self.shape)}")
-        if self.ones > self.cells:
-            raise TicketError(f"{self.ones} of {self.cells} blocks of a mask cannot be kept")
-        if len(self.stream) % 4 or (not self.stream) != (self.ones in (0, self.cells)):
-            raise TicketError(
-                f"a mask that keeps {self.ones} of {self.cells} does not take {len(self.stream)} bytes"
-            )
-        if self.group is not None:
-            _check_group(self.group, self.grid, self.ones)
-
-    @property
-    def grid(self) -> tuple[int, ...]:
-        """How many blocks there are along each dimension."""
-        return tuple(size // block for size, block in zip(self.shape, self.blocks, strict=True))
-
-    @property
-    def size(self) -> int:
-        """How many weights there are."""
-        return math.prod(self.shape)
-
-    @property
-    def cells(self) -> int:
-        """How many blocks there are."""
-        return math.prod(self.shape) // math.prod(self.blocks)
-
-    @property
-    def kept(self) -> int:
-        """How many weights are kept."""
-        return self.ones * math.prod(self.blocks)
-
-    @property
-    def bound(self) -> float:
-        """Entropy in bytes of as many independent cells, each a one with the same probability."""
-        rates = [
-            count / self.cells for count in (self.ones, self.cells - self.ones) if 0 < count < self.cells
-        ]
-        return -self.cells * sum(rate * math.log2(rate) for rate in rates) / 8
-
-    def describe(self) -> dict[str, Any]:
-        """Return all but the stream as plain values."""
-        blocks = list(self.blocks) if any(block > 1 for block in self.blocks) else None
-        described = {"dtype": self.dtype, "shape": list(self.shape), "ones": self.ones}
-        described |= {"blocks": blocks, "group": self.group}
-        return {key: value for key, value in described.items() if value is not None}
-
-    @classmethod
-    def described(cls, description: dict[str, Any], stream: bytes) -> CodedMask:
-        """Return the mask of a description and a stream.
-
-        Raises
-        ------
-        TicketError
-            If they make no mask.
-        """
-        try:
-            shape = tuple(description["shape"])
-            blocks = tuple(description.get("blocks", [1] * len(shape)))
-            group = tuple(description["group"]) if "group" in description else None
-            return cls(description["dtype"], shape, blocks, description["ones"], group, stream)
-        except TicketError:
-            raise
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise TicketError(f"no description of a mask: {str(description)[:80]}") from None
+_SYMBOLS_AT_ONCE = 1 << 16  # the coder takes four bytes a symbol
 
 
 def encode(mask: Tensor) -> CodedMask:
@@ -174,33 +68,61 @@ def decode(coded: CodedMask) -> Tensor:
     TicketError
         If the stream is not that of such a mask.
     """
-    if not coded.stream:
-        cells = np.full(coded.grid, coded.ones > 0)
-    elif coded.group is None:
-        cells = _decode(coded.stream, _biased(coded.ones, coded.cells), coded.cells, np.bool_)
-        cells = cells.reshape(coded.grid)
-    else:
-        keep, size, _ = coded.group
-        ranks = _decode(coded.stream, _any_of(math.comb(size, keep)), coded.cells // size, np.int32)
-        cells = _of_ranks(ranks, coded.group, coded.grid)
-    if np.count_nonzero(cells) != coded.ones:
-        raise TicketError(f"a mask keeps {np.count_nonzero(cells)} blocks, not {coded.ones} as is said of it")
-    for dim, block in enumerate(coded.blocks):
-        if block > 1:
-            cells = np.repeat(cells, block, axis=dim)
+    cells = np.full(coded.grid, coded.ones > 0) if not coded.stream else _decoded(coded)
+    if max(coded.blocks, default=1) > 1:
+        alone = [side for size in coded.grid for side in (size, 1)]
+        spread = [side for pair in zip(coded.grid, coded.blocks, strict=True) for side in pair]
+        cells = np.array(np.broadcast_to(cells.reshape(alone), spread), order="C").reshape(coded.shape)
     return torch.from_numpy(cells)
 
 
-def _check_group(group: tuple[int, int, int], grid: tuple[int, ...], ones: int) -> None:
-    keep, size, dim = group
-    if not (
-        size in _GROUP_SIZES
-        and 0 < keep < size
-        and dim < len(grid)
-        and grid[dim] % size == 0
-        and ones * size == keep * math.prod(grid)
-    ):
-        raise TicketError(f"{keep} of {size} along dimension {dim} does not fit {ones} ones in {list(grid)}")
+def check(coded: CodedMask) -> None:
+    """See that a mask can be decoded, in no more memory than a piece of it takes.
+
+    Raises
+    ------
+    TicketError
+        If the stream is not that of such a mask.
+    """
+    for _ in _pieces(coded):
+        pass
+
+
+def _decoded(coded: CodedMask) -> Bools:
+    """Return the cells of a mask with a stream."""
+    flat, at = np.empty(coded.cells, dtype=bool), 0
+    for piece in _pieces(coded):
+        flat[at : at + piece.size] = piece
+        at += piece.size
+    if coded.group is None:
+        return flat.reshape(coded.grid)
+    dim = coded.group[2]
+    across = (*coded.grid[:dim], *coded.grid[dim + 1 :], coded.grid[dim])
+    return np.ascontiguousarray(np.moveaxis(flat.reshape(across), -1, dim))
+
+
+def _pieces(coded: CodedMask) -> Iterator[Bools]:
+    """Iterate over the cells, (n,) at a time, in the order in which they are coded."""
+    if not coded.stream:
+        return
+    if coded.group is None:
+        count, distribution, patterns = coded.cells, _biased(coded.ones, coded.cells), None
+    else:
+        keep, size, _ = coded.group
+        count, distribution = coded.cells // size, _any_of(math.comb(size, keep))
+        patterns = _patterns(keep, size)
+    decoder = _queue.RangeDecoder(np.frombuffer(coded.stream, "<u4").astype(np.uint32))
+    ones = 0
+    for at in range(0, count, _SYMBOLS_AT_ONCE):
+        try:
+            symbols = decoder.decode(distribution, min(_SYMBOLS_AT_ONCE, count - at))
+        except AssertionError:  # which is what the library raises for words that no encoder writes
+            raise DECODED.broken("a stream of other words than a coder's") from None
+        piece = symbols.astype(bool) if patterns is None else patterns[symbols].reshape(-1)
+        ones += int(np.count_nonzero(piece))
+        yield piece
+    if ones != coded.ones or not decoder.maybe_exhausted():
+        raise DECODED.broken(f"a stream of {ones} ones, or more, for a mask that keeps {coded.ones} blocks")
 
 
 def _block_along(cells: Bools, dim: int) -> int:
@@ -217,7 +139,7 @@ def _block_along(cells: Bools, dim: int) -> int:
 
 def _group_of(cells: Bools, ones: int) -> tuple[int, int, int] | None:
     """Return N, M and the dimension if a mask keeps N of every M; of several, the smallest M."""
-    for size in _GROUP_SIZES:
+    for size in GROUP_SIZES:
         keep, rest = divmod(ones * size, max(1, cells.size))
         if rest or not 0 < keep < size:
             continue
@@ -233,8 +155,11 @@ def _in_groups(cells: Bools, size: int, dim: int) -> Bools:
 
 def _patterns(keep: int, size: int) -> Bools:
     """Return all ways to keep so many of a group, one a row, in the order of their numbers."""
-    numbers = np.array([number for number in range(1 << size) if number.bit_count() == keep])
-    return (numbers[:, None] >> np.arange(size) & 1).astype(bool)
+    numbers = np.arange(1 << size, dtype="<u2")
+    ones = np.unpackbits(np.arange(256, dtype=np.uint8)).reshape(-1, 8).sum(axis=1, dtype=np.uint8)
+    numbers = numbers[ones[numbers & 255] + ones[numbers >> 8] == keep]
+    bits = np.unpackbits(numbers.view(np.uint8).reshape(-1, 2), axis=1, count=size, bitorder="little")
+    return bits.view(bool)
 
 
 def _ranks(cells: Bools, group: tuple[int, int, int]) -> npt.NDArray[np.int32]:
@@ -250,14 +175,6 @@ def _ranks(cells: Bools, group: tuple[int, int, int]) -> npt.NDArray[np.int32]:
     return rank_of[numbers]
 
 
-def _of_ranks(ranks: npt.NDArray[np.int32], group: tuple[int, int, int], grid: tuple[int, ...]) -> Bools:
-    """Take `_ranks` back."""
-    keep, size, dim = group
-    across = np.moveaxis(np.empty(grid, dtype=bool), dim, -1)
-    cells = _patterns(keep, size)[ranks].reshape(across.shape)
-    return np.ascontiguousarray(np.moveaxis(cells, -1, dim))
-
-
 def _biased(ones: int, count: int) -> Any:
     return _model.Bernoulli(ones / count, perfect=False)
 
@@ -271,17 +188,3 @@ def _encode(symbols: npt.NDArray[Any], distribution: Any) -> bytes:
     for at in range(0, symbols.size, _SYMBOLS_AT_ONCE):
         encoder.encode(symbols[at : at + _SYMBOLS_AT_ONCE].astype(np.int32), distribution)
     return encoder.get_compressed().astype("<u4").tobytes()
-
-
-def _decode(stream: bytes, distribution: Any, count: int, dtype: type[np.generic]) -> npt.NDArray[Any]:
-    decoder = _queue.RangeDecoder(np.frombuffer(stream, "<u4").astype(np.uint32))
-    symbols = np.empty(count, dtype)
-    for at in range(0, count, _SYMBOLS_AT_ONCE):
-        at_once = min(_SYMBOLS_AT_ONCE, count - at)
-        try:
-            symbols[at : at + at_once] = decoder.decode(distribution, at_once)
-        except AssertionError:  # which is what the library raises for words that no encoder writes
-            raise TicketError("the stream of a mask is damaged") from None
-    if not decoder.maybe_exhausted():
-        raise TicketError("the stream of a mask goes on after its end")
-    return symbols

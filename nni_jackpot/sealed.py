@@ -1,25 +1,46 @@
 """Sealed files: safetensors with a kind, a version, plain data and a digest of it all; whole or refused.
 
 The digest finds damage, not malice: whoever writes a file can seal it. What is read is therefore data and
-nothing else, and must be checked by those who know what it means.
+nothing else, and must be checked by those who know what it means. The library writes these files and does not
+read them: it takes a header of any size and form, and several times its bytes of memory.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
-from collections.abc import Mapping
-from typing import Any
+import stat
+from collections.abc import Callable, Mapping
+from io import BufferedReader
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from nni_jackpot.errors import TicketError
 from nni_jackpot.files import replace_file
+from nni_jackpot.rules import saying
+from nni_jackpot.sealed_format import (
+    BOOLEANS,
+    BYTES,
+    DIGEST,
+    TILING,
+    TYPES,
+    Entry,
+    check_envelope,
+    envelope_of,
+    header_of,
+    is_newer,
+    object_of,
+)
+from nni_jackpot.terminal import escaped
+
+T = TypeVar("T")
 
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -38,7 +59,7 @@ def name_of(dtype: torch.dtype) -> str:
 
 def as_bytes(tensor: Tensor) -> Tensor:
     """Return the bytes of a tensor of any type in index order, (numel * itemsize,), on the CPU."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
 
 
 def from_bytes(data: bytes) -> Tensor:
@@ -50,6 +71,13 @@ def digest_of(tensor: Tensor) -> bytes:
     """Return SHA-256 (32 bytes) of type, shape and values: ``float32 [64, 3, 7, 7] `` and then the bytes."""
     digest = hashlib.sha256(f"{name_of(tensor.dtype)} {list(tensor.shape)} ".encode())
     digest.update(as_bytes(tensor).numpy().data)
+    return digest.digest()
+
+
+def _digest_of_bytes(part: bytes) -> bytes:
+    """Return `digest_of` the tensor of these bytes."""
+    digest = hashlib.sha256(f"uint8 [{len(part)}] ".encode())
+    digest.update(part)
     return digest.digest()
 
 
@@ -73,16 +101,27 @@ def write_sealed(
     ------
     OutputFolderError
         If the folder cannot be written; the file is whole or not there.
+    TicketError
+        If a tensor is of a type that safetensors does not know, or no reader would take the file, because its
+        content is too large, too deep or ambiguous.
     TypeError, ValueError, RecursionError
         If the content is not plain.
     """
-    content = json.loads(json.dumps(content, allow_nan=False))  # as it will be read
+    for name, tensor in tensors.items():
+        if tensor.dtype not in TYPES.values():
+            raise TicketError(f"no {kind} can hold {escaped(name)}, of type {name_of(tensor.dtype)}")
+    text = json.dumps(content, allow_nan=False)
+    content = json.loads(text, object_pairs_hook=object_of)  # as it will be read
     envelope = {"version": version, "content": content, "sha256": seal_of(kind, version, content, tensors)}
     # One entry: the library writes several in an order that changes from one process to the next.
     metadata = {kind: json.dumps(envelope, separators=(",", ":"))}
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    raw = save(whole, metadata)
+    with saying(f"{path} would be no {kind} that can be read"):
+        header_of(io.BytesIO(raw), len(raw))
+        envelope_of(metadata, kind, len(raw))
     # Not the library's save_file, whose files are their owner's to read alone, whatever the umask.
-    replace_file(path, lambda aside: aside.write_bytes(save(whole, metadata)))
+    replace_file(path, lambda aside: aside.write_bytes(raw))
 
 
 def read_sealed(path: str | os.PathLike[str], kind: str, version: int) -> tuple[Any, dict[str, Tensor]]:
@@ -93,37 +132,99 @@ def read_sealed(path: str | os.PathLike[str], kind: str, version: int) -> tuple[
     TicketError
         If it is missing or damaged, of another kind, or of a newer version than this one.
     """
+    return _read(path, kind, version, _tensor, digest_of)
+
+
+def read_parts(path: str | os.PathLike[str], kind: str, version: int) -> tuple[Any, dict[str, bytes]]:
+    """Read a sealed file whose tensors are bytes: its plain data, and these bytes.
+
+    Raises
+    ------
+    TicketError
+        If it is missing or damaged, of another kind, or of a newer version than this one.
+    """
+    return _read(path, kind, version, _part, _digest_of_bytes)
+
+
+def _read(
+    path: str | os.PathLike[str],
+    kind: str,
+    version: int,
+    take: Callable[[BufferedReader, Entry, str], T],
+    digest: Callable[[T], bytes],
+) -> tuple[Any, dict[str, T]]:
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+        if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe is to wait
+            raise TicketError(f"{path} is no {kind}, and no regular file")
+        with Path(path).open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            with saying(f"{path} is no {kind}, or a damaged one"):
+                metadata, entries = header_of(file, size)
             if kind not in metadata:
-                found = " and ".join(metadata) or "another safetensors file"
+                found = escaped(" and ".join(metadata)) or "another safetensors file"
                 raise TicketError(f"{path} is no {kind}, but {found}")
-            # Copies: what lies in a mapped file goes when the file is cut short.
-            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise TicketError(f"there is no {kind} {path}") from None
-    except (OSError, SafetensorError) as error:
-        raise TicketError(f"{path} is no {kind}, or a damaged one: {error}") from None
-    try:
-        envelope = json.loads(metadata[kind])
-        written, content, seal = (envelope[key] for key in ("version", "content", "sha256"))
-        if type(written) is int and written > version:
-            raise TicketError(
-                f"{path} is a {kind} of version {written}, and this nni_jackpot reads up to {version}: "
-                "take a newer nni_jackpot"
-            )
-        if seal != seal_of(kind, written, content, tensors):
-            raise TicketError(f"{path} is damaged: its digest is not that of its content")
+            with saying(f"{path} is damaged"):
+                envelope = envelope_of(metadata, kind, size)
+            if is_newer(envelope, version):
+                raise TicketError(
+                    f"{path} is a {kind} of version {envelope['version']}, and this nni_jackpot reads up to "
+                    f"{version}: take a newer nni_jackpot"
+                )
+            with saying(f"{path} is damaged"):
+                return _sealed_in(file, entries, kind, envelope, take, digest)
     except TicketError:
         raise
-    except (LookupError, TypeError, ValueError, RecursionError):
-        raise TicketError(f"{path} is damaged: its metadata are not those of a {kind}") from None
-    return content, tensors
+    except FileNotFoundError:
+        raise TicketError(f"there is no {kind} {path}") from None
+    except (OSError, ValueError) as error:  # a ValueError for a name that no file can have
+        raise TicketError(f"{escaped(path)} is no {kind} that can be read: {escaped(error)}") from None
+
+
+def _sealed_in(
+    file: BufferedReader,
+    entries: Mapping[str, Entry],
+    kind: str,
+    envelope: Any,
+    take: Callable[[BufferedReader, Entry, str], T],
+    digest: Callable[[T], bytes],
+) -> tuple[Any, dict[str, T]]:
+    """Return the plain data and the tensors, where ``file`` is at the first of them."""
+    check_envelope(envelope)
+    begin, tensors = file.tell(), {}
+    for name, entry in entries.items():
+        file.seek(begin + entry.begin)
+        tensors[name] = take(file, entry, name)
+    digests = {name: digest(tensor) for name, tensor in tensors.items()}
+    if envelope["sha256"] != _seal(kind, envelope["version"], envelope["content"], digests):
+        raise DIGEST.broken("its digest")
+    return envelope["content"], tensors
+
+
+def _tensor(file: BufferedReader, entry: Entry, name: str) -> Tensor:
+    tensor = torch.empty(entry.shape, dtype=entry.dtype)
+    raw = tensor.view(-1).view(torch.uint8).numpy()
+    if file.readinto(raw.data) != raw.size:
+        raise TILING.broken(f"the file was cut short at tensor {name}")
+    if entry.dtype == torch.bool and raw.max(initial=0) > 1:
+        raise BOOLEANS.broken(f"tensor {name}")
+    return tensor
+
+
+def _part(file: BufferedReader, entry: Entry, name: str) -> bytes:
+    if entry.dtype != torch.uint8 or len(entry.shape) != 1:
+        raise BYTES.broken(f"tensor {name}")
+    raw = file.read(entry.shape[0])
+    if len(raw) != entry.shape[0]:
+        raise TILING.broken(f"the file was cut short at tensor {name}")
+    return raw
 
 
 def seal_of(kind: str, version: int, content: Any, tensors: Mapping[str, Tensor]) -> str:
     """Return what stands for a whole file: 64 hex digits."""
-    digests = {name: digest_of(tensor).hex() for name, tensor in tensors.items()}
-    whole = json.dumps([kind, version, content, digests], sort_keys=True)
+    return _seal(kind, version, content, {name: digest_of(tensor) for name, tensor in tensors.items()})
+
+
+def _seal(kind: str, version: int, content: Any, digests: Mapping[str, bytes]) -> str:
+    hashes = {name: digest.hex() for name, digest in digests.items()}
+    whole = json.dumps([kind, version, content, hashes], sort_keys=True)
     return hashlib.sha256(whole.encode()).hexdigest()

@@ -37,6 +37,15 @@ def one_line(text: str) -> str:
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
 
 
+def escaped(text: object, most: int = 200) -> str:
+    """Return a name, or another text of a stranger, in so many characters with all others as escapes."""
+    whole = str(text)
+    shown = "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in whole[:most]
+    )
+    return f"{shown}..." if len(whole) > most else shown
+
+
 def encodable(text: str) -> str:
     """Return a text that UTF-8 has, for files: names that are not of the file system's encoding as bytes."""
     return printable(text).encode("utf-8", _HANDLER).decode()

@@ -8,31 +8,34 @@ a search adapts and the ticket brings along: it has the SHA-256 of each of them,
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from nni.compression.base.compressor import Pruner
-from nni.compression.base.setting import INPUT_PREFIX, OUTPUT_PREFIX
-from torch import Tensor, nn
+from torch import Tensor
 
-from nni_jackpot.attributes import plain_state
+from nni_jackpot.base_state import Model, aliases, base_state, check_writable, parameters_of, state_of
 from nni_jackpot.byte_planes import Form, pack, unpack
 from nni_jackpot.errors import MaskError, OtherBaseError, TicketError
-from nni_jackpot.mask_codec import CodedMask, decode, encode
-from nni_jackpot.masks import Masks
-from nni_jackpot.sealed import DTYPES, digest_of, from_bytes, read_sealed, write_sealed
+from nni_jackpot.mask_codec import check, decode, encode
+from nni_jackpot.masks import Masks, check_shape, named_masks
+from nni_jackpot.norm_statistics import check_values, statistics_of
+from nni_jackpot.rules import saying
+from nni_jackpot.sealed import DTYPES, digest_of, from_bytes, name_of, read_parts, write_sealed
+from nni_jackpot.terminal import escaped
+from nni_jackpot.ticket_format import (
+    DIGEST_SIZE,
+    CodedMasks,
+    check_claim,
+    is_parameter,
+    named,
+    parse,
+)
 
 KIND = "jackpot ticket"
 VERSION = 1
-
-Model = nn.Module | Mapping[str, Tensor]
-CodedMasks = Mapping[str, Mapping[str, CodedMask | None]]
-
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-_ACTIVATIONS = (INPUT_PREFIX, OUTPUT_PREFIX)
-_DIGEST_SIZE = 32
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,13 @@ class Ticket:
 
         Their shapes are the ticket's own claim. If you do not know where it comes from, have `check_base`
         compare them with your model's first.
+
+        Raises
+        ------
+        TicketError
+            If they cannot be decoded, or claim to be larger than a ticket of so few bytes could need.
         """
+        check_claim(self.coded, sum(self.nbytes.values()))
         return {
             module: {
                 target: None if mask is None else decode(mask).to(DTYPES[mask.dtype])
@@ -72,9 +81,18 @@ class Ticket:
 
     @property
     def statistics(self) -> dict[str, Tensor]:
-        """The adapted norm statistics by their names in the state dict."""
+        """The adapted norm statistics by their names in the state dict.
+
+        Raises
+        ------
+        TicketError
+            If they cannot be decoded, or are not the statistics of any norm.
+        """
         tensors = unpack(self._packed, list(self._statistics.values()))
-        return dict(zip(self._statistics, tensors, strict=True))
+        statistics = dict(zip(self._statistics, tensors, strict=True))
+        for name, values in statistics.items():
+            check_values(name, values)
+        return statistics
 
     @property
     def sparsity(self) -> float:
@@ -86,7 +104,7 @@ class Ticket:
     def nbytes(self) -> dict[str, int]:
         """Bytes of its parts, in the file and in memory: ``masks``, ``statistics`` and ``base``."""
         streams = sum(len(mask.stream) for *_, mask in named(self.coded))
-        return {"masks": streams, "statistics": len(self._packed), "base": _DIGEST_SIZE * len(self.base)}
+        return {"masks": streams, "statistics": len(self._packed), "base": DIGEST_SIZE * len(self.base)}
 
     def check_base(self, model: Model) -> None:
         """See that a model, or a state dict, is the base that the ticket was found on.
@@ -96,31 +114,39 @@ class Ticket:
         Raises
         ------
         OtherBaseError
-            If a tensor is missing, unknown, or differs in type, shape or any bit.
+            If a tensor is missing, unknown, differs in type, shape or any bit, or is no norm statistic where
+            the ticket says so.
         MaskError
             If the model is still wrapped by NNI.
         """
-        state = state_of(model)
+        self.compare(state_of(model), parameters_of(model))
+
+    def compare(self, state: Mapping[str, Tensor], parameters: Container[str]) -> None:
+        """Do what `check_base` does, for tensors by name and the names of those that are parameters."""
         shapes = {name: mask.shape for name, target, mask in named(self.coded) if is_parameter(target)}
+        known = set(statistics_of(state, parameters))
         wrong = [f"{name} is missing" for name in (*self.base, *self._statistics) if name not in state]
         for name, tensor in state.items():
-            form = Form.of(tensor)
+            form = _form(tensor)
             if name in self._statistics:
-                if form != self._statistics[name]:
+                if form != str(self._statistics[name]):
                     wrong.append(f"{name} is {form}, not {self._statistics[name]}")
+                elif name not in known:
+                    wrong.append(f"{name} is no norm statistic")
             elif name not in self.base:
                 wrong.append(f"{name} is unknown")
-            elif shapes.get(name, form.shape) != form.shape:
+            elif shapes.get(name, tensor.shape) != tensor.shape:
                 wrong.append(f"{name} is {form}, its mask of shape {list(shapes[name])}")
         if not wrong:  # the hashes take time
             wrong = [
-                f"{name} (here {Form.of(state[name])}) differs"
+                f"{name} (here {_form(state[name])}) differs"
                 for name, digest in self.base.items()
                 if digest_of(state[name]) != digest
             ]
         if wrong:
+            first = "; ".join(map(escaped, wrong[:3]))
             more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-            raise OtherBaseError(f"the ticket was found on another base: {'; '.join(wrong[:3])}{more}")
+            raise OtherBaseError(f"the ticket was found on another base: {first}{more}")
 
     def check_masks(self) -> None:
         """See that all that the ticket holds can be decoded, and written into weights.
@@ -134,9 +160,35 @@ class Ticket:
         """
         for name, target, mask in named(self.coded):
             if not is_parameter(target) and mask.kept < mask.size:
-                raise MaskError(f"the ticket prunes {name}, which is no parameter: hand its masks to NNI")
-            decode(mask)
-        unpack(self._packed, list(self._statistics.values()))
+                raise MaskError(
+                    f"the ticket prunes {escaped(name)}, which is no parameter: hand its masks to NNI"
+                )
+            with saying(f"the mask of {escaped(name)}"):
+                check(mask)
+        _ = self.statistics
+
+    def check_writable(self, model: Model) -> None:
+        """See that what the ticket changes of its base can be written in place, and is nobody else's memory.
+
+        Raises
+        ------
+        MaskError
+            If it cannot be written, norm statistics share memory with other tensors, or two masks of one
+            tensor differ.
+        """
+        state = state_of(model)
+        check_writable(state, self.masked, self._statistics)
+        coded = {name: mask for name, _, mask in named(self.coded)}
+        for first, name in aliases(state, self.masked):
+            if coded[first] != coded[name] and not torch.equal(decode(coded[first]), decode(coded[name])):
+                raise MaskError(
+                    f"{escaped(first)} and {escaped(name)} are one tensor, and their masks differ"
+                )
+
+    @property
+    def masked(self) -> list[str]:
+        """The names in the state dict of the parameters that have a mask."""
+        return [name for name, target, _ in named(self.coded) if is_parameter(target)]
 
     def apply(self, model: Model) -> None:
         """Write zeros and norm statistics into a model, or a state dict, in place.
@@ -150,9 +202,11 @@ class Ticket:
         TicketError
             If masks or statistics cannot be decoded.
         MaskError
-            If the model is still wrapped by NNI, or inputs or outputs are pruned.
+            If the model is still wrapped by NNI, inputs or outputs are pruned, or the model's tensors cannot
+            be written.
         """
         self.check_base(model)
+        self.check_writable(model)
         self.check_masks()
         self.write(model)
 
@@ -192,7 +246,7 @@ def save_ticket(
     MaskError
         If a mask does not fit the model, holds other than 0 and 1, or has been applied already.
     TicketError
-        If the metadata are not plain data.
+        If the metadata are not plain data, or no reader would take the ticket.
     OutputFolderError
         If the folder cannot be written; the file is whole or not there.
     """
@@ -200,9 +254,11 @@ def save_ticket(
     if isinstance(masks, Pruner):
         metadata.setdefault("config_list", masks.config_list)
         masks = masks.get_masks()
-    state = _base_state(model)
+    state = base_state(model)
     _refuse_applied(masks_by_name(masks, state), state)
-    statistics = {name: state.pop(name) for name in list(state) if is_statistic(name)}
+    statistics = {name: state.pop(name) for name in statistics_of(state, parameters_of(model))}
+    for name, values in statistics.items():
+        check_values(name, values)
     coded: CodedMasks = {
         module: {target: None if mask is None else encode(mask) for target, mask in targets.items()}
         for module, targets in masks.items()
@@ -213,15 +269,20 @@ def save_ticket(
             for module, targets in coded.items()
         },
         "base": list(state),
-        "statistics": {name: [(form := Form.of(t)).dtype, form.shape] for name, t in statistics.items()},
+        "statistics": {
+            name: [(form := Form.of(t)).dtype, list(form.shape)] for name, t in statistics.items()
+        },
         "metadata": metadata,
     }
     digests = b"".join(digest_of(tensor) for tensor in state.values())
     streams = {f"mask.{name}": mask.stream for name, _, mask in named(coded) if mask.stream}
     parts = {"base": digests, "statistics": pack(list(statistics.values())), **streams}
+    parse(content, parts)
     tensors = {name: from_bytes(part) for name, part in parts.items()}
     try:
         write_sealed(path, KIND, VERSION, content, tensors)
+    except TicketError:
+        raise
     except (TypeError, ValueError, RecursionError) as error:
         raise TicketError(f"the metadata of a ticket must be what JSON can hold: {error}") from error
 
@@ -229,94 +290,18 @@ def save_ticket(
 def load_ticket(path: str | os.PathLike[str]) -> Ticket:
     """Read a ticket, masks still coded.
 
-    No code of the file is run, and no more memory is taken than it has bytes.
+    No code of the file is run. The rules of the format (docs/ticket-format.md) are checked, and no more
+    memory is taken than twice the bytes of the file, or 6 MiB more where it is small.
 
     Raises
     ------
     TicketError
-        If the file is missing, damaged, no ticket, or of a newer version.
+        If the file is missing, damaged, no ticket, breaks a rule of the format, or is of a newer version.
     """
-    content, tensors = read_sealed(path, KIND, VERSION)
-    parts = {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
-    try:
-        coded = {
-            module: {
-                target: None
-                if mask is None
-                else CodedMask.described(mask, parts.pop(f"mask.{_join(module, target)}", b""))
-                for target, mask in targets.items()
-            }
-            for module, targets in content["masks"].items()
-        }
-        digests = parts.pop("base")
-        names = content["base"]
-        if len(digests) != _DIGEST_SIZE * len(names):
-            raise TicketError(f"{len(digests)} bytes are not the hashes of {len(names)} base tensors")
-        base = {name: digests[i * _DIGEST_SIZE :][:_DIGEST_SIZE] for i, name in enumerate(names)}
-        statistics = {
-            name: Form(dtype, tuple(shape)) for name, (dtype, shape) in content["statistics"].items()
-        }
-        packed, metadata = parts.pop("statistics"), dict(content["metadata"])
-        lost = [n for n, target, _ in named(coded) if is_parameter(target) and n not in base]
-        if parts or lost:
-            raise TicketError(f"nothing tells what {[*parts, *lost][0]} is of")
-    except TicketError as error:
-        raise TicketError(f"{path} is damaged: {error}") from None
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise TicketError(f"{path} is damaged: its content is not that of a {KIND}") from None
-    return Ticket(coded, base, metadata, statistics, packed)
-
-
-def named(coded: CodedMasks) -> Iterator[tuple[str, str, CodedMask]]:
-    """Iterate over the name in the state dict, NNI's target, and the mask; those that are None left out."""
-    for module, targets in coded.items():
-        for target, mask in targets.items():
-            if mask is not None:
-                yield _join(module, target), target, mask
-
-
-def is_parameter(target: str) -> bool:
-    """Tell whether NNI's target is a parameter, not an input or output."""
-    return not target.startswith(_ACTIVATIONS)
-
-
-def is_statistic(name: str) -> bool:
-    """Tell whether a state dict has a norm statistic by this name."""
-    return name.rpartition(".")[2] in _STATISTICS
-
-
-_WRAPPER = "_nni_wrapper."
-
-
-def state_of(model: Model) -> dict[str, Tensor]:
-    """Return the tensors of a plain model, or of its state dict: the very ones, not copies.
-
-    Raises
-    ------
-    MaskError
-        If the model is wrapped.
-    """
-    if isinstance(model, nn.Module) and any(hasattr(module, "_nni_wrapper") for module in model.modules()):
-        raise MaskError("the model is still wrapped by NNI: call pruner.unwrap_model() first")
-    return _tensors_of(model)
-
-
-def _tensors_of(model: Model) -> dict[str, Tensor]:
-    state = model.state_dict() if isinstance(model, nn.Module) else model
-    return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
-
-
-def _base_state(model: Model) -> dict[str, Tensor]:
-    """Return the state dict as it is without NNI's wrappers, which keep the weights they mask."""
-    tensors = plain_state(model) if isinstance(model, nn.Module) else _tensors_of(model)
-    state = {name: tensor for name, tensor in tensors.items() if _WRAPPER not in name}
-    if isinstance(model, nn.Module):
-        return state
-    for name in (name for name in tensors if _WRAPPER in name):
-        stem, _, kind = name.rpartition("_")
-        if not (kind in ("mask", "score") and stem in tensors):  # which have no place in it
-            state[name.replace(_WRAPPER, "")] = tensors[name]
-    return state
+    content, parts = read_parts(path, KIND, VERSION)
+    with saying(f"{path} is damaged"):
+        coded, base, statistics = parse(content, parts)
+    return Ticket(coded, base, content["metadata"], statistics, parts["statistics"])
 
 
 def masks_by_name(masks: Masks, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -325,21 +310,28 @@ def masks_by_name(masks: Masks, state: Mapping[str, Tensor]) -> dict[str, Tensor
     Raises
     ------
     MaskError
-        If a mask does not fit the state dict.
+        If a mask does not fit the state dict, or differs from another one of the same tensor.
     """
     by_name = {
-        _join(module, target): mask
-        for module, targets in masks.items()
-        for target, mask in targets.items()
-        if mask is not None and is_parameter(target)
+        name: mask for name, mask in named_masks(masks).items() if is_parameter(name.rpartition(".")[2])
     }
     for name, mask in by_name.items():
         if name not in state:
-            raise MaskError(f"the model has no parameter {name}")
-        if state[name].shape != mask.shape:
-            expected, found = tuple(state[name].shape), tuple(mask.shape)
-            raise MaskError(f"the mask of {name} has shape {found}, its parameter {expected}")
+            raise MaskError(f"the model has no parameter {escaped(name)}")
+        check_shape(escaped(name), mask, state[name])
+    for first, name in aliases(state, by_name):
+        if not torch.equal(by_name[first].bool(), by_name[name].to(by_name[first].device).bool()):
+            raise _two_masks(first, name)
     return by_name
+
+
+def _two_masks(first: str, name: str) -> MaskError:
+    return MaskError(f"{escaped(first)} and {escaped(name)} are one tensor, and their masks differ")
+
+
+def _form(tensor: Tensor) -> str:
+    """Return type and shape of a tensor of any type, as `Form` shows those of statistics."""
+    return f"{name_of(tensor.dtype)} {list(tensor.shape)}"
 
 
 def _refuse_applied(masks: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
@@ -348,7 +340,3 @@ def _refuse_applied(masks: Mapping[str, Tensor], state: Mapping[str, Tensor]) ->
     weights = (state[name].bool() & mask.logical_not().to(state[name].device) for name, mask in masks.items())
     if is_pruned and not any(bool(there.any()) for there in weights):
         raise MaskError("the weights that the masks prune are zero already: save tickets before apply_masks")
-
-
-def _join(module: str, target: str) -> str:
-    return f"{module}.{target}" if module else target

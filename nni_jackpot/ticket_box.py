@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from nni_jackpot.base_state import parameters_of, state_of
 from nni_jackpot.errors import OtherBaseError, TicketError
-from nni_jackpot.ticket import Ticket, is_parameter, named, state_of
+from nni_jackpot.terminal import escaped
+from nni_jackpot.ticket import Ticket
 
 
 class TicketBox:
@@ -58,15 +60,15 @@ class TicketBox:
         TicketError
             If it cannot be decoded, or is to replace the one in use.
         MaskError
-            If the model is wrapped, or the ticket prunes inputs or outputs.
+            If the model is wrapped or cannot be written, or the ticket prunes inputs or outputs.
         """
         if name == self.active:
             raise TicketError(f"ticket {name!r} is in use: call use(None) before you replace it")
         base = state_of(self.model) | self._base
-        ticket.check_base(base)
+        ticket.compare(base, parameters_of(self.model))
+        ticket.check_writable(self.model)
         ticket.check_masks()
-        masked = [key for key, target, _ in named(ticket.coded) if is_parameter(target)]
-        for key in (*masked, *ticket.statistics):
+        for key in (*ticket.masked, *ticket.statistics):
             if key not in self._base:
                 self._base[key] = base[key].clone()
         self._tickets[name] = ticket
@@ -82,13 +84,12 @@ class TicketBox:
             If the model has been given other tensors since, such as by ``model.half()``.
         """
         if name is not None and name not in self._tickets:
-            raise TicketError(
-                f"there is no ticket {name!r} in the box, but {', '.join(self._tickets) or 'none'}"
-            )
+            names = escaped(", ".join(self._tickets)) or "none"
+            raise TicketError(f"there is no ticket {name!r} in the box, but {names}")
         state = state_of(self.model)
         for key, tensor in self._base.items():
             if key not in state or (state[key].dtype, state[key].shape) != (tensor.dtype, tensor.shape):
-                raise OtherBaseError(f"the model has another {key} than when its tickets were added")
+                raise OtherBaseError(f"the model has another {escaped(key)} than when its tickets were added")
         self._restore(state)
         if name is not None:
             try:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+import tracemalloc
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nni_jackpot.errors import MaskError, TicketError
-from nni_jackpot.mask_codec import CodedMask, decode, encode
+from nni_jackpot.mask_codec import DECODED, CodedMask, check, decode, encode
 
 
 def random_mask(shape: tuple[int, ...], density: float, seed: int = 0) -> Tensor:
@@ -138,6 +140,27 @@ def test_what_contradicts_itself_is_refused(changes: dict) -> None:
     coded = encode(random_mask((20, 20), 0.1))
     with pytest.raises(TicketError):
         decode(dataclasses.replace(coded, **changes))
+
+
+@pytest.mark.parametrize("more", [bytes(8), b"\xff" * 8, b"word" * 2])
+def test_a_stream_that_goes_on_is_refused(more: bytes) -> None:
+    coded = encode(random_mask((50, 100), 0.2))
+    longer = dataclasses.replace(coded, stream=coded.stream + more)
+    for read in (check, decode):
+        with pytest.raises(TicketError, match=re.escape(DECODED.text)):
+            read(longer)
+        read(coded)
+
+
+def test_a_mask_is_checked_in_little_memory() -> None:
+    masks = [random_mask((1000, 2000), 0.1), n_of_m((1000, 2000), 2, 4, 0), torch.ones(1 << 22)]
+    for coded in map(encode, masks):
+        tracemalloc.start()
+        try:
+            check(coded)
+            assert tracemalloc.get_traced_memory()[1] < 1_000_000
+        finally:
+            tracemalloc.stop()
 
 
 def test_the_code_stays_what_it_is() -> None:

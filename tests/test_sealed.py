@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from nni_jackpot.errors import OutputFolderError, TicketError
-from nni_jackpot.sealed import digest_of, read_sealed, write_sealed
+from nni_jackpot.sealed import digest_of, from_bytes, read_parts, read_sealed, write_sealed
+from nni_jackpot.sealed_format import TYPES
 
 TENSORS = {
     "half": torch.randn(3, 5).bfloat16(),
@@ -121,3 +124,49 @@ def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(OutputFolderError):
         write_sealed(tmp_path / "folder", "thing", 1, None, {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_a_newer_version_is_said_to_be_newer_whatever_else_it_says(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    envelope = {"version": 2, "contents": [], "signature": None}
+    save_file({"a": torch.ones(1)}, path, {"thing": json.dumps(envelope)})
+    with pytest.raises(TicketError, match=r"version 2, .*: take a newer"):
+        read_sealed(path, "thing", 1)
+    save_file({"a": torch.ones(1)}, path, {"thing": json.dumps(envelope | {"version": 1})})
+    with pytest.raises(TicketError, match="is damaged"):
+        read_sealed(path, "thing", 1)
+
+
+def test_booleans_are_zeros_and_ones(tmp_path: Path) -> None:
+    path, wrong = tmp_path / "file", torch.tensor([0, 1, 2], dtype=torch.uint8).view(torch.bool)
+    write_sealed(path, "thing", 1, None, {"a": wrong})
+    with pytest.raises(TicketError, match="tensor a: bytes of type `BOOL` are 0 or 1"):
+        read_sealed(path, "thing", 1)
+    write_sealed(path, "thing", 1, None, {"a": torch.tensor([True, False])})
+    assert read_sealed(path, "thing", 1)[1]["a"].tolist() == [True, False]
+
+
+def test_bytes_are_read_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_sealed(path, "thing", 1, [1], {"a": from_bytes(b"abc"), "b": from_bytes(b"")})
+    assert read_parts(path, "thing", 1) == ([1], {"a": b"abc", "b": b""})
+    write_sealed(path, "thing", 1, [1], {"a": torch.ones(3)})
+    with pytest.raises(TicketError, match="tensors are of type `U8`"):
+        read_parts(path, "thing", 1)
+
+
+def test_the_library_reads_what_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    every = {
+        code: torch.zeros(2, 3, dtype=torch.uint8).to(dtype)
+        for code, dtype in TYPES.items()
+        if "F8" not in code
+    }
+    every |= {code: torch.zeros(2, 3).to(dtype) for code, dtype in TYPES.items() if "F8" in code}
+    write_sealed(path, "thing", 1, None, every)
+    _, found = read_sealed(path, "thing", 1)
+    with safe_open(path, "pt") as file:
+        for code, tensor in every.items():
+            assert file.get_slice(code).get_dtype() == code
+            assert found[code].dtype == tensor.dtype
+            assert found[code].shape == tensor.shape

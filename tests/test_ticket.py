@@ -319,3 +319,6 @@ def test_corrupted_tickets_do_no_harm(tmp_path: Path, monkeypatch: pytest.Monkey
     assert outcomes == {"refused", "equal", "another, whole"}
     assert set(fuzzer.outcomes["bits flipped"]) <= {"refused", "equal"}
     assert set(fuzzer.outcomes["cut short"]) == {"refused"}
+    assert set(fuzzer.outcomes["forged: a weight as a statistic"]) == {"refused"}
+    assert sum(name.startswith("forged: ") for name in fuzzer.outcomes) > 10
+    assert not fuzzer.excess > 0  # not a number where memory is not known
