@@ -19,17 +19,11 @@ import torch
 from common import arguments, bars, report
 from contestants import CONTESTANTS, Step
 from models import Case, Job, add_options, targets_of
+from resident import give_back, resident
 
 CASES = ["vgg19@32:16", "vgg19@32:64", "resnet50@64:64", "resnet50@224:16"]
 # What is freed goes back to the system at once: what is resident is what is in use, not what once was.
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-
-
-def resident(peak: bool = False) -> int:
-    """Return the bytes of resident memory, now or at their peak."""
-    key = "VmHWM" if peak else "VmRSS"
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key))
 
 
 def three_times(step: Step) -> None:
@@ -49,9 +43,10 @@ def growth(case: Case, name: str, args: argparse.Namespace) -> tuple[int, int]:
         else:
             with suppress(OSError):  # where this is not allowed the peak of loading NNI counts, if higher
                 Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
-            before = resident()
+            give_back()
+            before = resident("VmRSS")
         CONTESTANTS[name](job, three_times)
-    after = torch.cuda.max_memory_allocated() if args.device.type == "cuda" else resident(peak=True)
+    after = torch.cuda.max_memory_allocated() if args.device.type == "cuda" else resident("VmHWM")
     return after - before, n_weights
 
 
@@ -88,7 +83,7 @@ def main() -> None:
                 f"{case}, {name}",
                 f"{n_weights:,}",
                 f"{n_bytes / 2**20:,.1f} MiB",
-                f"{n_bytes / dense:.3g}",
+                f"{n_bytes / dense:.3g}" if dense else "-",  # too small a case for pages of memory
             ]
             row += [f"{(n_bytes - other) / n_weights:.2f}" for other in (floor, dense)]
             rows.append(row)

@@ -24,10 +24,10 @@ ConfigList = Sequence[Mapping[str, Any]]
 Inputs = tuple[Any, ...] | Mapping[str, Any]
 """Arguments of a model, by place or by name."""
 
-# How many roundings of the largest number may lie between two results of the same numbers: by another kernel,
-# which adds up a row of the at most some hundred products of a small layer in another order, in several layers; and
-# of gradients, which are added up over the few places where a weight is used.
-OTHER_KERNEL, OTHER_ORDER = 32, 4
+# How many roundings of the largest number of a tensor may lie between two results of the same numbers, where a
+# kernel adds up a row of the at most some hundred products of a small layer in another order, in several layers.
+# PyTorch picks kernels by which parameters have gradients, so that this holds of gradients as well.
+OTHER_KERNEL = 32
 
 
 class Searched(NamedTuple):
@@ -331,6 +331,6 @@ def _check_gradients(
         weight, of_weight = dense[name], parameters[name].grad
         assert weight is not None
         assert of_weight is not None, f"the model does not use {name}"
-        assert _same(gradient.to(weight.dtype), of_weight * weight, OTHER_ORDER), (
+        assert _same(gradient.to(weight.dtype), of_weight * weight, OTHER_KERNEL), (
             f"gradient of the scores of {name}"
         )
