@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nni_jackpot.byte_planes import pack
-from nni_jackpot.mask_codec import encode
-from nni_jackpot.sealed import DTYPES, from_bytes, name_of, seal_of
-from nni_jackpot.sealed_format import TYPES
-from nni_jackpot.ticket import KIND, VERSION
+from nni_jackpot.storage.formats.byte_planes import pack
+from nni_jackpot.storage.formats.mask_codec import encode
+from nni_jackpot.storage.formats.sealed import DTYPES, from_bytes, name_of, seal_of
+from nni_jackpot.storage.formats.sealed_format import TYPES
+from nni_jackpot.storage.ticket import KIND, VERSION
 
 NUMBERS: list[Any] = [-1, 0, 1, 2, 3, 4, 8, 9, 255, 2**31, 2**32, 2**33, 2**62, 2**63, 2**64, 10**30, 10**400]
 VALUES = [

@@ -28,10 +28,10 @@ from resident import give_back, growth
 from torch import Tensor, nn
 
 from nni_jackpot import JackpotError, Ticket, load_ticket, save_ticket
-from nni_jackpot.mask_codec import decode
-from nni_jackpot.sealed import read_sealed
-from nni_jackpot.ticket import KIND, VERSION
-from nni_jackpot.ticket_format import is_parameter, named
+from nni_jackpot.storage.formats.mask_codec import decode
+from nni_jackpot.storage.formats.sealed import read_sealed
+from nni_jackpot.storage.ticket import KIND, VERSION
+from nni_jackpot.storage.ticket_format import is_parameter, named
 
 OUTCOMES = ["refused", "equal", "another, whole", "WRONG WEIGHTS", "CRASH, OR MUCH MEMORY"]
 # What the values of a header of half a MiB take, the most that is allowed whatever the size of the file.

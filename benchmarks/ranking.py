@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from nni_jackpot import LotteryJackpotPruner  # isort: skip  # before NNI's pruners: mends what they need
 from nni.compression.pruning import LevelPruner
 
-from nni_jackpot.budget import Unit, by_global_rank
-from nni_jackpot.criteria import CRITERIA
-from nni_jackpot.selection import keep_top
+from nni_jackpot.masking.budgets import Unit, by_global_rank
+from nni_jackpot.masking.criteria import CRITERIA
+from nni_jackpot.masking.topk import keep_top
 
 Masks = dict[str, Tensor]
 

@@ -24,7 +24,7 @@ from resident import growth
 from torch import Tensor, nn
 
 from nni_jackpot import TicketBox, load_ticket, save_sparse, save_ticket
-from nni_jackpot.ticket_format import named
+from nni_jackpot.storage.ticket_format import named
 
 MB = 1e6
 

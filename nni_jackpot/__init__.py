@@ -4,16 +4,16 @@ Importing the package mends what NNI 3.0 needs to run on today's PyTorch (`nni_c
 or beside ``nni.compression``; nothing changes where NNI works already.
 """
 
-import nni_jackpot.nni_compat
+import nni_jackpot.nni_bridge.compat
 
-nni_jackpot.nni_compat.apply()
+nni_jackpot.nni_bridge.compat.apply()
 
 from nni_jackpot.errors import JackpotError  # noqa: E402
 from nni_jackpot.masks import MaskOverlap, apply_masks, load_masks, mask_overlap, save_masks  # noqa: E402
 from nni_jackpot.pruner import LotteryJackpotPruner  # noqa: E402
-from nni_jackpot.sparse_checkpoint import load_sparse, save_sparse  # noqa: E402
-from nni_jackpot.ticket import Ticket, load_ticket, save_ticket  # noqa: E402
-from nni_jackpot.ticket_box import TicketBox  # noqa: E402
+from nni_jackpot.storage.sparse_checkpoint import load_sparse, save_sparse  # noqa: E402
+from nni_jackpot.storage.ticket import Ticket, load_ticket, save_ticket  # noqa: E402
+from nni_jackpot.storage.ticket_box import TicketBox  # noqa: E402
 
 __all__ = [
     "JackpotError",

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from nni_jackpot.errors import CheckpointError, JackpotError, MaskError
-from nni_jackpot.files import load_tensors, replace_file, save_tensors
-from nni_jackpot.parameters import names_of_all, parametrized, remove_parametrizations
+from nni_jackpot.modules.parameters import names_of_all, parametrized, remove_parametrizations
+from nni_jackpot.runtime.files import load_tensors, replace_file, save_tensors
 
 Masks: TypeAlias = Mapping[str, Mapping[str, Tensor | None]]
 

@@ -20,25 +20,30 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from nni_jackpot.calibration import losses_of
-from nni_jackpot.channels import is_transposed
-from nni_jackpot.checkpoint import Checkpoint
-from nni_jackpot.config_list import ConfigList, check_config_list, refuse_targets_taken
-from nni_jackpot.criteria import CRITERIA
 from nni_jackpot.errors import ConfigListError, MaskError
-from nni_jackpot.groups import align_targets, by_name, group_targets, tie
-from nni_jackpot.growth import Growth
-from nni_jackpot.masked_weights import without_gradients
+from nni_jackpot.masking.criteria import CRITERIA
+from nni_jackpot.masking.masked_weights import without_gradients
+from nni_jackpot.masking.methods.supermask import SampledMask
 from nni_jackpot.masks import Masks, check_unwrapped
-from nni_jackpot.norm import hold, reestimate
-from nni_jackpot.options import SCORES, check_length, needs_losses, recipe_and_scores
-from nni_jackpot.parameters import holders_of, names_of_all, refuse_other_readers, steady_parametrizations
-from nni_jackpot.schedule import cosine
-from nni_jackpot.search import Search
-from nni_jackpot.starts import budgets_of, check_budgets, kept_by, pools_of
-from nni_jackpot.supermask import SampledMask
-from nni_jackpot.targets import ScoredTarget, ScoreGroup
-from nni_jackpot.wrapper import SearchedWrapper, refresh_masks
+from nni_jackpot.modules.batch_norm import hold, reestimate
+from nni_jackpot.modules.parameters import (
+    holders_of,
+    names_of_all,
+    refuse_other_readers,
+    steady_parametrizations,
+)
+from nni_jackpot.nni_bridge.calibration import losses_of
+from nni_jackpot.nni_bridge.channels import is_transposed
+from nni_jackpot.nni_bridge.config_list import ConfigList, check_config_list, refuse_targets_taken
+from nni_jackpot.nni_bridge.grouping import align_targets, by_name, group_targets, tie
+from nni_jackpot.nni_bridge.targets import ScoredTarget, ScoreGroup
+from nni_jackpot.nni_bridge.wrapper import SearchedWrapper, refresh_masks
+from nni_jackpot.search.checkpoint import Checkpoint
+from nni_jackpot.search.clock import cosine
+from nni_jackpot.search.initial_masks import budgets_of, check_budgets, kept_by, pools_of
+from nni_jackpot.search.loop import Search
+from nni_jackpot.search.options import SCORES, check_length, needs_losses, recipe_and_scores
+from nni_jackpot.search.sparsity_schedule import Growth
 
 if TYPE_CHECKING:
     from torch.distributed.checkpoint.stateful import Stateful
@@ -86,13 +91,13 @@ class LotteryJackpotPruner(Pruner):
         densities by the shapes of the weights. The total of zeros is the same.
     method
         ``"edge_popup"``, or ``"supermask"``: training sees masks drawn by probabilities, of which the scores
-        are the logits (`nni_jackpot.supermask`), and of the recipe there is only the optimizer, at a rate for
+        are the logits (`masking.methods.supermask`), and of the recipe there is only the optimizer, at a rate for
         logits. The mask is that of the largest scores in either case.
     kept_score, pruned_score
         Initial scores of kept and of pruned weights (Sec. 4.1), under edge-popup.
     recipe
         How scores are trained: ``"jackpot"``, found to need fewer epochs (docs/recipes.md), or ``"paper"``,
-        the settings of Sec. 4.1. See `nni_jackpot.recipe.Recipe`.
+        the settings of Sec. 4.1. See `nni_jackpot.search.recipes.Recipe`.
     lr, momentum, weight_decay, growth, temperature, hardening
         Take the place of the recipe's.
     optimizer
@@ -455,7 +460,7 @@ class LotteryJackpotPruner(Pruner):
         ----------
         batches
             Iterable of input batches, of dicts, or of lists and tuples that begin with the inputs
-            (`nni_jackpot.batches.call_model`). Under `torch.distributed` the statistics are the mean over
+            (`modules.batches.call_model`). Under `torch.distributed` the statistics are the mean over
             those of all ranks.
 
         Raises

@@ -19,12 +19,12 @@ from torch.nn import functional as F
 
 from nni_jackpot import LotteryJackpotPruner, apply_masks
 from nni_jackpot.experiment.config import RunConfig, TrainConfig
-from nni_jackpot.experiment.data import Data, load_data
-from nni_jackpot.experiment.pretrained import cache_path, load_weights
+from nni_jackpot.experiment.data.loading import Data, load_data
+from nni_jackpot.experiment.folder.pretrained import cache_path, load_weights
 from nni_jackpot.experiment.train import accuracy
 from nni_jackpot.masks import Masks
-from nni_jackpot.norm import kept, reestimate
-from nni_jackpot.schedule import cosine
+from nni_jackpot.modules.batch_norm import kept, reestimate
+from nni_jackpot.search.clock import cosine
 
 Shares = tuple[tuple[Tensor, Tensor], ...]
 
@@ -34,7 +34,7 @@ def data_of(config: RunConfig, processes: int = 1) -> list[Data]:
     loaded = []
     for rank in range(processes):
         ranks = {"rank": lambda rank=rank: rank, "world": lambda: processes}
-        with mock.patch.multiple("nni_jackpot.experiment.data", **ranks):
+        with mock.patch.multiple("nni_jackpot.experiment.data.loading", **ranks):
             loaded.append(load_data(config.data, config.seed))
     return loaded
 

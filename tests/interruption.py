@@ -11,7 +11,7 @@ from typing import Any
 from unittest import mock
 
 from nni_jackpot.cli import main
-from nni_jackpot.tracking import Tracker
+from nni_jackpot.experiment.tracking import Tracker
 
 
 def interrupt() -> None:

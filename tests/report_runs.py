@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from nni_jackpot.experiment.config import dump_config, load_config
+from nni_jackpot.experiment.folder.result import Row
 from nni_jackpot.experiment.report.measures import Measure, measure
 from nni_jackpot.experiment.report.runs import find_runs
-from nni_jackpot.experiment.result import Row
 
 Write = Callable[..., Path]
 Measures = Callable[[], list[Measure]]

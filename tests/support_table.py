@@ -18,8 +18,8 @@ from nni.compression.base.config import default_config_schema
 from nni.compression.base.setting import INPUT_PREFIX, OUTPUT_PREFIX, PruningSetting
 from schema import Or
 
-from nni_jackpot.budget import BUDGETS
-from nni_jackpot.criteria import CRITERIA
+from nni_jackpot.masking.budgets import BUDGETS
+from nni_jackpot.masking.criteria import CRITERIA
 
 TESTS = Path(__file__).parent
 TABLE = TESTS.parent / "docs" / "support.md"

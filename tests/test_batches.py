@@ -12,8 +12,8 @@ from conftest import CONFIG_LIST, ConvNet
 from torch import Tensor, nn
 
 from nni_jackpot import LotteryJackpotPruner
-from nni_jackpot.batches import inputs_of
 from nni_jackpot.errors import CalibrationError
+from nni_jackpot.modules.batches import inputs_of
 
 
 class OneInput(nn.Module):

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from nni_jackpot import errors
-from nni_jackpot.boundary import Exit, way_out
+from nni_jackpot.cli.boundary import Exit, way_out
 from nni_jackpot.errors import JackpotError, SearchDivergedError, TrainingDivergedError
-from nni_jackpot.tracking import Interrupted, Tracker
+from nni_jackpot.experiment.tracking import Interrupted, Tracker
 
 
 def raising(error: BaseException) -> Callable[[], None]:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from nni_jackpot.budget import (
+from nni_jackpot.errors import SearchDivergedError
+from nni_jackpot.masking.budgets import (
     BUDGETS,
     Unit,
     as_configured,
@@ -15,7 +16,6 @@ from nni_jackpot.budget import (
     by_global_rank,
     kept_count,
 )
-from nni_jackpot.errors import SearchDivergedError
 
 RATIOS = [0.0, 0.1, 0.29, 0.5, 0.7, 0.9, 0.999]
 

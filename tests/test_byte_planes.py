@@ -5,8 +5,8 @@ import zlib
 import pytest
 import torch
 
-from nni_jackpot.byte_planes import Form, pack, unpack
 from nni_jackpot.errors import TicketError
+from nni_jackpot.storage.formats.byte_planes import Form, pack, unpack
 
 TENSORS = [
     torch.randn(64, generator=torch.Generator().manual_seed(0)).exp(),

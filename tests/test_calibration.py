@@ -14,9 +14,9 @@ from nni.compression.utils import Evaluator, LightningEvaluator, TorchEvaluator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nni_jackpot.calibration import losses_of
-from nni_jackpot.criteria import Losses
 from nni_jackpot.errors import CalibrationError, JackpotError
+from nni_jackpot.masking.criteria import Losses
+from nni_jackpot.nni_bridge.calibration import losses_of
 
 
 def wrap(model: nn.Module, evaluator: Evaluator, batches: int = 3) -> tuple[Losses, list[Tensor]]:

@@ -9,8 +9,8 @@ import yaml
 
 from nni_jackpot import cli
 from nni_jackpot.experiment.config import RunConfig, dump_config
-from nni_jackpot.experiment.result import Result, Row, save_result
-from nni_jackpot.recipe import RECIPES
+from nni_jackpot.experiment.folder.result import Result, Row, save_result
+from nni_jackpot.search.recipes import RECIPES
 
 FILE = Path(__file__).parents[1] / "configs" / "digits" / "resnet.yml"
 

@@ -21,7 +21,7 @@ from nni_jackpot.experiment.config import (
     parse_override,
     to_dict,
 )
-from nni_jackpot.experiment.datasets import DATASETS
+from nni_jackpot.experiment.data.datasets import DATASETS
 
 MINIMAL = """
 output: runs/x

@@ -13,9 +13,9 @@ from torch import Tensor, distributed, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from nni_jackpot.calibration import losses_of
-from nni_jackpot.criteria import CRITERIA, NEEDS_LOSSES, Losses, grasp, magnitude, random, snip
 from nni_jackpot.errors import SearchDivergedError
+from nni_jackpot.masking.criteria import CRITERIA, NEEDS_LOSSES, Losses, grasp, magnitude, random, snip
+from nni_jackpot.nni_bridge.calibration import losses_of
 
 
 def test_magnitude_is_the_absolute_weight() -> None:

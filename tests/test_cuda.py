@@ -29,7 +29,7 @@ from torch import nn
 
 from nni_jackpot import LotteryJackpotPruner
 from nni_jackpot.cli import main
-from nni_jackpot.experiment.result import load_result
+from nni_jackpot.experiment.folder.result import load_result
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from nni_jackpot.errors import DatasetNotFoundError, ExperimentConfigError
 from nni_jackpot.experiment.config import DataConfig
-from nni_jackpot.experiment.data import EpochShuffle, Loader, TrainLoader, load_data
-from nni_jackpot.experiment.images import Images, ImageTensors
+from nni_jackpot.experiment.data.images import Images, ImageTensors
+from nni_jackpot.experiment.data.loading import EpochShuffle, Loader, TrainLoader, load_data
 
 DIGITS = DataConfig(name="digits")
 

@@ -17,10 +17,16 @@ from torchvision.datasets import CIFAR10, CIFAR100, MNIST, FashionMNIST
 from torchvision.transforms import v2
 
 from nni_jackpot.errors import DatasetNotFoundError
-from nni_jackpot.experiment import datasets
 from nni_jackpot.experiment.config import DataConfig
-from nni_jackpot.experiment.datasets import DATASETS, FASHION_MNIST_ROOT, IMAGENET_MEAN, IMAGENET_STD, Loaded
-from nni_jackpot.experiment.images import Images
+from nni_jackpot.experiment.data import datasets
+from nni_jackpot.experiment.data.datasets import (
+    DATASETS,
+    FASHION_MNIST_ROOT,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Loaded,
+)
+from nni_jackpot.experiment.data.images import Images
 
 NAMES = [
     f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")

@@ -9,9 +9,9 @@ import yaml
 
 from nni_jackpot import cli
 from nni_jackpot.errors import ConfigListError, ExperimentConfigError
-from nni_jackpot.experiment.data import load_data
+from nni_jackpot.experiment.data.loading import load_data
 from nni_jackpot.experiment.dry_run import _KNOWN, plan
-from nni_jackpot.experiment.grid import runs_of
+from nni_jackpot.experiment.sweep import runs_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # NNI's tuners go over spaces that are no grids; everything else has a dry run.

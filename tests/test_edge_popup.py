@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nni_jackpot.edge_popup import RelaxedMask, initial_scores
 from nni_jackpot.errors import SearchDivergedError
-from nni_jackpot.granularity import Grains
+from nni_jackpot.masking.granularity import Grains
+from nni_jackpot.masking.methods.edge_popup import RelaxedMask, initial_scores
 
 
 def make(keep: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, RelaxedMask]:
@@ -70,7 +70,7 @@ def test_the_mask_follows_the_scores_however_they_change(how: str) -> None:
 def test_nothing_is_selected_where_nothing_can_have_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, mask, score, relaxed = make()
     relaxed.refresh(score, mask)
-    monkeypatch.setattr("nni_jackpot.edge_popup.update_top", None)
+    monkeypatch.setattr("nni_jackpot.masking.methods.edge_popup.update_top", None)
     with torch.no_grad():
         relaxed.apply(weight, score, mask)
         relaxed.apply(weight, score, mask)
@@ -192,7 +192,7 @@ def test_who_is_told_does_not_suspect(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, mask, score, relaxed = make()
     relaxed.refresh(score, mask)
     relaxed.is_told = True
-    monkeypatch.setattr("nni_jackpot.edge_popup.update_top", None)
+    monkeypatch.setattr("nni_jackpot.masking.methods.edge_popup.update_top", None)
     for _ in range(3):
         relaxed.apply(weight, score, mask).sum().backward()
     with pytest.raises(TypeError):

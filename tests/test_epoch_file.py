@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from nni_jackpot.errors import CheckpointError
-from nni_jackpot.experiment.epochs import EpochFile
-from nni_jackpot.resuming import check_state
+from nni_jackpot.experiment.folder.epoch_checkpoint import EpochFile
+from nni_jackpot.runtime.resume import check_state
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from nni_jackpot import LotteryJackpotPruner
-from nni_jackpot.schedule import cosine
+from nni_jackpot.search.clock import cosine
 
 
 def check_search(pruner: LotteryJackpotPruner, dense: dict[str, Tensor], **length: Any) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nni_jackpot.errors import CheckpointError, OutputFolderError
-from nni_jackpot.files import load_tensors, replace_file
+from nni_jackpot.runtime.files import load_tensors, replace_file
 
 
 def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from tiny_runs import command, outcome, write_file
 
 from nni_jackpot import cli
 from nni_jackpot.errors import OutputFolderError
-from nni_jackpot.tracking import Tracker
+from nni_jackpot.experiment.tracking import Tracker
 
 
 @contextmanager

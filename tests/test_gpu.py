@@ -14,13 +14,15 @@ from test_checkpoint import check_resumed
 from test_selection import coin, every_kind, long, reference
 from torch import Generator, Tensor, nn
 
-from nni_jackpot import LotteryJackpotPruner, edge_popup, together
+from nni_jackpot import LotteryJackpotPruner
 from nni_jackpot.errors import SearchDivergedError
-from nni_jackpot.granularity import Grains
-from nni_jackpot.soft_mask import soft_mask
+from nni_jackpot.masking import batched_refresh as together
+from nni_jackpot.masking.granularity import Grains
+from nni_jackpot.masking.methods import edge_popup
+from nni_jackpot.masking.methods.soft_mask import soft_mask
 
 pytest.importorskip("triton")
-gpu: Any = importlib.import_module("nni_jackpot.gpu")
+gpu: Any = importlib.import_module("nni_jackpot.masking.triton_kernels")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from nni_jackpot import LotteryJackpotPruner
 from nni_jackpot.errors import ConfigListError, MaskError
-from nni_jackpot.schedule import cosine
+from nni_jackpot.search.clock import cosine
 
 X = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(2))
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from nni_jackpot.errors import ExperimentConfigError
-from nni_jackpot.experiment.grid import runs_of
+from nni_jackpot.experiment.sweep import runs_of
 
 RUN = """
 output: runs/here

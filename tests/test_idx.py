@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nni_jackpot.errors import DatasetNotFoundError
-from nni_jackpot.experiment.idx import read_idx
+from nni_jackpot.experiment.data.idx import read_idx
 
 
 def idx_bytes(array: np.ndarray) -> bytes:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from nni_jackpot.errors import DatasetNotFoundError
-from nni_jackpot.experiment.images import ImageFiles, ImageTensors
+from nni_jackpot.experiment.data.images import ImageFiles, ImageTensors
 
 # -- in memory
 

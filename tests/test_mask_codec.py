@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nni_jackpot.errors import MaskError, TicketError
-from nni_jackpot.mask_codec import DECODED, CodedMask, check, decode, encode
+from nni_jackpot.storage.formats.mask_codec import DECODED, CodedMask, check, decode, encode
 
 
 def random_mask(shape: tuple[int, ...], density: float, seed: int = 0) -> Tensor:

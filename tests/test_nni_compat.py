@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import nni_jackpot  # noqa: F401
-from nni_jackpot import nni_compat
+from nni_jackpot.nni_bridge import compat as nni_compat
 
 CURRENT_TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 14)
 NEW_BYTECODE = sys.version_info >= (3, 11)

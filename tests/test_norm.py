@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from conftest import Batches, ConvNet
 
-from nni_jackpot.norm import kept, reestimate
+from nni_jackpot.modules.batch_norm import kept, reestimate
 
 
 def test_statistics_are_kept(batches: Batches) -> None:

@@ -9,12 +9,12 @@ import pytest
 import yaml
 
 from nni_jackpot import cli, load_masks, mask_overlap
-from nni_jackpot.criteria import CRITERIA
 from nni_jackpot.errors import JackpotError
 from nni_jackpot.experiment.config import RunConfig, load_config
+from nni_jackpot.experiment.folder.result import Result, Row
 from nni_jackpot.experiment.overlap import Comparison, overlap, save
-from nni_jackpot.experiment.result import Result, Row
 from nni_jackpot.experiment.run import search
+from nni_jackpot.masking.criteria import CRITERIA
 
 
 @pytest.fixture

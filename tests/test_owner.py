@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from tiny_runs import command, files_in, write_file
 
-from nni_jackpot import owner
 from nni_jackpot.errors import OutputFolderError
-from nni_jackpot.owner import owned
+from nni_jackpot.runtime import owner
+from nni_jackpot.runtime.owner import owned
 
 
 @contextmanager

@@ -10,9 +10,9 @@ import yaml
 
 from nni_jackpot.errors import ExperimentConfigError
 from nni_jackpot.experiment.config import load_config
-from nni_jackpot.experiment.grid import runs_of
-from nni_jackpot.experiment.pretrained import cache_path
+from nni_jackpot.experiment.folder.pretrained import cache_path
 from nni_jackpot.experiment.report.write import slugs
+from nni_jackpot.experiment.sweep import runs_of
 
 RUN: dict[str, Any] = {
     "output": "runs/here",

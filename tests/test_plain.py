@@ -18,8 +18,8 @@ from conftest import CONFIG_LIST, Batches, ConvNet, make_evaluator, training_ste
 
 from nni_jackpot import LotteryJackpotPruner
 from nni_jackpot.errors import CheckpointError
-from nni_jackpot.files import load_tensors
-from nni_jackpot.plain import as_plain
+from nni_jackpot.runtime.files import load_tensors
+from nni_jackpot.runtime.plain import as_plain
 
 
 class Colour(Enum):

@@ -13,9 +13,9 @@ from conftest import model_of, same, same_state
 from nni_jackpot import apply_masks
 from nni_jackpot.errors import ExperimentConfigError
 from nni_jackpot.experiment.config import DataConfig, load_config
-from nni_jackpot.experiment.data import EpochShuffle, load_data
-from nni_jackpot.experiment.pretrained import load_weights
-from nni_jackpot.experiment.result import load_result
+from nni_jackpot.experiment.data.loading import EpochShuffle, load_data
+from nni_jackpot.experiment.folder.pretrained import load_weights
+from nni_jackpot.experiment.folder.result import load_result
 from nni_jackpot.masks import load_masks
 
 
@@ -106,7 +106,7 @@ def test_parts_of_a_batch_are_disjoint_and_of_one_size(size: int) -> None:
 
 
 def test_batches_that_cannot_be_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nni_jackpot.experiment.data.world", lambda: 4)
+    monkeypatch.setattr("nni_jackpot.experiment.data.loading.world", lambda: 4)
     with pytest.raises(
         ExperimentConfigError, match="batch_size: found 6, allowed for 4 processes: multiples of 4, from 8"
     ):

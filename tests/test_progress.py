@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from nni_jackpot.progress import Progress
-from nni_jackpot.tracking import Tracker
+from nni_jackpot.experiment.tracking import Tracker
+from nni_jackpot.runtime.progress import Progress
 
 
 class Clock:

@@ -25,7 +25,7 @@ from torch import nn
 
 from nni_jackpot import LotteryJackpotPruner
 from nni_jackpot.errors import SearchDivergedError
-from nni_jackpot.schedule import cosine
+from nni_jackpot.search.clock import cosine
 
 # -- through NNI's evaluator
 

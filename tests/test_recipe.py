@@ -14,7 +14,7 @@ from torch import nn
 
 from nni_jackpot import LotteryJackpotPruner
 from nni_jackpot.errors import SearchDivergedError
-from nni_jackpot.recipe import RECIPES, NormalizedSGD, Recipe
+from nni_jackpot.search.recipes import RECIPES, NormalizedSGD, Recipe
 
 CONFIG_LIST = [{"op_types": ["Conv2d"], "sparse_ratio": 0.8}]
 

@@ -16,7 +16,7 @@ import torch
 
 from nni_jackpot import save_masks
 from nni_jackpot.errors import OutputFolderError
-from nni_jackpot.files import (
+from nni_jackpot.runtime.files import (
     check_folder,
     made_folders,
     remove_leftovers,

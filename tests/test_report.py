@@ -19,12 +19,12 @@ from nni_jackpot.errors import (
     RunFolderError,
 )
 from nni_jackpot.experiment.config import load_config
+from nni_jackpot.experiment.folder.result import Result, Row
 from nni_jackpot.experiment.report import summary, write_report
 from nni_jackpot.experiment.report.measures import measure
 from nni_jackpot.experiment.report.runs import find_runs
-from nni_jackpot.experiment.result import Result, Row
 from nni_jackpot.experiment.run import search
-from nni_jackpot.recipe import RECIPES
+from nni_jackpot.search.recipes import RECIPES
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from nni_jackpot.errors import CheckpointError
 from nni_jackpot.experiment.config import RunConfig, load_config
 from nni_jackpot.experiment.models import build_model
 from nni_jackpot.experiment.run import search
-from nni_jackpot.tracking import Tracker
+from nni_jackpot.experiment.tracking import Tracker
 
 STEPS = 5  # an epoch
 

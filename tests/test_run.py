@@ -28,16 +28,16 @@ from nni_jackpot.errors import (
     SearchDivergedError,
 )
 from nni_jackpot.experiment.config import RunConfig, load_config
-from nni_jackpot.experiment.data import load_data
-from nni_jackpot.experiment.epochs import EpochFile
-from nni_jackpot.experiment.images import ImageTensors
+from nni_jackpot.experiment.data.images import ImageTensors
+from nni_jackpot.experiment.data.loading import load_data
+from nni_jackpot.experiment.folder.epoch_checkpoint import EpochFile
+from nni_jackpot.experiment.folder.pretrained import cache_path, load_weights
 from nni_jackpot.experiment.models import build_model
-from nni_jackpot.experiment.pretrained import cache_path, load_weights
 from nni_jackpot.experiment.report import summary
 from nni_jackpot.experiment.run import pretrain, search
+from nni_jackpot.experiment.tracking import Tracker
 from nni_jackpot.experiment.train import accuracy, train_weights
-from nni_jackpot.recipe import RECIPES
-from nni_jackpot.tracking import Tracker
+from nni_jackpot.search.recipes import RECIPES
 
 CPU = torch.device("cpu")
 

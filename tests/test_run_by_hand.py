@@ -16,10 +16,10 @@ from torch import nn
 from nni_jackpot import apply_masks, load_masks
 from nni_jackpot.experiment import run
 from nni_jackpot.experiment.config import RunConfig, load_config
-from nni_jackpot.experiment.pretrained import cache_path, load_weights
+from nni_jackpot.experiment.folder.pretrained import cache_path, load_weights
 from nni_jackpot.experiment.run import search
 from nni_jackpot.experiment.train import accuracy
-from nni_jackpot.norm import reestimate
+from nni_jackpot.modules.batch_norm import reestimate
 
 SEARCH_ONLY: dict[str, Any] = {"pretrain.epochs": 1, "finetune.epochs": 0}
 

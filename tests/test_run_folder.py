@@ -16,8 +16,8 @@ from nni_jackpot import cli
 from nni_jackpot.errors import OutputFolderError
 from nni_jackpot.experiment import run
 from nni_jackpot.experiment.config import load_config
+from nni_jackpot.experiment.folder.result import load_result
 from nni_jackpot.experiment.overlap import overlap
-from nni_jackpot.experiment.result import load_result
 from nni_jackpot.experiment.run import search
 
 MISTAKES = [

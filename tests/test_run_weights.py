@@ -15,8 +15,8 @@ from torch import nn
 
 from nni_jackpot.errors import CheckpointError, ExperimentConfigError, TrainingDivergedError
 from nni_jackpot.experiment.config import RunConfig, load_config
-from nni_jackpot.experiment.data import load_data
-from nni_jackpot.experiment.pretrained import cache_path, load_weights
+from nni_jackpot.experiment.data.loading import load_data
+from nni_jackpot.experiment.folder.pretrained import cache_path, load_weights
 from nni_jackpot.experiment.run import pretrain, search
 from nni_jackpot.experiment.train import accuracy
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from nni_jackpot.schedule import SearchClock, cosine
+from nni_jackpot.search.clock import SearchClock, cosine
 
 
 def test_cosine_falls_from_one_to_zero() -> None:

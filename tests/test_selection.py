@@ -7,9 +7,9 @@ import torch
 from conftest import Allocations
 from torch import Generator, Tensor
 
-from nni_jackpot import selection
 from nni_jackpot.errors import SearchDivergedError
-from nni_jackpot.selection import (
+from nni_jackpot.masking import topk as selection
+from nni_jackpot.masking.topk import (
     Threshold,
     keep_top,
     keep_top_by_row,

@@ -8,11 +8,12 @@ import torch
 from conftest import CONFIG_LIST, Batches, ConvNet, make_evaluator, training_step
 from torch import Tensor, nn
 
-from nni_jackpot import LotteryJackpotPruner, edge_popup
-from nni_jackpot.edge_popup import RelaxedMask
-from nni_jackpot.granularity import Grains
-from nni_jackpot.selection import keep_top
-from nni_jackpot.soft_mask import soft_mask
+from nni_jackpot import LotteryJackpotPruner
+from nni_jackpot.masking.granularity import Grains
+from nni_jackpot.masking.methods import edge_popup
+from nni_jackpot.masking.methods.edge_popup import RelaxedMask
+from nni_jackpot.masking.methods.soft_mask import soft_mask
+from nni_jackpot.masking.topk import keep_top
 
 
 def soft(score: Tensor, keep: int, grains: Grains, temperature: float, **options: Any) -> Tensor:

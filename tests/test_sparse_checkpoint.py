@@ -9,8 +9,8 @@ from torch import nn
 
 from nni_jackpot import LotteryJackpotPruner, apply_masks, load_sparse, save_sparse
 from nni_jackpot.errors import MaskError, TicketError
-from nni_jackpot.sealed import read_sealed, write_sealed
-from nni_jackpot.sparse_checkpoint import KIND
+from nni_jackpot.storage.formats.sealed import read_sealed, write_sealed
+from nni_jackpot.storage.sparse_checkpoint import KIND
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])

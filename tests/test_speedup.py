@@ -19,7 +19,7 @@ from nni_jackpot.errors import MaskError, SpeedupError
 from nni_jackpot.experiment.models.resnet import ResNet
 from nni_jackpot.speedup import check_semi_structured, semi_structured, shrink, sparse_csr
 from nni_jackpot.speedup.outputs import check_same
-from nni_jackpot.ticket import load_ticket, save_ticket
+from nni_jackpot.storage.ticket import load_ticket, save_ticket
 
 X = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 

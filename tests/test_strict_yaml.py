@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nni_jackpot.experiment import strict_yaml
+from nni_jackpot.experiment.schema import strict_yaml
 
 
 def doubling(levels: int, form: str) -> str:

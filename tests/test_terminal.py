@@ -8,7 +8,7 @@ import sys
 import pytest
 from prettytable import PrettyTable, TableStyle
 
-from nni_jackpot.terminal import any_terminal, one_line, printable
+from nni_jackpot.runtime.terminal import any_terminal, one_line, printable
 
 HOSTILE = ["\x1b[31mred", "\x1b]0;title\x07", "a\rb", "\x9b2J", "\u202eabc", "\x7f", "\x08\x08"]
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from nni_jackpot import LotteryJackpotPruner, apply_masks, load_ticket, save_ticket
 from nni_jackpot.errors import MaskError, OtherBaseError, OutputFolderError, TicketError
-from nni_jackpot.mask_codec import encode
 from nni_jackpot.masks import sparsity_of
-from nni_jackpot.sealed import read_sealed, write_sealed
-from nni_jackpot.ticket import KIND
+from nni_jackpot.storage.formats.mask_codec import encode
+from nni_jackpot.storage.formats.sealed import read_sealed, write_sealed
+from nni_jackpot.storage.ticket import KIND
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

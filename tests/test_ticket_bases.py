@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from nni_jackpot import TicketBox, load_sparse, load_ticket, save_sparse, save_ticket
 from nni_jackpot.errors import MaskError, OtherBaseError, TicketError
-from nni_jackpot.norm_statistics import statistics_of
-from nni_jackpot.sealed import read_sealed
-from nni_jackpot.ticket import KIND
+from nni_jackpot.storage.formats.sealed import read_sealed
+from nni_jackpot.storage.norm_statistics import statistics_of
+from nni_jackpot.storage.ticket import KIND
 
 
 @pytest.fixture

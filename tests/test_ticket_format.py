@@ -28,11 +28,12 @@ from forged_tickets import (
 )
 from torch import Tensor, nn
 
-from nni_jackpot import load_sparse, load_ticket, save_sparse, save_ticket, sparse_checkpoint
+from nni_jackpot import load_sparse, load_ticket, save_sparse, save_ticket
 from nni_jackpot.errors import MaskError, TicketError
-from nni_jackpot.rules import Rule
-from nni_jackpot.sealed import write_sealed
-from nni_jackpot.ticket_format import CLAIM, RULES
+from nni_jackpot.storage import sparse_checkpoint
+from nni_jackpot.storage.formats.rules import Rule
+from nni_jackpot.storage.formats.sealed import write_sealed
+from nni_jackpot.storage.ticket_format import CLAIM, RULES
 
 PAGE = Path(__file__).parents[1] / "docs" / "ticket-format.md"
 # Written by the first version.

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from nni_jackpot import cli, load_ticket, save_ticket
-from nni_jackpot.sealed import write_sealed
-from nni_jackpot.terminal import escaped
+from nni_jackpot.runtime.terminal import escaped
+from nni_jackpot.storage.formats.sealed import write_sealed
 
 CLEAR = "\x1b[2J\x1b]0;owned\x07"
 

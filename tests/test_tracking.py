@@ -18,7 +18,7 @@ from nni.runtime.trial_command_channel import TrialCommandChannel
 from tensorboardX.proto.event_pb2 import Event
 
 from nni_jackpot.errors import JackpotError, OutputFolderError
-from nni_jackpot.tracking import Tracker, output_folder, running_as_nni_trial, tuner_parameters
+from nni_jackpot.experiment.tracking import Tracker, output_folder, running_as_nni_trial, tuner_parameters
 
 
 def read_events(folder: Path) -> dict[str, list[tuple[int, Any]]]:

@@ -11,13 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nni_jackpot.criteria import CRITERIA
 from nni_jackpot.errors import ExperimentConfigError
-from nni_jackpot.experiment import strict_yaml
+from nni_jackpot.experiment.folder.paths import with_home
 from nni_jackpot.experiment.models import model_names, weights_names
 from nni_jackpot.experiment.models.initial import INITS
-from nni_jackpot.experiment.paths import with_home
-from nni_jackpot.experiment.schema import (
+from nni_jackpot.experiment.schema import strict_yaml
+from nni_jackpot.experiment.schema.rules import (
     Invalid,
     Rule,
     between,
@@ -29,9 +28,10 @@ from nni_jackpot.experiment.schema import (
     related,
     shown,
 )
-from nni_jackpot.files import replace_file
-from nni_jackpot.recipe import OF_MASKS, OF_OPTIMIZER, RECIPES
-from nni_jackpot.supermask import METHODS, recipe_of
+from nni_jackpot.masking.criteria import CRITERIA
+from nni_jackpot.masking.methods.supermask import METHODS, recipe_of
+from nni_jackpot.runtime.files import replace_file
+from nni_jackpot.search.recipes import OF_MASKS, OF_OPTIMIZER, RECIPES
 
 # -- the schema
 

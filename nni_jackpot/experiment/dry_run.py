@@ -13,14 +13,14 @@ from tqdm import tqdm
 from nni_jackpot.errors import JackpotError
 from nni_jackpot.experiment.checks import pruner_options, try_config_list
 from nni_jackpot.experiment.config import RunConfig, config_hash
-from nni_jackpot.experiment.data import load_data, used_images
-from nni_jackpot.experiment.grid import shown
+from nni_jackpot.experiment.data.loading import load_data, used_images
+from nni_jackpot.experiment.folder.pretrained import cache_path, check_start
+from nni_jackpot.experiment.folder.result import finished
+from nni_jackpot.experiment.folder.run_folder import check_free
 from nni_jackpot.experiment.models import build_model, try_model
-from nni_jackpot.experiment.pretrained import cache_path, check_start
 from nni_jackpot.experiment.rehearsal import Pace, check_here, measure
-from nni_jackpot.experiment.result import finished
-from nni_jackpot.experiment.run_folder import check_free
 from nni_jackpot.experiment.sight import network_of
+from nni_jackpot.experiment.sweep import shown
 
 Shape = tuple[int, int, int]
 

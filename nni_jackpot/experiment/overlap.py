@@ -15,16 +15,16 @@ from typing import Any
 
 from prettytable import PrettyTable, TableStyle
 
-from nni_jackpot.criteria import CRITERIA
 from nni_jackpot.errors import JackpotError
 from nni_jackpot.experiment.config import RunConfig
+from nni_jackpot.experiment.folder.result import Result
+from nni_jackpot.experiment.folder.run_folder import check_free
 from nni_jackpot.experiment.report.plot import COLORS, blank
-from nni_jackpot.experiment.result import Result
 from nni_jackpot.experiment.run import search
-from nni_jackpot.experiment.run_folder import check_free
-from nni_jackpot.files import replace_files
+from nni_jackpot.experiment.tracking import running_as_nni_trial
+from nni_jackpot.masking.criteria import CRITERIA
 from nni_jackpot.masks import load_masks, mask_overlap
-from nni_jackpot.tracking import running_as_nni_trial
+from nni_jackpot.runtime.files import replace_files
 
 
 @dataclass(frozen=True)

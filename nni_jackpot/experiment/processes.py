@@ -12,7 +12,7 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nni_jackpot.errors import JackpotError
-from nni_jackpot.ranks import world
+from nni_jackpot.runtime.distributed import world
 
 
 @contextmanager

@@ -18,18 +18,18 @@ from nni.compression.utils import TorchEvaluator
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from nni_jackpot.budget import kept_count
 from nni_jackpot.errors import DatasetNotFoundError, NothingKeptError
 from nni_jackpot.experiment.checks import device_of, pruner_options, try_config_list
 from nni_jackpot.experiment.config import DataConfig, RunConfig
-from nni_jackpot.experiment.data import Data, load_data
-from nni_jackpot.experiment.images import Batch
+from nni_jackpot.experiment.data.images import Batch
+from nni_jackpot.experiment.data.loading import Data, load_data
+from nni_jackpot.experiment.folder.pretrained import check_pretrained
+from nni_jackpot.experiment.folder.run_folder import place_of
 from nni_jackpot.experiment.models import build_model
-from nni_jackpot.experiment.pretrained import check_pretrained
-from nni_jackpot.experiment.run_folder import place_of
 from nni_jackpot.experiment.train import accuracy, cross_entropy_step, fit
-from nni_jackpot.files import check_folder
+from nni_jackpot.masking.budgets import kept_count
 from nni_jackpot.pruner import LotteryJackpotPruner
+from nni_jackpot.runtime.files import check_folder
 
 Shape = tuple[int, int, int]
 

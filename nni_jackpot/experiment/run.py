@@ -18,19 +18,17 @@ from torch.optim import SGD
 from nni_jackpot.errors import JackpotError, TrainingDivergedError
 from nni_jackpot.experiment.checks import device_of, pruner_options, try_config_list
 from nni_jackpot.experiment.config import RunConfig, TrainConfig
-from nni_jackpot.experiment.data import Data, load_data
-from nni_jackpot.experiment.epochs import EpochFile
-from nni_jackpot.experiment.images import Batch
-from nni_jackpot.experiment.models import build_model, try_model
-from nni_jackpot.experiment.pretrained import (
+from nni_jackpot.experiment.data.images import Batch
+from nni_jackpot.experiment.data.loading import Data, load_data
+from nni_jackpot.experiment.folder.epoch_checkpoint import EpochFile
+from nni_jackpot.experiment.folder.pretrained import (
     check_pretrained,
     check_start,
     ensure_pretrained,
     interrupted_training,
 )
-from nni_jackpot.experiment.processes import averaged
-from nni_jackpot.experiment.result import Result, Row, settings_of
-from nni_jackpot.experiment.run_folder import (
+from nni_jackpot.experiment.folder.result import Result, Row, settings_of
+from nni_jackpot.experiment.folder.run_folder import (
     JACKPOT,
     MASKS,
     SEARCH,
@@ -42,15 +40,17 @@ from nni_jackpot.experiment.run_folder import (
     finished_run,
     place_of,
 )
+from nni_jackpot.experiment.models import build_model, try_model
+from nni_jackpot.experiment.processes import averaged
 from nni_jackpot.experiment.sight import tell_search, tell_start
+from nni_jackpot.experiment.tracking import Tracker
 from nni_jackpot.experiment.train import accuracy, cross_entropy_step, fit, train_weights
-from nni_jackpot.files import check_folder, replace_file, save_tensors
 from nni_jackpot.masks import Masks, apply_masks, densities, mask_overlap, save_masks, sparsity_of
-from nni_jackpot.norm import kept, reestimate
+from nni_jackpot.modules.batch_norm import kept, reestimate
 from nni_jackpot.pruner import LotteryJackpotPruner
-from nni_jackpot.ranks import from_first, rank, wait_for_all
-from nni_jackpot.resuming import check_state, digest, same_random_states
-from nni_jackpot.tracking import Tracker
+from nni_jackpot.runtime.distributed import from_first, rank, wait_for_all
+from nni_jackpot.runtime.files import check_folder, replace_file, save_tensors
+from nni_jackpot.runtime.resume import check_state, digest, same_random_states
 
 
 class Setting:

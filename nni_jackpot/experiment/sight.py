@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from nni_jackpot.experiment.config import ModelConfig, RunConfig
-from nni_jackpot.experiment.data import Data
+from nni_jackpot.experiment.data.loading import Data
 from nni_jackpot.masks import Masks, sparsity_of
-from nni_jackpot.ranks import rank, world
+from nni_jackpot.runtime.distributed import rank, world
 
 
 def tell_start(config: RunConfig, device: torch.device, data: Data, model: nn.Module) -> None:

@@ -15,14 +15,14 @@ from torch.utils.data import DataLoader
 
 from nni_jackpot.errors import TrainingDivergedError
 from nni_jackpot.experiment.config import TrainConfig
-from nni_jackpot.experiment.data import TrainLoader
-from nni_jackpot.experiment.epochs import EpochFile
-from nni_jackpot.experiment.images import Batch
+from nni_jackpot.experiment.data.images import Batch
+from nni_jackpot.experiment.data.loading import TrainLoader
+from nni_jackpot.experiment.folder.epoch_checkpoint import EpochFile
 from nni_jackpot.experiment.processes import averaged
 from nni_jackpot.masks import Masks
-from nni_jackpot.norm import share
-from nni_jackpot.ranks import add_up
-from nni_jackpot.schedule import cosine
+from nni_jackpot.modules.batch_norm import share
+from nni_jackpot.runtime.distributed import add_up
+from nni_jackpot.search.clock import cosine
 
 
 def cross_entropy_step(batch: Batch, model: nn.Module) -> Tensor:

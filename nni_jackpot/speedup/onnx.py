@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten_with_path, tree_map
 
 from nni_jackpot.errors import MissingLibraryError, SpeedupError
-from nni_jackpot.files import replace_file
 from nni_jackpot.masks import check_unwrapped
+from nni_jackpot.runtime.files import replace_file
 from nni_jackpot.speedup.calls import Call, Inputs
 from nni_jackpot.speedup.outputs import check_same, copy_of, outputs_of, reason
 

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny_runs import copied, files_in, outcome, write_file
 
 from nni_jackpot.errors import JackpotError
-from nni_jackpot.experiment.result import load_result
+from nni_jackpot.experiment.folder.result import load_result
 
 # Settings for the shortest runs that have every phase: a step each of pre-training and tuning, two of search.
 SHORT = "data.train_images=32", "data.validation_images=32", "data.batch_size=32", "finetune.under=initial"

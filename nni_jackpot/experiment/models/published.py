@@ -12,7 +12,7 @@ from urllib.parse import urlparse
 import torch
 
 from nni_jackpot.errors import CheckpointError
-from nni_jackpot.files import digest_of_file, load_tensors, made_folders
+from nni_jackpot.runtime.files import digest_of_file, load_tensors, made_folders
 
 
 def place_of(url: str) -> Path:

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nni_jackpot.experiment.folder.result import load_result
 from nni_jackpot.experiment.report.measures import INIT, RECIPE, SPARSITY, Measure, labels
 from nni_jackpot.experiment.report.runs import Run
 from nni_jackpot.experiment.report.wording import percent
-from nni_jackpot.experiment.result import load_result
 from nni_jackpot.masks import Masks, load_masks, mask_overlap
 
 

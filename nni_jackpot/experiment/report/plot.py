@@ -7,7 +7,7 @@ import statistics
 from typing import Any
 
 from nni_jackpot.experiment.report.figures import Figure, Line
-from nni_jackpot.terminal import encodable
+from nni_jackpot.runtime.terminal import encodable
 
 # Okabe and Ito's palette, without its black and its yellow, which is faint on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

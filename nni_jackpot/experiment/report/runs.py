@@ -13,7 +13,7 @@ from typing import Any
 
 from nni_jackpot.errors import RunFolderError
 from nni_jackpot.experiment.config import RunConfig, load_config
-from nni_jackpot.experiment.result import Row, load_result, settings_of
+from nni_jackpot.experiment.folder.result import Row, load_result, settings_of
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from prettytable import PrettyTable, TableStyle
 
+from nni_jackpot.experiment.folder.result import Result
 from nni_jackpot.experiment.report.wording import name_of, spread
-from nni_jackpot.experiment.result import Result
 
 
 def summary(results: Sequence[Result], init: str) -> str:

@@ -16,8 +16,8 @@ from nni_jackpot.experiment.report.measures import Measure, measure
 from nni_jackpot.experiment.report.page import Report, Section, markdown, page
 from nni_jackpot.experiment.report.runs import Found, find_runs
 from nni_jackpot.experiment.report.tables import tables
-from nni_jackpot.files import check_folder, replace_files
-from nni_jackpot.terminal import encodable
+from nni_jackpot.runtime.files import check_folder, replace_files
+from nni_jackpot.runtime.terminal import encodable
 
 _LONGEST = 100  # of the part of a file's name that says what a section is about
 _SCREEN = 12  # lines about runs that were passed over

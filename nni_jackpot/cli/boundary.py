@@ -1,0 +1,132 @@
+"""The ways out of a command: an exit code that tells what became of it, and one line that says what to do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from enum import IntEnum
+from types import FrameType
+from typing import NoReturn
+
+import torch
+
+from nni_jackpot.errors import JackpotError, SearchDivergedError, TrainingDivergedError
+from nni_jackpot.experiment.tracking import Interrupted
+from nni_jackpot.runtime.terminal import one_line
+
+_DEBUG = "NNI_JACKPOT_DEBUG"
+_SIGNALS = signal.SIGINT, signal.SIGTERM
+
+
+class Exit(IntEnum):
+    """How a command ended."""
+
+    DONE = 0
+    FAILED = 1
+    REFUSED = 2
+    INTERRUPTED = 128 + signal.SIGINT
+    OUTPUT_CLOSED = 128 + 13  # SIGPIPE, which not every system has
+    TERMINATED = 128 + signal.SIGTERM
+
+
+EXIT_CODES = f"""\
+exit codes:
+  {Exit.DONE:<5}done
+  {Exit.FAILED:<5}the run failed: the loss diverged, memory ran out, a process was lost, or a defect was met
+  {Exit.REFUSED:<5}the command, a file or this machine is not as it must be; the line says what would be right
+  {Exit.INTERRUPTED:<5}interrupted (Ctrl-C)
+  {Exit.OUTPUT_CLOSED:<5}nobody reads the output any more
+  {Exit.TERMINATED:<5}terminated (SIGTERM)
+
+{_DEBUG}=1 in the environment shows where in the code an error comes from."""
+
+
+def way_out(command: Callable[[], object]) -> Exit:
+    """Run a command, and return how it ended, after one line on stderr unless it is done."""
+    received: list[int] = []
+    with _stopped_by_signals(received):
+        try:
+            command()
+            sys.stdout.flush()
+            return Exit.DONE
+        except (Exception, KeyboardInterrupt) as error:
+            if os.environ.get(_DEBUG):
+                traceback.print_exc()
+            code, line = _verdict(error, received)
+        _drop_what_cannot_be_written()
+        if line:
+            with suppress(OSError):
+                print(f"nni-jackpot: {one_line(line)}", file=sys.stderr, flush=True)
+        return code
+
+
+def _verdict(error: BaseException, received: list[int]) -> tuple[Exit, str]:
+    """Return the exit code and the line for what came out of a command."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, KeyboardInterrupt):
+        code = Exit.TERMINATED if signal.SIGTERM in received else Exit.INTERRUPTED
+        where = f" {error}" if isinstance(error, Interrupted) else ""
+        return code, f"{code.name.lower()}{where}: run the same command to go on"
+    if isinstance(error, BrokenPipeError):
+        return Exit.OUTPUT_CLOSED, ""
+    if isinstance(error, SearchDivergedError | TrainingDivergedError):
+        return Exit.FAILED, f"error: {text}"
+    if isinstance(error, JackpotError):
+        return Exit.REFUSED, f"error: {text}"
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in text:
+        wanted = "lower data.batch_size, data.eval_batch_size or data.workers, or take a smaller network"
+        return Exit.FAILED, f"error: memory ran out: {wanted} ({text.splitlines()[0]})"
+    if isinstance(error, RuntimeError) and text.startswith("DataLoader worker (pid"):
+        remedy = "run the same command to go on; fewer data.workers need less memory"
+        return Exit.FAILED, f"error: a process that loads data was lost: {remedy} ({text})"
+    if isinstance(error, OSError):
+        return Exit.REFUSED, f"error: {text}"
+    kind, place = type(error).__name__, _place(error)
+    return Exit.FAILED, (
+        f"error: {kind}: {text}{place}: nobody foresaw this; please report it to the maintainers of "
+        f"nni-jackpot, with what {_DEBUG}=1 in the environment shows"
+    )
+
+
+def _place(error: BaseException) -> str:
+    """Return where in this package an error came to light."""
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if "nni_jackpot" in frame.filename]
+    return f" (in {os.path.basename(own[-1].filename)}, line {own[-1].lineno})" if own else ""
+
+
+@contextmanager
+def _stopped_by_signals(received: list[int]) -> Iterator[None]:
+    """Have Ctrl-C and SIGTERM raise KeyboardInterrupt, once: a second one ends the process at once."""
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        received.append(number)
+        for each in heard:
+            signal.signal(each, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # which alone may say what signals do
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    heard = [number for number in _SIGNALS if before[number] != signal.SIG_IGN]  # as nohup has it
+    for number in heard:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in heard:
+            signal.signal(number, before[number] or signal.SIG_DFL)
+
+
+def _drop_what_cannot_be_written() -> None:
+    """Leave nothing for the interpreter's end, which would complain of a closed pipe or a full disk again."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

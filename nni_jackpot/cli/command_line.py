@@ -1,0 +1,192 @@
+"""The command line: ``nni-jackpot pretrain|search|overlap FILE``, of which search also is an NNI trial."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import redirect_stdout
+from functools import partial
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from nni_jackpot.cli.boundary import EXIT_CODES, Exit, way_out
+from nni_jackpot.cli.tickets import add_commands
+from nni_jackpot.errors import ExperimentConfigError
+from nni_jackpot.experiment.config import RunConfig, parse_override
+from nni_jackpot.experiment.dry_run import plan
+from nni_jackpot.experiment.folder.result import finished
+from nni_jackpot.experiment.overlap import overlap, save
+from nni_jackpot.experiment.processes import joined
+from nni_jackpot.experiment.report import summary, write_report
+from nni_jackpot.experiment.run import pretrain, search
+from nni_jackpot.experiment.sweep import named, runs_of
+from nni_jackpot.experiment.tracking import Interrupted, tuner_parameters
+from nni_jackpot.runtime.distributed import from_first, rank
+from nni_jackpot.runtime.terminal import any_terminal, one_line
+
+Value = TypeVar("Value")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code, after one line that says what is wrong unless that is 0."""
+    options = _parser().parse_args(arguments)
+    # NNI logs a line for every metric and every module; the progress and the table say the same.
+    logging.getLogger("nni").setLevel(logging.WARNING)
+
+    def command() -> None:
+        with joined(), redirect_stdout(sys.stdout if rank() == 0 else None):
+            options.command(options)
+
+    with any_terminal():
+        return int(way_out(command))
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(
+            Exit.REFUSED, f"{self.prog}: error: {one_line(message)}; {self.prog} -h says what there is\n"
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="nni-jackpot",
+        description=__doc__,
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, command, text in (
+        ("pretrain", _pretrain, "train the network of FILE, once; later runs find it in the cache"),
+        ("search", _search, "find a lottery jackpot in the pre-trained network of FILE"),
+        ("overlap", _overlap, "compare the masks of all criteria with the jackpots found from them (Fig. 4)"),
+    ):
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=command)
+        sub.add_argument(
+            "file", metavar="FILE", type=Path, help="YAML file of a run, or of an NNI experiment"
+        )
+        sub.add_argument(
+            "--set",
+            metavar="KEY=VALUE",
+            action="append",
+            default=[],
+            help="put a value in place of the file's, by dotted name: --set search.lr=1.0",
+        )
+        sub.add_argument(
+            "--sweep",
+            metavar="KEY=V1,V2,...",
+            action="append",
+            default=[],
+            help="one run a value; searches that differ in the seed alone share a table: --sweep seed=0,1,2",
+        )
+        sub.add_argument(
+            "--overwrite",
+            action="store_true",
+            help="replace finished runs, once the new ones are finished",
+        )
+        if command is _search:
+            sub.add_argument(
+                "--resume",
+                action="store_true",
+                help="go on with a sweep: take the results of runs that are finished, with the same settings",
+            )
+            sub.add_argument(
+                "--dry-run",
+                action="store_true",
+                help="check all runs, and print what each would train and for how long",
+            )
+    add_commands(commands)
+    text = "write the paper's tables and figures, of finished runs and NNI experiments"
+    sub = commands.add_parser("report", help=text, description=text)
+    sub.set_defaults(command=_report)
+    sub.add_argument("runs", metavar="RUNS", type=Path, nargs="+", help="folders of runs or NNI experiments")
+    sub.add_argument("-o", "--output", metavar="DIR", type=Path, default="report", help="default: report")
+    return parser
+
+
+def _pretrain(options: argparse.Namespace) -> None:
+    make = partial(pretrain, overwrite=True) if options.overwrite else pretrain
+    for _, config in _configs(options):
+        path, accuracy = make(config)
+        print(f"{path}: test accuracy {100 * accuracy:.2f} %")
+
+
+def _search(options: argparse.Namespace) -> None:
+    if options.dry_run:
+        print(plan(_configs(options), here=True, overwrite=options.overwrite))
+        return
+    # All configs are read before the first run: a mistake in the last is known at once.
+    runs = _configs(options)
+    by_title: dict[str, list[tuple[str, RunConfig]]] = {}
+    for swept, config in runs:
+        title = named({key: value for key, value in swept.items() if key != "seed"})
+        by_title.setdefault(title, []).append((named(swept), config))
+    make = partial(search, overwrite=True) if options.overwrite else search
+    number = 0
+    try:
+        for title, own in by_title.items():
+            found = []
+            for name, config in own:
+                number += 1
+                if len(runs) > 1:
+                    print(f"run {number} of {len(runs)}: {name}", flush=True)
+                done = options.resume and from_first(partial(finished, config))
+                found.append(done or make(config))
+            text = summary(found, own[0][1].search.init)
+            print(f"\n{title}\n{text}" if title else f"\n{text}", flush=True)
+    except KeyboardInterrupt as stop:
+        if len(runs) == 1:
+            raise
+        where = f"{stop}, " if isinstance(stop, Interrupted) else ""
+        raise Interrupted(f"{where}in run {number} of {len(runs)}") from stop
+
+
+def _overlap(options: argparse.Namespace) -> None:
+    make = partial(overlap, overwrite=True) if options.overwrite else overlap
+    for swept, config in _configs(options):
+        title = named(swept)
+        comparison = make(config)
+        paths = save(comparison) if rank() == 0 else []
+        print(f"\n{title}".rstrip(), comparison.table(), comparison.legend(), sep="\n")
+        if not any(path.suffix == ".png" for path in paths):
+            print('no overlap.png, which needs matplotlib: pip install "nni-jackpot[plot]"')
+        print("written to", *paths, flush=True)
+
+
+def _report(options: argparse.Namespace) -> None:
+    print(write_report(options.runs, options.output))
+
+
+def _configs(options: argparse.Namespace) -> list[tuple[dict[str, object], RunConfig]]:
+    """Return the swept values and the config of every run that the command line asks for."""
+    fixed = _once("--set", map(parse_override, options.set)) | from_first(tuner_parameters)
+    return runs_of(options.file, fixed, _once("--sweep", map(_axis, options.sweep)))
+
+
+def _once(option: str, pairs: Iterable[tuple[str, Value]]) -> dict[str, Value]:
+    """Return values by their dotted name, which none may be given twice."""
+    values: dict[str, Value] = {}
+    for key, value in pairs:
+        if key in values:
+            raise ExperimentConfigError(f"{option} {key} is given twice, allowed: once")
+        values[key] = value
+    return values
+
+
+def _axis(text: str) -> tuple[str, list[object]]:
+    """Split ``seed=0,1,2`` into the dotted name and its values."""
+    key, value = parse_override(text)
+    if isinstance(value, str):
+        _, value = parse_override(f"{key}=[{value}]")
+    if value == []:
+        raise ExperimentConfigError(f"--sweep {key}: found no values, allowed: {key}=V1,V2,...")
+    return key, value if isinstance(value, list) else [value]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""The commands about tickets: ``nni-jackpot export RUN``, ``inspect TICKET``, ``apply TICKET CHECKPOINT``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from prettytable import PrettyTable, TableStyle
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from nni_jackpot.errors import CheckpointError
+from nni_jackpot.experiment.config import RunConfig, load_config, to_dict
+from nni_jackpot.experiment.folder.pretrained import cache_path
+from nni_jackpot.experiment.folder.result import load_result
+from nni_jackpot.masks import Masks, load_masks
+from nni_jackpot.runtime.files import load_tensors, replace_file
+from nni_jackpot.runtime.terminal import escaped
+from nni_jackpot.storage.formats.coded_mask import CodedMask
+from nni_jackpot.storage.norm_statistics import statistics_of
+from nni_jackpot.storage.sparse_checkpoint import save_sparse
+from nni_jackpot.storage.ticket import load_ticket, masks_by_name, save_ticket
+from nni_jackpot.storage.ticket_format import named
+
+_MOST_ROWS = 16
+_SAFETENSORS = ".safetensors"
+
+
+def add_commands(commands: Any) -> None:
+    """Add the commands to those of the parser."""
+    text = "write the jackpot of a run's folder as a ticket"
+    sub = commands.add_parser("export", help=text, description=text)
+    sub.set_defaults(command=_export)
+    sub.add_argument("run", metavar="RUN", type=Path, help="folder that a search has written")
+    sub.add_argument(
+        "-o", "--output", metavar="FILE", type=Path, help="jackpot.ticket in the folder by default"
+    )
+    sub.add_argument(
+        "--sparse", action="store_true", help="write a sparse checkpoint, which needs no base: jackpot.sparse"
+    )
+
+    text = "tell what a ticket holds, how large it is, and how it was found"
+    sub = commands.add_parser("inspect", help=text, description=text)
+    sub.set_defaults(command=_inspect)
+    sub.add_argument("ticket", metavar="TICKET", type=Path)
+
+    text = "write the sparse state dict that a ticket makes of its base"
+    sub = commands.add_parser("apply", help=text, description=text)
+    sub.set_defaults(command=_apply)
+    sub.add_argument("ticket", metavar="TICKET", type=Path)
+    sub.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="state dict, .pth or .safetensors")
+    sub.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="of either kind as well")
+
+
+def _export(options: argparse.Namespace) -> None:
+    run: Path = options.run
+    config = load_config(run / "config.yml")
+    load_result(run).check_files("masks.pth", "jackpot.pth")
+    masks = load_masks(run / "masks.pth")
+    found = _read_state(run / "jackpot.pth")
+    if options.sparse:
+        path = options.output or run / "jackpot.sparse"
+        save_sparse(path, found, masks)
+    else:
+        path = options.output or run / "jackpot.ticket"
+        save_ticket(path, masks, _dense(config, masks, found, run), _told(config, run))
+    print(f"{path}: {path.stat().st_size:,} bytes")
+
+
+def _dense(config: RunConfig, masks: Masks, found: dict[str, Tensor], run: Path) -> dict[str, Tensor]:
+    """Return the found network before its weights were pruned."""
+    path = Path(config.pretrain.checkpoint or cache_path(config))
+    base = _read_state(path)
+    zeros = {name: mask.logical_not() for name, mask in masks_by_name(masks, base).items()}
+    adapted = {name: found[name] for name in statistics_of(base) if name in found}
+    dense = base | adapted
+    for name, tensor in dense.items():
+        sparse = tensor.masked_fill(zeros[name], 0) if name in zeros else tensor
+        if name not in found or not torch.equal(sparse, found[name]):
+            raise CheckpointError(
+                f"{path} is not what the jackpot of {run} was found in: {escaped(name)} differs"
+            )
+    return dense
+
+
+def _told(config: RunConfig, run: Path) -> dict[str, Any]:
+    """Return what is worth knowing of a run, and nothing of the machine that it ran on."""
+    settings, result = to_dict(config), load_result(run)
+    return {
+        "data": config.data.name,
+        **{name: settings[name] for name in ("model", "config_list", "seed", "search")},
+        "metrics": {row.kind: row.accuracy for row in result.rows},
+        "overlap": result.overlap,
+    }
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    ticket = load_ticket(options.ticket)
+    masks = [(name, mask) for name, _, mask in named(ticket.coded) if mask.kept < mask.size]
+    table = PrettyTable(["target", "shape", "sparsity %", "bits a weight", "entropy", "coded by"])
+    table.set_style(TableStyle.SINGLE_BORDER)
+    table.align = "r"
+    table.align["target"] = table.align["coded by"] = "l"
+    largest = sorted(masks, key=lambda item: -item[1].size)[:_MOST_ROWS]
+    for name, mask in masks:
+        if (name, mask) in largest:
+            table.add_row([escaped(name), "x".join(map(str, mask.shape)), *_density(mask), _form(mask)])
+    print(table)
+    if len(masks) > len(largest):
+        print(f"and {len(masks) - len(largest)} smaller targets")
+    size, weights = options.ticket.stat().st_size, sum(mask.size for _, mask in masks)
+    parts = {"masks": 0, **ticket.nbytes}
+    parts["names and metadata"] = size - sum(parts.values())
+    bound = sum(mask.bound for _, mask in masks)
+    print(f"sparsity: {100 * ticket.sparsity:.2f} % of {weights:,} weights")
+    print(f"size: {size:,} bytes: " + ", ".join(f"{name} {count:,}" for name, count in parts.items()))
+    if bound:
+        print(f"masks: {parts['masks'] / bound:.4f} of the entropy of independent zeros, {bound:,.0f} bytes")
+    print(f"base: {len(ticket.base)} tensors")
+    for key, value in ticket.metadata.items():
+        # All of it, and in ASCII, where control characters are escaped, but for one.
+        print(f"{escaped(key)}: {json.dumps(value)}".replace("\x7f", "\\x7f"))
+
+
+def _density(mask: CodedMask) -> list[str]:
+    numbers = 100 * (1 - mask.kept / mask.size), 8 * len(mask.stream) / mask.size, 8 * mask.bound / mask.size
+    return [f"{numbers[0]:.2f}", f"{numbers[1]:.3f}", f"{numbers[2]:.3f}"]
+
+
+def _form(mask: CodedMask) -> str:
+    if mask.group is not None:
+        return f"{mask.group[0]}:{mask.group[1]}"
+    return "weight" if max(mask.blocks, default=1) == 1 else "blocks of " + "x".join(map(str, mask.blocks))
+
+
+def _apply(options: argparse.Namespace) -> None:
+    ticket, state = load_ticket(options.ticket), _read_state(options.checkpoint)
+    ticket.apply(state)
+    _write_state(state, options.output)
+    print(f"{options.output}: {100 * ticket.sparsity:.2f} % of the weights of its pruned targets are zero")
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    if path.suffix == _SAFETENSORS:
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{path} is not a checkpoint: {escaped(error)}") from None
+    try:
+        state = load_tensors(path, "checkpoint")
+    except CheckpointError as error:
+        raise CheckpointError(escaped(error, most=1000)) from None
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
+    ):
+        raise CheckpointError(f"{path} is not a state dict: tensors by name are wanted")
+    most = path.stat().st_size
+    for name, tensor in state.items():
+        # Of steps of no length along a side of any: a few bytes that claim to be many.
+        if tensor.numel() * tensor.element_size() > most:
+            raise CheckpointError(f"{path} has {most:,} bytes, and {escaped(name)} claims to be larger")
+    return state
+
+
+def _write_state(state: dict[str, Tensor], path: Path) -> None:
+    if path.suffix == _SAFETENSORS:
+        # Copies, for tied weights have one memory, in the one layout that the format has.
+        own = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
+        try:
+            raw = save(own)
+        except (SafetensorError, LookupError, ValueError) as error:
+            raise CheckpointError(f"{path} cannot be safetensors: {escaped(error)}") from None
+        replace_file(path, lambda aside: aside.write_bytes(raw))
+    else:
+        replace_file(path, lambda aside: torch.save(state, aside))

@@ -1,0 +1,230 @@
+"""Datasets by name, as `Images` for training and for the test, and their number of classes.
+
+Small ones are read into memory and normalised by their own training images. Folders of image files are read
+as training goes on, cropped and normalised as in PyTorch's reference for ImageNet.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from http.client import HTTPException
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from filelock import FileLock
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+from torchvision.datasets import CIFAR10, CIFAR100, MNIST, FashionMNIST, ImageFolder
+from torchvision.datasets.utils import check_integrity
+from torchvision.transforms import v2
+
+from nni_jackpot.errors import DatasetNotFoundError
+from nni_jackpot.experiment.config import DataConfig
+from nni_jackpot.experiment.data.idx import read_idx
+from nni_jackpot.experiment.data.images import ImageFiles, Images, ImageTensors
+
+# Where Debian's package dataset-fashion-mnist puts its files.
+FASHION_MNIST_ROOT = "/usr/share/datasets/fashion-mnist"
+# Where the others are looked for, and downloads go, if the config names no root.
+USUAL_ROOT = "data"
+
+# Of ImageNet's training images in RGB, from 0 to 255: the constants of PyTorch's reference.
+IMAGENET_MEAN = 255 * torch.tensor([0.485, 0.456, 0.406])
+IMAGENET_STD = 255 * torch.tensor([0.229, 0.224, 0.225])
+IMAGENET_CLASSES = 1000
+
+Pair = tuple[Tensor, Tensor]
+
+
+class Loaded(NamedTuple):
+    """A dataset: training images as training sees them, the same without variation, and test images."""
+
+    train: Images
+    unvaried: Images
+    test: Images
+    num_classes: int
+
+
+# -- in memory
+
+
+def _in_memory(
+    config: DataConfig, train: Pair, test: Pair, num_classes: int, max_shift: int, flip: bool = False
+) -> Loaded:
+    """Make datasets of uint8 (N, C, S, S) images and their labels, all normalised as the training images."""
+    channels = [train[0][:, i].float() for i in range(train[0].shape[1])]
+    mean = torch.stack([values.mean() for values in channels])
+    std = torch.stack([values.std() for values in channels])
+    size = config.image_size or train[0].shape[2]
+    plain = ImageTensors(*train, mean, std, size)
+    varied = ImageTensors(*train, mean, std, size, max_shift, flip) if config.augment else plain
+    return Loaded(varied, plain, ImageTensors(*test, mean, std, size), num_classes)
+
+
+def _digits(config: DataConfig) -> Loaded:
+    """Scikit-learn's 1797 images of 8x8 pixels; the same fifth of each class is the test at every seed."""
+    pixels, labels = load_digits(return_X_y=True)
+    images = torch.from_numpy(pixels).to(torch.uint8).view(-1, 1, 8, 8)
+    classes = torch.from_numpy(labels).long()
+    train, test = (
+        torch.from_numpy(part)
+        for part in train_test_split(np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0)
+    )
+    return _in_memory(config, (images[train], classes[train]), (images[test], classes[test]), 10, max_shift=1)
+
+
+def _mnist(kind: type[MNIST], config: DataConfig) -> Loaded:
+    """60000 + 10000 images of 28x28 pixels, from four IDX files in ``root`` or where torchvision has them."""
+    root = Path(config.root or USUAL_ROOT)
+    remedy = "set data.root to the folder that holds them, or data.download to true"
+    if kind is FashionMNIST and not config.download:
+        root = Path(config.root or FASHION_MNIST_ROOT)
+        remedy = f"install Debian's package (apt-get install dataset-fashion-mnist), {remedy}"
+    if config.download:
+        _download(kind, root)
+    folders = root, root / kind.__name__ / "raw"
+    names = [f"{part}-{what}-ubyte" for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1")]
+    candidates = [[folder / f"{name}{end}" for folder in folders for end in (".gz", "")] for name in names]
+    found = [next((path for path in paths if path.is_file()), None) for paths in candidates]
+    missing = [f"{name}[.gz]" for name, path in zip(names, found, strict=True) if path is None]
+    if missing:
+        raise DatasetNotFoundError(f"{root} lacks {', '.join(missing)} of {kind.__name__}: {remedy}")
+    train_images, train_labels, test_images, test_labels = (path for path in found if path is not None)
+    train, test = _read_pair(train_images, train_labels), _read_pair(test_images, test_labels)
+    return _in_memory(config, train, test, 10, max_shift=2)
+
+
+def _read_pair(images_path: Path, labels_path: Path) -> Pair:
+    images, labels = read_idx(images_path, (28, 28)), read_idx(labels_path, ())
+    if len(images) != len(labels) or not len(labels):
+        raise DatasetNotFoundError(
+            f"{images_path} holds {len(images)} images, {labels_path} holds {len(labels)} labels: there must "
+            "be as many, and at least one"
+        )
+    if labels.max() > 9:
+        raise DatasetNotFoundError(f"{labels_path} holds the label {int(labels.max())}, allowed: 0 to 9")
+    return images[:, None], labels.long()
+
+
+def _cifar(kind: type[CIFAR10], config: DataConfig) -> Loaded:
+    """50000 + 10000 images of 32x32 pixels in RGB, from the pickles whose checksums torchvision knows."""
+    root = Path(config.root or USUAL_ROOT)
+    if config.download:
+        _download(kind, root)
+    folder = root / kind.base_folder
+    checksums = dict([*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])])
+    bad = [
+        f"{name} ({'damaged' if (folder / name).exists() else 'missing'})"
+        for name, md5 in checksums.items()
+        if not check_integrity(folder / name, md5)
+    ]
+    if bad:
+        raise DatasetNotFoundError(
+            f"{folder} is not {kind.__name__} as published: {', '.join(bad)}; set data.root to the folder "
+            f"that holds {kind.base_folder}, or data.download to true"
+        )
+    train, test = kind(root, train=True), kind(root, train=False)
+    return _in_memory(config, _tensors(train), _tensors(test), len(train.classes), max_shift=4, flip=True)
+
+
+def _tensors(cifar: CIFAR10) -> Pair:
+    return torch.from_numpy(cifar.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(cifar.targets)
+
+
+def _download(kind: type[MNIST] | type[CIFAR10], root: Path) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        # Trials that run side by side want the same files: one downloads, the others wait.
+        with FileLock(root / f"{kind.__name__}.lock"):
+            kind(root, download=True)
+    except (OSError, RuntimeError, HTTPException) as error:
+        reason = " ".join(str(error).split())
+        raise DatasetNotFoundError(f"{kind.__name__} cannot be downloaded into {root}: {reason}") from error
+
+
+# -- in files
+
+
+def _image_folder(config: DataConfig) -> Loaded:
+    """Images of one's own: ``root/train/<class>/*`` and ``root/val`` or ``root/test`` alike."""
+    assert config.root is not None  # the config sees to it
+    root = Path(config.root)
+    size = config.image_size or 224
+    held_out = next((root / name for name in ("val", "test") if (root / name).is_dir()), root / "val")
+    train, test = _scan(root / "train"), _scan(held_out)
+    if train.classes != test.classes:
+        only = sorted({*train.classes} ^ {*test.classes})
+        raise DatasetNotFoundError(
+            f"{root / 'train'} and {held_out} must have the same class folders; in one of them only: "
+            f"{', '.join(only[:5])}{' and more' if len(only) > 5 else ''}"
+        )
+    # The central 7/8: of 256 pixels, as in PyTorch's reference, the usual 224.
+    plain = v2.Compose([v2.Resize(size * 8 // 7), v2.CenterCrop(size), v2.PILToTensor()])
+    images, held_out_images = (
+        ImageFiles(
+            [path for path, _ in folder.samples],
+            torch.tensor(folder.targets),
+            IMAGENET_MEAN,
+            IMAGENET_STD,
+            plain,
+            size,
+        )
+        for folder in (train, test)
+    )
+    varied = images
+    if config.augment:
+        steps = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), v2.PILToTensor()]
+        varied = images.seen_through(v2.Compose(steps))
+    return Loaded(varied, images, held_out_images, len(train.classes))
+
+
+def _imagenet(config: DataConfig) -> Loaded:
+    """ImageNet-1K: ``root/train/<wnid>/*.JPEG`` and ``root/val/<wnid>/*.JPEG``."""
+    loaded = _image_folder(config)
+    if loaded.num_classes != IMAGENET_CLASSES:
+        raise DatasetNotFoundError(
+            f"{config.root} has {loaded.num_classes} class folders, ImageNet has {IMAGENET_CLASSES}; set "
+            "data.name to image_folder for a part of it"
+        )
+    return loaded
+
+
+def _scan(folder: Path) -> ImageFolder:
+    try:
+        for name in os.listdir(folder):
+            _refuse_circles(folder / name)
+        return ImageFolder(folder)
+    except DatasetNotFoundError:
+        raise
+    except OSError as error:
+        raise DatasetNotFoundError(
+            f"{folder} must hold a folder of images for each class, {folder}/<class>/*: {error}"
+        ) from error
+
+
+def _refuse_circles(top: Path) -> None:
+    """Find a folder that links lead to twice: images would be there many times, or without end."""
+    seen: dict[tuple[int, int], str] = {}
+    for name, _, _ in os.walk(top, followlinks=True):
+        status = os.stat(name)
+        first = seen.setdefault((status.st_dev, status.st_ino), name)
+        if first != name:
+            raise DatasetNotFoundError(
+                f"{name} is {first} again, by a link: each folder of images counts once"
+            )
+
+
+DATASETS: dict[str, Callable[[DataConfig], Loaded]] = {
+    "digits": _digits,
+    "mnist": partial(_mnist, MNIST),
+    "fashion_mnist": partial(_mnist, FashionMNIST),
+    "cifar10": partial(_cifar, CIFAR10),
+    "cifar100": partial(_cifar, CIFAR100),
+    "imagenet": _imagenet,
+    "image_folder": _image_folder,
+}

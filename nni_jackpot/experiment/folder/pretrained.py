@@ -1,0 +1,170 @@
+"""Pre-trained weights: taken from a file, or trained once and kept under the hash of what they depend on.
+
+Training starts from the weights that the config's network has, random or published ones; no epochs of
+training leave them as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock
+from torch import Tensor, nn
+
+from nni_jackpot.errors import CheckpointError, ExperimentConfigError, OutputFolderError
+from nni_jackpot.experiment.config import RunConfig, config_hash, to_dict
+from nni_jackpot.experiment.models import has_new_classifier
+from nni_jackpot.runtime.distributed import from_first, rank, wait_for_all
+from nni_jackpot.runtime.files import check_folder, load_tensors, remove_leftovers, replace_file, save_tensors
+from nni_jackpot.runtime.resume import remove_files
+
+
+def cache_path(config: RunConfig) -> Path:
+    """Return where the weights of this run's pre-training are kept."""
+    pretrain = to_dict(config.pretrain)
+    pretrain.pop("cache")
+    pretrain.pop("checkpoint")
+    data = to_dict(config.data)
+    for name in ("workers", "eval_batch_size", "download"):
+        data.pop(name)
+    key = config_hash({"seed": config.seed, "data": data, "model": config.model, "pretrain": pretrain})
+    model = config.model.name.replace("/", "-")
+    return Path(config.pretrain.cache) / f"{config.data.name}-{model}-{key}.pth"
+
+
+def check_start(config: RunConfig, num_classes: int) -> None:
+    """See that the config says where the weights come from, once, and for all of them.
+
+    Raises
+    ------
+    ExperimentConfigError
+        If it does not.
+    """
+    weights, pretrain = config.model.weights, config.pretrain
+    if weights is None:
+        return
+    if pretrain.checkpoint is not None:
+        raise ExperimentConfigError(
+            f"model.weights is {weights} and pretrain.checkpoint is {pretrain.checkpoint}: one of them must "
+            "be null"
+        )
+    if not pretrain.epochs and has_new_classifier(config.model, num_classes):
+        raise ExperimentConfigError(
+            f"model.weights: {weights} of {config.model.name} are for other classes than the dataset's "
+            f"{num_classes}, so that the classifier is a new one: give it pretrain.epochs > 0"
+        )
+
+
+def check_pretrained(model: nn.Module, config: RunConfig) -> bool:
+    """See that a file of pre-trained weights fits a model, if there is one, and else that it can be written.
+
+    The model is changed: take a copy.
+
+    Returns
+    -------
+    bool
+        Whether there is one, whose weights the model then has.
+
+    Raises
+    ------
+    CheckpointError, OutputFolderError
+        As `ensure_pretrained` does.
+    """
+    given = config.pretrain.checkpoint
+    path = cache_path(config) if given is None else Path(given)
+    is_there = given is not None or path.exists()
+    if is_there:
+        load_weights(model, path)
+    else:
+        check_folder(path.parent)
+    return is_there
+
+
+def interrupted_training(config: RunConfig) -> Path | None:
+    """Return the file that a training of these weights would go on from; None if there is none to come."""
+    path = cache_path(config)
+    return None if config.pretrain.checkpoint is not None or path.exists() else _interrupted(path)
+
+
+def _interrupted(path: Path) -> Path:
+    return path.with_suffix(".epoch")
+
+
+def ensure_pretrained(model: nn.Module, config: RunConfig, train: Callable[[Path], None]) -> Path:
+    """Load pre-trained weights into the model, training them first if nobody has.
+
+    Parameters
+    ----------
+    model
+        The network of the config.
+    config
+        The run.
+    train
+        Trains the model in place, given the path of a file to go on from if it is interrupted: beside the
+        weights' own, so that another run with the same pre-training finds it as well.
+
+    Returns
+    -------
+    Path
+        The file that the weights are in.
+
+    Raises
+    ------
+    CheckpointError
+        If ``pretrain.checkpoint`` is missing, unreadable, or of another network.
+    OutputFolderError
+        If the cache folder cannot be written; known before the training.
+    """
+    if config.pretrain.checkpoint is not None:
+        path = Path(config.pretrain.checkpoint)
+        load_weights(model, path)
+        return path
+    path = cache_path(config)
+    lock = FileLock(f"{path}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Trials that run side by side want the same weights: one trains, the others wait.
+        if rank() == 0:
+            lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        raise OutputFolderError(f"cannot keep pre-trained weights in {path.parent}: {error}") from error
+    try:
+        interrupted = _interrupted(path)
+        if rank() == 0:
+            remove_leftovers(path, interrupted)
+        if not from_first(path.exists):
+            train(interrupted)
+            if rank() == 0:
+                replace_file(path, lambda aside: save_tensors(model.state_dict(), aside))
+            wait_for_all()
+        remove_files(interrupted)
+    finally:
+        lock.release()
+    load_weights(model, path)
+    return path
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a state dict, every key of which must fit; no code of the file is run.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, unreadable, or of another network; the model is then unchanged.
+    """
+    state = load_tensors(path, "checkpoint")
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{path} is not a state dict: tensors by name are wanted")
+    own = model.state_dict()
+    wrong = [f"{name} is missing" for name in own if name not in state]
+    wrong += [f"{name} is unknown" for name in state if name not in own]
+    wrong += [
+        f"{name} has shape {tuple(state[name].shape)}, not {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise CheckpointError(f"{path} is a checkpoint of another network: {'; '.join(wrong[:3])}{more}")
+    model.load_state_dict(state)

@@ -1,0 +1,1 @@
+"""How a YAML file is read and checked."""

@@ -1,0 +1,125 @@
+"""The runs that one file stands for: a run's own YAML file, or an NNI experiment that sweeps over one."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nni_jackpot.errors import ExperimentConfigError
+from nni_jackpot.experiment.config import RunConfig, config_hash, load_config
+from nni_jackpot.experiment.folder.paths import folder_name
+from nni_jackpot.experiment.schema import strict_yaml
+from nni_jackpot.experiment.schema.rules import related
+
+# How a trial of these experiments begins.
+_COMMAND = ["nni-jackpot", "search"]
+
+_MOST_RUNS = 10_000
+
+
+def runs_of(
+    path: Path, fixed: Mapping[str, object] = {}, sweep: Mapping[str, Sequence[object]] = {}
+) -> list[tuple[dict[str, object], RunConfig]]:
+    """Return the swept values and the config of every run, all of them read before the first is made.
+
+    Parameters
+    ----------
+    path
+        A run's YAML file, or that of an NNI experiment whose trials are ``nni-jackpot search FILE`` and whose
+        search space is a grid: ``choice`` alone. The runs are those of NNI's GridSearch.
+    fixed
+        Values by dotted name, in place of the file's, and of the search space's.
+    sweep
+        Values to try by dotted name, in place of the search space's; one run for every combination.
+
+    Raises
+    ------
+    ExperimentConfigError
+        If a file cannot be read, a name is both fixed and swept, two runs are the same, or one of the runs is
+        not valid.
+    """
+    if twice := sorted(a for a in fixed if any(related(a, b) for b in sweep)):
+        raise ExperimentConfigError(f"{', '.join(twice)}: is both set and swept, allowed: one of them")
+    content = _mapping(path)
+    if "trialCommand" in content:
+        grid = {name: values for name, values in _grid(path, content).items() if name not in fixed}
+        sweep = {**grid, **sweep}
+        path = _trial_file(path, content)
+    if (count := math.prod(map(len, sweep.values()))) > _MOST_RUNS:
+        raise ExperimentConfigError(f"{path}: a sweep of {count:,} runs, allowed: up to {_MOST_RUNS:,}")
+    runs = []
+    made: set[str] = set()
+    for values in itertools.product(*sweep.values()):
+        swept = dict(zip(sweep, values, strict=True))
+        config = load_config(path, {**fixed, **swept})
+        if (key := config_hash(config)) in made:  # their mean would pass for that of two runs
+            raise ExperimentConfigError(f"{path}: two runs of the sweep are the same: {named(swept)}")
+        made.add(key)
+        if swept:  # runs side by side need a folder each
+            name = folder_name(swept, {key: shown(value) for key, value in swept.items()})
+            output = {"output": str(Path(config.output) / name)}
+            config = load_config(path, {**fixed, **swept, **output})
+        runs.append((swept, config))
+    return runs
+
+
+def named(swept: Mapping[str, object]) -> str:
+    """Return what tells a run of a sweep from the others, as one writes it on the command line."""
+    return ", ".join(f"{key}={shown(value)}" for key, value in swept.items())
+
+
+def shown(value: object) -> str:
+    """Return a value as one writes it in YAML: null and true, not None and True."""
+    return (
+        {None: "null", True: "true", False: "false"}[value] if isinstance(value, bool | None) else str(value)
+    )
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    """Read a file as far as to tell what it is; what is wrong with a run's is `load_config`'s to say.
+
+    By PyYAML's own rules, which are NNI's: what it would hand to its trials as a string is one here too.
+    """
+    try:
+        content = strict_yaml.parse(strict_yaml.read(path), like_nni=True)
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _trial_file(path: Path, content: Mapping[str, Any]) -> Path:
+    try:
+        words = shlex.split(str(content["trialCommand"]))
+    except ValueError:  # a quote that is open
+        words = []
+    if words[:2] != _COMMAND or len(words) != 3:
+        raise ExperimentConfigError(
+            f"{path}: trialCommand: found {content['trialCommand']!r}, allowed: {' '.join(_COMMAND)} FILE"
+        )
+    # NNI takes relative paths of the experiment's file from that file's folder.
+    return path.parent / os.path.expanduser(str(content.get("trialCodeDirectory", "."))) / words[2]
+
+
+def _grid(path: Path, content: Mapping[str, Any]) -> dict[str, list[object]]:
+    space = content.get("searchSpace")
+    if not isinstance(space, dict) or not space or not all(isinstance(name, str) for name in space):
+        raise ExperimentConfigError(
+            f"{path}: searchSpace: found {space!r}, allowed: dotted names with choices"
+        )
+    return {name: list(_choices(path, name, entry)) for name, entry in space.items()}
+
+
+def _choices(path: Path, name: str, entry: object) -> Iterator[object]:
+    kind = entry.get("_type") if isinstance(entry, dict) else None
+    values = entry.get("_value") if isinstance(entry, dict) else None
+    if kind != "choice" or not isinstance(values, list) or not values:
+        raise ExperimentConfigError(
+            f"{path}: searchSpace.{name}: found {entry!r}, allowed is a choice of values, which make a grid; "
+            f"for another space launch the experiment by NNI: nnictl create --config {path}"
+        )
+    yield from values

@@ -1,0 +1,309 @@
+"""Where a run's metrics go: NNI, TensorBoard, a CSV file, and what shows its progress."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import re
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nni
+import torch
+
+from nni_jackpot.errors import CheckpointError, JackpotError, OutputFolderError
+from nni_jackpot.runtime.events import EventFile
+from nni_jackpot.runtime.files import replace_file
+from nni_jackpot.runtime.progress import Progress
+
+Scalar = float | torch.Tensor
+
+# What the state of a tracker holds.
+_STATE = {"step": int, "epoch_steps": int, "loss_sum": float, "seconds": float}
+
+
+class Interrupted(KeyboardInterrupt):
+    """An interruption that says how far the run had come: ``at step 120 of 900``."""
+
+
+def running_as_nni_trial() -> bool:
+    """Return whether this process is a trial of an NNI experiment."""
+    return "NNI_PLATFORM" in os.environ
+
+
+def tuner_parameters() -> dict[str, object]:
+    """Return the parameters that NNI's tuner chose for this trial; none standalone.
+
+    Call it once a trial and in one process: NNI answers one request, and a second one waits for ever.
+    Raises JackpotError if NNI has closed the connection, as it does when the experiment is stopped.
+    """
+    if not running_as_nni_trial():
+        return {}
+    parameters = nni.get_next_parameter()
+    if parameters is None:
+        raise JackpotError("NNI has closed the connection to this trial, no parameters were received")
+    return dict(parameters)
+
+
+def output_folder(default: Path) -> Path:
+    """Return the folder for a run's files, created: NNI's own for a trial, else ``default``.
+
+    Raises OutputFolderError if it cannot be created or written.
+    """
+    folder = Path(os.environ["NNI_OUTPUT_DIR"]) if running_as_nni_trial() else default
+    _make_writable(folder)
+    return folder
+
+
+class Tracker:
+    """Carry a run's metrics to NNI, TensorBoard, a CSV file, and a progress bar or lines on stdout.
+
+    A context manager, from which an interruption comes as `Interrupted`. On ranks other than 0 it creates
+    nothing and all methods are silent. Raises OutputFolderError if the folder cannot be created or written.
+
+    A run that is resumed first counts, by `skip_step` and `skip_epoch`, what an earlier process did. Of that
+    process the rows and points up to there stay, and what it did beyond is replaced.
+
+    Parameters
+    ----------
+    folder
+        Gets ``metrics.csv``, and an event file in ``tensorboard``. Those of an earlier run are replaced at
+        the end of the first epoch, and at the first step that is logged.
+    total_steps
+        Training steps of the whole run.
+    description
+        Name of what is tracked, for the bar that appears if stderr is a terminal, and for the lines that are
+        printed if it is none: for each epoch, and every half minute.
+    log_every
+        Steps from one logged step to the next.
+    rank
+        Rank of this process in distributed training.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        total_steps: int,
+        *,
+        description: str,
+        log_every: int = 10,
+        rank: int = 0,
+        report_to_nni: bool = True,
+    ) -> None:
+        self._silent = rank != 0
+        if self._silent:
+            return
+        _make_writable(folder)
+        self._log_every = log_every
+        self._reports = report_to_nni and running_as_nni_trial()
+        # The subfolder of a trial's output folder that NNI's web portal asks for.
+        self._event_folder = folder / "tensorboard"
+        self._events: EventFile | None = None
+        self._path = folder / "metrics.csv"
+        self._rows_on_file = _read_rows(self._path)
+        self._rows: list[Mapping[str, object]] = []
+        self._progress = Progress(description, total_steps)
+        self._description = description
+        self._shown: dict[str, float] = {}
+        self._start = time.perf_counter()
+        self._seconds_before = 0.0
+        self._epochs = self._epoch_steps = 0
+        self._skipped = (0, 0)  # steps and epochs
+        self._resumed: Mapping[str, Any] = {}
+        self._has_noted = False
+        self._loss_sum: Scalar | None = 0.0  # None where the beginning of the epoch is not known
+        self._scalars: dict[str, Scalar] = {}
+
+    def note(self, loss: Scalar) -> None:
+        """Take note of the loss of the step that comes, for `state_dict` to have it before that step ends."""
+        if not self._silent:
+            self._epoch_steps += 1
+            self._has_noted = True
+            if self._loss_sum is not None:
+                self._loss_sum = self._loss_sum + _detached(loss)
+
+    def step(self, loss: Scalar, **scalars: Scalar) -> None:
+        """Take note of a training step.
+
+        Every ``log_every`` steps the batch's loss and the scalars, such as ``learning_rate``, go to
+        TensorBoard as ``step/<name>``. Tensors are read on those steps only: the others need not wait
+        for the device.
+        """
+        if self._silent:
+            return
+        if not self._has_noted:
+            self.note(loss)
+        self._has_noted = False
+        self._progress.step()
+        self._scalars = {name: _detached(value) for name, value in {"loss": loss, **scalars}.items()}
+        if self._progress.steps % self._log_every == 0:
+            values = {name: float(value) for name, value in self._scalars.items()}
+            self._add_points(self._progress.steps, "step", values)
+            self._shown["loss"] = values["loss"]
+            self._progress.show(self._shown)
+        if self._progress.line_is_due:
+            self._progress.line({"loss": f"{float(self._scalars['loss']):.4f}"})
+
+    def epoch(self, accuracy: float, *, layers: Mapping[str, float] | None = None, **scalars: Scalar) -> None:
+        """Take note of the end of an epoch; under NNI the accuracy is reported as an intermediate result.
+
+        ``metrics.csv`` gets a row: epoch and step (both from 1), accuracy, loss (mean over the epoch's steps;
+        NaN without any, blank where an earlier process took some of them), the scalars of the last step and
+        those given here, seconds since the start. The first row fixes the columns: what a later row lacks is
+        left blank, what it has more is a ValueError.
+
+        Parameters
+        ----------
+        accuracy
+            Accuracy on held-out data, as a fraction.
+        layers
+            Share of weights kept by layer, for TensorBoard: ``density/<layer>``.
+        **scalars
+            Other values of the epoch, such as ``overlap``; in TensorBoard ``epoch/<name>``.
+        """
+        if self._silent:
+            return
+        self._epochs += 1
+        values = {"accuracy": accuracy}
+        if self._loss_sum is not None:
+            values["loss"] = float(self._loss_sum) / self._epoch_steps if self._epoch_steps else math.nan
+        values |= {name: float(value) for name, value in scalars.items()}
+        self._loss_sum, self._epoch_steps = 0.0, 0
+        self._add_points(self._epochs, "epoch", values)
+        self._add_points(self._epochs, "density", layers or {})
+        self._write_row(values)
+        self._shown["accuracy"] = accuracy
+        self._progress.show(self._shown, refresh=True)
+        loss = {"loss": f"{values['loss']:.4f}"} if "loss" in values else {}
+        self._progress.line({"epoch": f"{self._epochs}", **loss, "accuracy": f"{100 * accuracy:.2f} %"})
+        if self._reports:
+            nni.report_intermediate_result(accuracy)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold for the run to go on as if it had not been interrupted."""
+        if self._silent or self._loss_sum is None:
+            return {}
+        return {
+            "step": self._progress.steps + self._has_noted,
+            "epoch_steps": self._epoch_steps,
+            "loss_sum": float(self._loss_sum),
+            "seconds": self._seconds(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over, when as many steps have been skipped, what `state_dict` returned.
+
+        Raises
+        ------
+        CheckpointError
+            If it is damaged.
+        """
+        kinds = {name: type(value) for name, value in state.items()} if isinstance(state, dict) else None
+        if kinds not in ({}, _STATE):
+            raise CheckpointError(f"the checkpoint holds no state of a tracker, but {state}")
+        self._resumed = state
+
+    def skip_step(self) -> None:
+        """Count a step that an earlier process took, of the run that this one resumes."""
+        if self._silent:
+            return
+        self._progress.skip()
+        self._skipped = (self._progress.steps, self._epochs)
+        self._loss_sum = None
+        if self._resumed.get("step") == self._progress.steps:
+            self._loss_sum, self._epoch_steps = self._resumed["loss_sum"], self._resumed["epoch_steps"]
+            self._seconds_before, self._start = self._resumed["seconds"], time.perf_counter()
+
+    def has_next_epoch(self) -> bool:
+        """Return whether an earlier process wrote the row of the epoch that ends now."""
+        return not self._silent and self._epochs + 1 in self._rows_on_file
+
+    def skip_epoch(self) -> None:
+        """Count an epoch of an earlier process, and take over its row."""
+        if self._silent:
+            return
+        self._epochs += 1
+        self._skipped = (self._progress.steps, self._epochs)
+        self._loss_sum, self._epoch_steps = 0.0, 0
+        if (row := self._rows_on_file.get(self._epochs)) is not None:
+            self._rows.append(row)
+            self._seconds_before = float(row["seconds"])
+
+    def final(self, accuracy: float) -> None:
+        """Report the run's final accuracy, a fraction, to NNI if this is a trial."""
+        if running_as_nni_trial() and not self._silent:
+            nni.report_final_result(accuracy)
+
+    def _add_points(self, at: int, group: str, values: Mapping[str, float]) -> None:
+        if self._events is None:  # now it is known what an earlier process is taken over from
+            steps, epochs = self._skipped
+            self._events = EventFile(
+                self._event_folder, lambda tag, at: at <= (steps if tag.startswith("step/") else epochs)
+            )
+        self._events.add(at, {f"{group}/{name}": value for name, value in values.items()})
+
+    def _write_row(self, values: Mapping[str, float]) -> None:
+        row: dict[str, object] = {"epoch": self._epochs, "step": self._progress.steps}
+        row |= {"accuracy": values["accuracy"], "loss": None}
+        row |= {name: float(value) for name, value in self._scalars.items() if name != "loss"}
+        row |= {**values, "seconds": round(self._seconds(), 3)}
+        self._write([*self._rows, row])
+        self._rows.append(row)
+
+    def _seconds(self) -> float:
+        return self._seconds_before + time.perf_counter() - self._start
+
+    def _write(self, rows: Sequence[Mapping[str, object]]) -> None:
+        def write(path: Path) -> None:
+            with path.open("w", newline="", encoding="utf-8") as file:
+                if rows:
+                    writer = csv.DictWriter(file, list(rows[0]))
+                    writer.writeheader()
+                    writer.writerows(rows)
+
+        replace_file(self._path, write)
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if self._silent:
+            return
+        self._progress.close()
+        if error is None:
+            self._write(self._rows)  # also where there has been no epoch
+        if kind is KeyboardInterrupt:
+            raise Interrupted(f"at {self._progress} ({self._description})") from error
+
+
+def _read_rows(path: Path) -> dict[int, dict[str, str]]:
+    """Return the rows of an earlier ``metrics.csv`` by their epoch, but for what is cut short or damaged."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if None not in row and None not in row.values()]
+    except (FileNotFoundError, UnicodeDecodeError, csv.Error):
+        return {}
+    return {int(row["epoch"]): row for row in rows if _is_number(row, "epoch") and _is_number(row, "seconds")}
+
+
+def _is_number(row: Mapping[str, str], column: str) -> bool:
+    return bool(re.fullmatch(r"[0-9]{1,12}(\.[0-9]+)?", row.get(column, "")))
+
+
+def _detached(value: Scalar) -> Scalar:
+    # Without the graph, which would else live as long as the tracker; float32, for sums of half precision.
+    return value.detach().float() if isinstance(value, torch.Tensor) else value
+
+
+def _make_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Permission bits tell too little: nothing to root, nor on a read-only file system.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputFolderError(f"cannot write to the output folder {folder}: {error}") from error

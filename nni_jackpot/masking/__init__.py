@@ -1,0 +1,1 @@
+"""Scores and masks of one network, as tensors: top-k selection, grains, budgets, criteria, methods."""

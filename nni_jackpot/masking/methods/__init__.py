@@ -1,0 +1,1 @@
+"""How a mask follows its scores: one file for each method."""

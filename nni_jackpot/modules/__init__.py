@@ -1,0 +1,1 @@
+"""PyTorch modules: which parameters can be masked, attributes that are computed, norm statistics, batches."""

@@ -1,0 +1,118 @@
+"""Normalisation statistics: left as they are, estimated anew, or the same in all processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from nni_jackpot.errors import CalibrationError
+from nni_jackpot.modules.batches import call_model
+from nni_jackpot.runtime.distributed import add_up, of_all, take_from_first, world
+
+
+@torch.no_grad()
+def reestimate(model: nn.Module, batches: Any) -> None:
+    """Estimate batch-norm statistics anew by one pass over ``batches``, the mean over those of all processes.
+
+    Parameters
+    ----------
+    model
+        In the state that the statistics are to be of; its mode is left as it was.
+    batches
+        Iterable of batches, which are given to the model as `nni_jackpot.modules.batches.call_model` says.
+
+    Raises
+    ------
+    CalibrationError
+        If there is no batch, or the model fails on one. All statistics are then as they were.
+    """
+    layers: list[Any] = [x for x in _layers(model) if isinstance(x, nn.modules.batchnorm._BatchNorm)]
+    if not layers:
+        return
+    modes = [(module, module.training) for module in model.modules()]
+    momenta = [(layer, layer.momentum) for layer in layers]
+    try:
+        with _kept_unless_done(layers):
+            model.train()
+            for layer in layers:
+                layer.reset_running_stats()
+                layer.momentum = None  # the mean of all batches, not a moving one
+            count = _run(model, batches)
+            if 0 in of_all(count):
+                raise CalibrationError("norm statistics need a batch; the batches have none, or none is left")
+            statistics = [t for layer in layers for t in (layer.running_mean, layer.running_var)]
+            add_up(statistics)
+            for statistic in statistics:
+                statistic.div_(world())
+    finally:
+        for layer, momentum in momenta:
+            layer.momentum = momentum
+        for module, training in modes:
+            module.training = training
+
+
+def _run(model: nn.Module, batches: Any) -> int:
+    """Run a model over batches, and return how many there were."""
+    device = next(model.parameters()).device
+    count = 0
+    for batch in batches:
+        try:
+            call_model(model, batch, device)
+        except Exception as error:  # whatever the model raises
+            reason = f"the model fails on batch {count + 1} for norm statistics: {error}"
+            raise CalibrationError(reason) from error
+        count += 1
+    return count
+
+
+@contextmanager
+def _kept_unless_done(layers: list[Any]) -> Iterator[None]:
+    """Leave with the statistics that there were, if an exception comes through."""
+    before = [(buffer, buffer.clone()) for layer in layers for buffer in layer.buffers()]
+    try:
+        yield
+    except BaseException:
+        _put_back(before)
+        raise
+
+
+@contextmanager
+def kept(model: nn.Module) -> Iterator[None]:
+    """Leave with the statistics that there were."""
+    before = [(buffer, buffer.clone()) for layer in _layers(model) for buffer in layer.buffers()]
+    try:
+        yield
+    finally:
+        _put_back(before)
+
+
+def _put_back(values: list[tuple[Tensor, Tensor]]) -> None:
+    for buffer, value in values:
+        buffer.copy_(value)
+
+
+def share(model: nn.Module) -> None:
+    """Take over the first process's statistics, as DistributedDataParallel does before every forward."""
+    take_from_first(_statistics(model))
+
+
+def hold(model: nn.Module) -> list[RemovableHandle]:
+    """Have layers use the statistics they have, in train mode too, and leave them, while the hooks are on."""
+    return [layer.register_forward_pre_hook(_evaluate) for layer in _layers(model)]
+
+
+def _evaluate(layer: nn.Module, args: Any) -> None:  # at module level, for a wrapped model to be pickled
+    layer.eval()
+
+
+def _layers(model: nn.Module) -> list[Any]:
+    return [module for module in model.modules() if getattr(module, "running_mean", None) is not None]
+
+
+def _statistics(model: nn.Module) -> list[Tensor]:
+    return [statistic for layer in _layers(model) for statistic in (layer.running_mean, layer.running_var)]

@@ -1,0 +1,132 @@
+"""Which modules the entries of a config list select: each module once, and each target by one entry."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nni.compression.base.config import select_modules_by_config
+from nni.compression.base.setting import PruningSetting, canonicalize_settings
+from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils import parametrize
+
+from nni_jackpot.errors import ConfigListError, EmptyMatchError
+from nni_jackpot.modules.parameters import first_names
+
+SELECTING_KEYS = {
+    *("op_types", "op_names", "op_names_re", "target_names"),
+    *("exclude_op_types", "exclude_op_names", "exclude_op_names_re"),
+}
+_MODULE_KEYS = SELECTING_KEYS - {"target_names"}
+
+
+@dataclass
+class Entry:
+    """An entry of a config list, in NNI 3.0's form."""
+
+    entry: dict[str, Any]
+    said: Mapping[str, Any]
+    """The entry as the user wrote it."""
+    is_legacy: bool
+    """Whether the user wrote it in the form before NNI 3.0."""
+
+
+@dataclass
+class Selection:
+    """The modules that an entry selects, by their first names, in model order."""
+
+    entry: dict[str, Any]
+    modules: dict[str, nn.Module]
+
+    def by_names(self) -> dict[str, Any]:
+        """Return the entry with the names of its modules in place of all other ways to select them."""
+        return {"op_names": list(self.modules), **without_selection(self.entry)}
+
+
+def without_selection(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an entry says of its modules, and not which they are."""
+    return {key: value for key, value in entry.items() if key not in _MODULE_KEYS}
+
+
+def resolve(model: nn.Module, entries: Sequence[Entry]) -> list[Selection]:
+    """Find the modules of every entry, so that no target is selected by two.
+
+    A module with several names is selected under its first. Where legacy entries overlap, the later one
+    holds, as NNI documents for these; an entry that is left with no module is left out.
+
+    Raises
+    ------
+    EmptyMatchError
+        If an entry selects no module.
+    ConfigListError
+        If two entries of NNI 3.0's form ask for different things of one target.
+    """
+    first = first_names(model)
+    found: list[tuple[Entry, Selection]] = []
+    for entry in entries:
+        selected = set(_select(model, entry).values())
+        modules = {name: module for module, name in first.items() if module in selected}
+        for earlier, selection in found:
+            for name in modules.keys() & selection.modules.keys():
+                if entry.is_legacy and earlier.is_legacy:
+                    del selection.modules[name]
+                else:
+                    _refuse_two_wishes(name, modules[name], earlier, entry)
+        found.append((entry, Selection(entry.entry, modules)))
+    return [selection for _, selection in found if selection.modules]
+
+
+def _select(model: nn.Module, entry: Entry) -> dict[str, nn.Module]:
+    """Return the modules that an entry selects by NNI's rules, at least one."""
+    try:
+        modules, _, _ = select_modules_by_config(model, _with_other_forms_of_types(model, entry.entry))
+    except KeyError as error:  # NNI looks every op name up
+        raise EmptyMatchError(f"the model has no module {error}, which {entry.said} names") from None
+    if not modules:
+        types = sorted({type(m).__name__ for m in model.modules() if list(m.parameters(recurse=False))})
+        raise EmptyMatchError(
+            f"the config list entry {entry.said} selects no module; "
+            f"module types of this model that hold parameters: {', '.join(types)}"
+        )
+    return modules
+
+
+def _with_other_forms_of_types(model: nn.Module, entry: dict[str, Any]) -> dict[str, Any]:
+    """Let a type stand for its other forms, PyTorch's ParametrizedConv2d and LazyConv2d."""
+    forms: dict[str, set[str]] = defaultdict(set)
+    for module in model.modules():
+        kind = type(module).__name__
+        if parametrize.is_parametrized(module):
+            plain = parametrize.type_before_parametrizations(module).__name__
+        elif isinstance(module, LazyModuleMixin) and module.cls_to_become is not None:
+            plain = module.cls_to_become.__name__
+        else:
+            continue
+        forms[plain].add(kind)
+        if plain in PruningSetting.registry and kind not in PruningSetting.registry:
+            PruningSetting.register(kind, PruningSetting.registry[plain])
+    types = {
+        key: [*entry[key], *(form for kind in entry[key] for form in sorted(forms[kind]))]
+        for key in ("op_types", "exclude_op_types")
+        if entry.get(key)
+    }
+    return {**entry, **types}
+
+
+def _refuse_two_wishes(name: str, module: nn.Module, earlier: Entry, later: Entry) -> None:
+    """Raise ConfigListError if two entries ask for different things of a target: NNI would drop the later."""
+    try:
+        settings = [
+            canonicalize_settings(module, without_selection(e.entry), "pruning") for e in (earlier, later)
+        ]
+    except (AssertionError, KeyError):  # an entry that is wrong by itself, of which others tell
+        return
+    for target in settings[0].keys() & settings[1].keys():
+        if settings[0][target] != settings[1][target]:
+            raise ConfigListError(
+                f"{name}.{target} is selected by two entries that ask for different things, {earlier.said} "
+                f"and {later.said}: exclude {name} from one of them by exclude_op_names"
+            )

@@ -1,0 +1,295 @@
+"""An interrupted search goes on where it was, and ends with the masks that it would have had.
+
+A search runs inside a training loop that is not ours, so nothing can jump into the middle of it. The loop is
+run again from its start instead, from the random states that it had there, but without forward and backward
+passes, until it stands where the checkpoint was written. That brings loaders, schedulers and counters of any
+loop to their places; then scores, masks, optimizers, statistics and random states take the values they had.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from nni.compression.utils import Evaluator, LightningEvaluator, TransformersEvaluator
+from torch import Tensor, nn
+
+from nni_jackpot.errors import CheckpointError
+from nni_jackpot.nni_bridge.targets import remake_values
+from nni_jackpot.runtime.distributed import of_all, rank, wait_for_all, world
+from nni_jackpot.runtime.plain import as_plain
+from nni_jackpot.runtime.resume import (
+    damage_told,
+    digest,
+    random_states,
+    read_state,
+    remove_files,
+    set_random_states,
+    write_state,
+)
+from nni_jackpot.search.clock import SearchClock
+from nni_jackpot.search.recipes import OF_MASKS
+from nni_jackpot.search.saved_search import check_saved
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.stateful import Stateful
+
+    from nni_jackpot.search.loop import Search
+
+_logger = logging.getLogger(__name__)
+
+
+class Checkpoint:
+    """A file that a search writes as it goes on, goes on from when it begins again, and mostly removes then.
+
+    Parameters
+    ----------
+    path
+        The file; in distributed training rank 0 writes it and all ranks read it.
+    every
+        Steps of the search from one writing to the next.
+    settings
+        What else the search depends on, by name: a file of other settings is refused.
+    keep
+        Whether the file stays at the end, and is that of the last step where the length is known in steps.
+    minutes
+        Time from one writing to the next, if the steps take longer.
+    beside
+        What else goes on from the file.
+
+    Attributes
+    ----------
+    resumed_step
+        Step of the search from which it has gone on; 0 if it began anew.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        every: int,
+        settings: Mapping[str, Any],
+        keep: bool,
+        minutes: float = math.inf,
+        beside: Stateful | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.resumed_step = 0
+        self._every = every
+        self._keep = keep
+        self._minutes = minutes
+        self._beside = beside
+        self._settings = as_plain(settings, "settings")
+        self._is_read_back = False
+        self._searches = 0
+        self._saved: dict[str, Any] | None = None
+
+    @property
+    def replaying(self) -> bool:
+        """Whether the loop is on its way back to where it was interrupted."""
+        return self._saved is not None
+
+    def begin(self, search: Search, model: nn.Module, max_steps: int | None, max_epochs: int | None) -> None:
+        """Follow a search from here on; raises CheckpointError for a file that is of another search."""
+        if isinstance(search.evaluator, LightningEvaluator) and not model.automatic_optimization:
+            raise CheckpointError("a checkpoint of the search needs Lightning's automatic optimization")
+        self._searches += 1
+        self._search, self._model = search, model
+        self._depends_on = {
+            "max_steps": max_steps,
+            "max_epochs": max_epochs,
+            "number of the search": self._searches,
+            "targets": {str(t): list(t.weight.shape) for group in search.groups for t in group.members},
+            "weights": digest(p for p in model.parameters() if not p.requires_grad),
+            "method": search.groups[0].members[0].relaxed.method,
+            **{name: getattr(search.growth.recipe, name) for name in (*OF_MASKS, "trades")},
+            **_settings_of(search.optimizer),
+            **self._settings,
+        }
+        as_plain(search.optimizer.state_dict(), "the state of the optimizer")  # or refused before any work
+        self._losses = 0
+        self._written_at = time.monotonic()
+        self._may_skip = True
+        self._random_start = random_states()
+        self.resumed_step = 0
+        if self.path.exists():
+            saved = read_state(self.path, "search", self._depends_on)
+            check_saved(self.path, saved, search.groups, model)
+            if self._beside is not None:
+                self._beside.load_state_dict(saved.get("beside", {}))
+            self._saved = saved
+            self._random_start = saved["random_start"][rank()]
+            with damage_told(self.path):
+                set_random_states(self._random_start)
+            self._may_skip = saved["may_skip"]
+            self.resumed_step = saved["clock"]["step"]
+            self._warn_of_other_sums(saved["sums"])
+        owner, name = _training_step_of(search.evaluator)
+        setattr(owner, name, self._follow(getattr(owner, name)))
+
+    def after_step(self) -> None:
+        """Write the file if it is time, or take over what it holds if the loop has come that far."""
+        clock = self._search.clock
+        if self._saved is None:
+            is_last = self._keep and clock.step == clock.max_steps
+            if clock.step % self._every == 0 or is_last or self._is_overdue():
+                self._write()
+        elif self._losses == self._saved["losses"]:
+            self._restore(self._saved)
+            self._saved = None
+
+    def _is_overdue(self) -> bool:
+        """Return True if the last writing is long ago; processes that train together count steps alone."""
+        return world() == 1 and time.monotonic() - self._written_at > 60 * self._minutes
+
+    def end(self) -> None:
+        """Take leave of a search that is over; raises CheckpointError if it never came as far again."""
+        if self._saved is not None:
+            raise self._another_course()
+        if not self._keep:
+            self.remove()
+
+    def remove(self) -> None:
+        """Remove the file, if it is there."""
+        remove_files(self.path)
+
+    def _follow(self, training_step: Callable[..., Any]) -> Callable[..., Any]:
+        def followed(*args: Any, **kwargs: Any) -> Any:
+            self._losses += 1
+            if self._saved is None:
+                return self._watch(lambda: training_step(*args, **kwargs))
+            if self._losses > self._saved["losses"]:
+                raise self._another_course()
+            # Gradients of zero, and not none, since a gradient scaler wants to have seen some.
+            loss = min((group.score for group in self._search.groups), key=Tensor.numel).sum() * 0
+            if self._may_skip:
+                return loss
+            with torch.no_grad():
+                output = training_step(*args, **kwargs)
+            return _with_loss(output, loss)
+
+        return followed
+
+    def _watch(self, training_step: Callable[[], Any]) -> Any:
+        """Take a step, and note whether a replay may leave it out.
+
+        It may if the step gives nothing but a loss, and draws no random numbers (as dropout does), on which
+        those of the loader depend.
+        """
+        if not self._may_skip:
+            return training_step()
+        before = random_states()
+        output = training_step()
+        self._may_skip = isinstance(output, Tensor) and random_states() == before
+        return output
+
+    def _another_course(self) -> CheckpointError:
+        return CheckpointError(
+            f"the training loop does not come to where {self.path} was written: it is not the same loop, or "
+            "not the same data. Run it as it was, or remove the file to start anew"
+        )
+
+    # -- what the file holds
+
+    def _write(self) -> None:
+        search = self._search
+        assert search.driver is not None
+        searched = {id(target.mask) for group in search.groups for target in group.members}
+        shared = {parameter.data_ptr() for parameter in self._model.parameters()}
+        state = {
+            "losses": self._losses,
+            "may_skip": all(of_all(self._may_skip)),
+            "clock": asdict(search.clock),
+            "rankings": search.growth.rankings,
+            "trained": {name: p.detach() for name, p in self._model.named_parameters() if p.requires_grad},
+            "masks": {
+                str(target): {"mask": target.mask, **target.relaxed.state()}
+                for group in search.groups
+                for target in group.members
+            },
+            "buffers": {
+                name: buffer
+                for name, buffer in self._model.named_buffers()
+                if id(buffer) not in searched and buffer.data_ptr() not in shared
+            },
+            "optimizer": search.optimizer.state_dict(),
+            "driver": search.driver.state_dict(),
+            "random_start": of_all(self._random_start),
+            "random": of_all(random_states()),
+            "sums": self._sums(),
+            "beside": {} if self._beside is None else self._beside.state_dict(),
+        }
+        write_state(self.path, self._depends_on, state)
+        if not self._is_read_back:  # so that a file which cannot be read is found now, and not when needed
+            wait_for_all()
+            check_saved(
+                self.path, read_state(self.path, "search", self._depends_on), search.groups, self._model
+            )
+            self._is_read_back = True
+        self._written_at = time.monotonic()
+
+    def _sums(self) -> dict[str, Any]:
+        """Return what the order of sums depends on, and so the last digits of all numbers."""
+        device = self._search.groups[0].score.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        return {"device": name, "threads": torch.get_num_threads()}
+
+    def _warn_of_other_sums(self, saved: dict[str, Any]) -> None:
+        if saved != (own := self._sums()):
+            _logger.warning(
+                "the search began with %s and goes on with %s: sums in another order may find another mask",
+                saved,
+                own,
+            )
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        search, model = self._search, self._model
+        assert search.driver is not None
+        parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+        with torch.no_grad():
+            for name, value in saved["trained"].items():
+                parameters[name].copy_(value)
+            for name, value in saved["buffers"].items():
+                if name in buffers and buffers[name].shape == value.shape:
+                    buffers[name].copy_(value)
+                else:  # a mask of an input or output, whose shape a forward has to show
+                    owner, _, leaf = name.rpartition(".")
+                    model.get_submodule(owner)._buffers[leaf] = value.to(next(model.parameters()).device)
+            for group in search.groups:
+                for target in group.members:
+                    state = dict(saved["masks"][str(target)])
+                    target.mask.copy_(state.pop("mask"))
+                    target.relaxed.restore(state, target.score)
+        remake_values(search.groups)
+        with damage_told(self.path):
+            search.optimizer.load_state_dict(saved["optimizer"])
+            search.driver.load_state_dict(saved["driver"])
+            set_random_states(saved["random"][rank()])
+        search.clock = SearchClock(**saved["clock"])
+        search.growth.rankings = saved["rankings"]
+
+
+def _training_step_of(evaluator: Evaluator) -> tuple[Any, str]:
+    """Return where an evaluator keeps the function that gives the loss of a batch."""
+    if isinstance(evaluator, LightningEvaluator):
+        return evaluator.model, "training_step"
+    if isinstance(evaluator, TransformersEvaluator):
+        return evaluator.trainer, "compute_loss"
+    return evaluator, "_training_step"
+
+
+def _with_loss(output: Any, loss: Tensor) -> Any:
+    if isinstance(output, Mapping):
+        return {**output, "loss": loss}
+    return (loss, *output[1:]) if isinstance(output, Sequence) else loss
+
+
+def _settings_of(optimizer: torch.optim.Optimizer) -> dict[str, str]:
+    settings = {name: repr(value) for name, value in optimizer.param_groups[0].items() if name != "params"}
+    return {"optimizer": type(optimizer).__name__, **settings}

@@ -1,0 +1,1 @@
+"""Bytes on disk, from outside and back: tickets and sparse checkpoints."""

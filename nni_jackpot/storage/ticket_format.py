@@ -1,0 +1,163 @@
+"""The rules of tickets, in the order in which they are checked, and the check of what a ticket says.
+
+No model is looked at, and nothing is decoded: the rules after `SAID` are checked when it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeAlias
+
+from nni.compression.base.setting import INPUT_PREFIX, OUTPUT_PREFIX
+
+from nni_jackpot.masks import join
+from nni_jackpot.runtime.terminal import escaped
+from nni_jackpot.storage import norm_statistics
+from nni_jackpot.storage.formats import coded_mask, mask_codec, sealed_format
+from nni_jackpot.storage.formats.byte_planes import FORM, PACKED, Form
+from nni_jackpot.storage.formats.coded_mask import CodedMask
+from nni_jackpot.storage.formats.rules import Rule, saying
+
+CodedMasks: TypeAlias = Mapping[str, Mapping[str, CodedMask | None]]
+
+DIGEST_SIZE = 32
+_ACTIVATIONS = (INPUT_PREFIX, OUTPUT_PREFIX)
+_WEIGHTS, _WEIGHTS_A_BYTE = 1 << 26, 1 << 17
+
+CONTENT = Rule(
+    "`content` is an object of `masks`, `base`, `statistics` and `metadata`, and nothing else; `metadata` is "
+    "an object of anything"
+)
+MASKS = Rule("`masks` is an object by module, of objects by target, of masks or null")
+NAMES = Rule("no two masks are of one NAME: MODULE.TARGET, or TARGET where MODULE is empty")
+TENSORS = Rule(
+    "the tensors are `base`, `statistics`, and `mask.NAME` for each mask with a stream; there are no others"
+)
+BASE = Rule("`base` is a list of names, none of them twice, and the tensor `base` has 32 bytes for each")
+MASKED = Rule(
+    f"a mask is of a name in `base`, except one of a TARGET that begins with {' or '.join(_ACTIVATIONS)}"
+)
+STATISTICS = Rule("`statistics` is an object of `[type, shape]` by names that are not in `base`")
+CLAIM = Rule(
+    "masks that are decoded without a model (`Ticket.masks`) have no more than 2^26 weights, and 2^17 for "
+    "every byte of the tensors"
+)
+
+SAID = (
+    *sealed_format.PART_RULES,
+    CONTENT,
+    MASKS,
+    NAMES,
+    *coded_mask.RULES,
+    TENSORS,
+    BASE,
+    MASKED,
+    STATISTICS,
+    FORM,
+    norm_statistics.STATISTIC,
+)
+DECODED = (CLAIM, mask_codec.DECODED, PACKED, norm_statistics.VALUES)
+RULES = SAID + DECODED
+
+
+def parse(content: Any, parts: Mapping[str, bytes]) -> tuple[CodedMasks, dict[str, bytes], dict[str, Form]]:
+    """Return masks, hashes of the base, and forms of the statistics, of a ticket that breaks no rule.
+
+    Parameters
+    ----------
+    content
+        As the sealed file has it.
+    parts
+        Bytes of its tensors.
+
+    Raises
+    ------
+    TicketError
+        If it breaks a rule.
+    """
+    if not isinstance(content, dict) or content.keys() != {"masks", "base", "statistics", "metadata"}:
+        raise CONTENT.broken("the content")
+    if not isinstance(content["metadata"], dict):
+        raise CONTENT.broken("the metadata")
+    coded = _masks(content["masks"], parts)
+    streams = {f"mask.{name}" for name, _, mask in named(coded) if mask.stream}
+    others = parts.keys() ^ {"base", "statistics", *streams}
+    if others:
+        raise TENSORS.broken(f"tensor {min(others)}")
+    names = content["base"]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise BASE.broken("the names of the base")
+    if len(set(names)) != len(names) or len(parts["base"]) != DIGEST_SIZE * len(names):
+        raise BASE.broken(
+            f"{len(names)} names, {len(set(names))} different ones, and {len(parts['base'])} bytes"
+        )
+    base = {name: parts["base"][i * DIGEST_SIZE : (i + 1) * DIGEST_SIZE] for i, name in enumerate(names)}
+    for name, target, _ in named(coded):
+        if is_parameter(target) and name not in base:
+            raise MASKED.broken(f"the mask of {name}")
+    return coded, base, _statistics(content["statistics"], base)
+
+
+def check_claim(coded: CodedMasks, size: int) -> None:
+    """See that masks in tensors of ``size`` bytes can be decoded all at once, no model being known.
+
+    Raises
+    ------
+    TicketError
+        If they claim to be too large.
+    """
+    weights = sum(mask.size for *_, mask in named(coded))
+    if weights > _WEIGHTS + _WEIGHTS_A_BYTE * size:
+        raise CLAIM.broken(f"masks of {weights:,} weights in {size:,} bytes")
+
+
+def named(coded: CodedMasks) -> Iterator[tuple[str, str, CodedMask]]:
+    """Iterate over the name in the state dict, NNI's target, and the mask; those that are None left out."""
+    for module, targets in coded.items():
+        for target, mask in targets.items():
+            if mask is not None:
+                yield join(module, target), target, mask
+
+
+def is_parameter(target: str) -> bool:
+    """Tell whether NNI's target is a parameter, not an input or output."""
+    return not target.startswith(_ACTIVATIONS)
+
+
+def _masks(masks: Any, parts: Mapping[str, bytes]) -> CodedMasks:
+    if not isinstance(masks, dict) or not all(isinstance(targets, dict) for targets in masks.values()):
+        raise MASKS.broken("the masks")
+    names: set[str] = set()
+    for module, targets in masks.items():
+        for target in targets:
+            name = join(module, target)
+            if name in names:
+                raise NAMES.broken(f"two masks of {name}")
+            names.add(name)
+    return {
+        module: {
+            target: _mask(join(module, target), described, parts) for target, described in targets.items()
+        }
+        for module, targets in masks.items()
+    }
+
+
+def _mask(name: str, described: Any, parts: Mapping[str, bytes]) -> CodedMask | None:
+    if described is None:
+        return None
+    with saying(f"the mask of {escaped(name)}"):
+        return CodedMask.described(described, parts.get(f"mask.{name}", b""))
+
+
+def _statistics(statistics: Any, base: Mapping[str, bytes]) -> dict[str, Form]:
+    if not isinstance(statistics, dict):
+        raise STATISTICS.broken("the statistics")
+    forms = {}
+    for name, described in statistics.items():
+        if not isinstance(described, list) or len(described) != 2 or not isinstance(described[1], list):
+            raise STATISTICS.broken(f"the statistic {name}")
+        if name in base:
+            raise STATISTICS.broken(f"the statistic {name}, which is in the base")
+        forms[name] = Form(described[0], tuple(described[1]))
+        norm_statistics.check_form(name, forms[name])
+    return forms
