@@ -7,7 +7,7 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -97,6 +97,15 @@ def test_the_traceback_is_there_for_who_wants_it(
 # -- signals
 
 
+@pytest.fixture
+def heeded() -> Iterator[None]:
+    """Have Ctrl-C heeded, as in a terminal, and not ignored, as where a shell has the tests in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeded")
 @pytest.mark.parametrize(
     ("number", "code", "word"),
     [

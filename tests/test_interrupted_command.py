@@ -29,9 +29,15 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
+def _heed_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # which shells have programs in the background ignore
+
+
 def test_ctrl_c_in_the_midst_of_a_search(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = [sys.executable, "-m", "nni_jackpot.cli", "search", str(path), "--set", "data.workers=1"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_ctrl_c
+    )
     assert process.stdout is not None
     lines = []
     for line in process.stdout:
