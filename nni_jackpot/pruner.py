@@ -24,6 +24,7 @@ from nni_jackpot.errors import ConfigListError, MaskError
 from nni_jackpot.masking.criteria import CRITERIA
 from nni_jackpot.masking.masked_weights import without_gradients
 from nni_jackpot.masking.methods.supermask import SampledMask
+from nni_jackpot.masking.targets import ScoredTarget, ScoreGroup
 from nni_jackpot.masks import Masks, check_unwrapped
 from nni_jackpot.modules.batch_norm import hold, reestimate
 from nni_jackpot.modules.parameters import (
@@ -35,12 +36,13 @@ from nni_jackpot.modules.parameters import (
 from nni_jackpot.nni_bridge.calibration import losses_of
 from nni_jackpot.nni_bridge.channels import is_transposed
 from nni_jackpot.nni_bridge.config_list import ConfigList, check_config_list, refuse_targets_taken
+from nni_jackpot.nni_bridge.evaluator_driver import EvaluatorLoop
+from nni_jackpot.nni_bridge.given_masks import kept_by
 from nni_jackpot.nni_bridge.grouping import align_targets, by_name, group_targets, tie
-from nni_jackpot.nni_bridge.targets import ScoredTarget, ScoreGroup
 from nni_jackpot.nni_bridge.wrapper import SearchedWrapper, refresh_masks
 from nni_jackpot.search.checkpoint import Checkpoint
 from nni_jackpot.search.clock import cosine
-from nni_jackpot.search.initial_masks import budgets_of, check_budgets, kept_by, pools_of
+from nni_jackpot.search.initial_masks import budgets_of, check_budgets, pools_of
 from nni_jackpot.search.loop import Search
 from nni_jackpot.search.options import SCORES, check_length, needs_losses, recipe_and_scores
 from nni_jackpot.search.sparsity_schedule import Growth
@@ -91,8 +93,8 @@ class LotteryJackpotPruner(Pruner):
         densities by the shapes of the weights. The total of zeros is the same.
     method
         ``"edge_popup"``, or ``"supermask"``: training sees masks drawn by probabilities, of which the scores
-        are the logits (`masking.methods.supermask`), and of the recipe there is only the optimizer, at a rate for
-        logits. The mask is that of the largest scores in either case.
+        are the logits (`masking.methods.supermask`), and of the recipe there is only the optimizer, at a
+        rate for logits. The mask is that of the largest scores in either case.
     kept_score, pruned_score
         Initial scores of kept and of pruned weights (Sec. 4.1), under edge-popup.
     recipe
@@ -591,7 +593,7 @@ class LotteryJackpotPruner(Pruner):
         self._follow_goals()
         if self.interval_steps is None:
             self._importance = None  # no budget will change: 4 bytes a weight less
-        self._search.prepare(evaluator)
+        self._search.prepare(EvaluatorLoop(evaluator))
 
     def _fuse_postprocess(self, evaluator: Evaluator) -> None:
         if not self._is_wrapped:  # another compressor of the chain wraps and unwraps
@@ -607,8 +609,7 @@ class LotteryJackpotPruner(Pruner):
         return pools_of(self._groups, self._budget)
 
     def _goal(self, group: ScoreGroup) -> tuple[float | None, ...]:
-        # Not through NNI's properties, each of which copies all settings: this is asked for at every step.
-        return tuple(group.space._setting.get(key) for key in _GOALS)
+        return tuple(group.space.setting.get(key) for key in _GOALS)
 
     def _follow_goals(self) -> None:
         """Change budgets where a scheduled pruner (NNI's AGPPruner) has changed sparse ratios."""

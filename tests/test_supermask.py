@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from nni_jackpot import LotteryJackpotPruner
 from nni_jackpot.errors import SearchDivergedError
 from nni_jackpot.masking.methods.supermask import SampledMask
-from nni_jackpot.nni_bridge.targets import ScoredTarget
+from nni_jackpot.masking.targets import ScoredTarget
 
 LINEAR = [{"op_types": ["Linear"], "sparse_ratio": 0.8}]
 GRANULARITIES: list[dict[str, Any]] = [

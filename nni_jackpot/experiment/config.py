@@ -29,9 +29,9 @@ from nni_jackpot.experiment.schema.rules import (
     shown,
 )
 from nni_jackpot.masking.criteria import CRITERIA
-from nni_jackpot.masking.methods.supermask import METHODS, recipe_of
+from nni_jackpot.masking.methods.supermask import METHODS
 from nni_jackpot.runtime.files import replace_file
-from nni_jackpot.search.recipes import OF_MASKS, OF_OPTIMIZER, RECIPES
+from nni_jackpot.search.recipes import OF_MASKS, OF_OPTIMIZER, RECIPES, recipe_of
 
 # -- the schema
 

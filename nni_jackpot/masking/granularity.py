@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from nni.compression.utils.scaling import Scaling
 from torch import Tensor
 
+from nni_jackpot.errors import ConfigListError
 from nni_jackpot.masking.topk import keep_top, keep_top_by_row
+
+if TYPE_CHECKING:
+    from nni.compression.utils.scaling import Scaling
 
 Reduce = Callable[[Tensor], Tensor]
 
@@ -97,3 +102,17 @@ class Grains:
         shape = list(self.score_shape)
         shape.append(shape.pop(self.row_dim))
         return values.reshape(shape).movedim(-1, self.row_dim)
+
+
+def parse_pattern(pattern: str) -> tuple[int, int]:
+    """Return N and M of a ``sparse_pattern``.
+
+    Raises
+    ------
+    ConfigListError
+        If it is not of the form ``"N:M"`` with 0 < N < M.
+    """
+    match = re.fullmatch(r"(\d+):(\d+)", pattern) if isinstance(pattern, str) else None
+    if match is None or not 0 < int(match[1]) < int(match[2]):
+        raise ConfigListError(f"sparse_pattern must be 'N:M' with 0 < N < M, such as '2:4', got {pattern!r}")
+    return int(match[1]), int(match[2])

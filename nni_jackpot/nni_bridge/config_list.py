@@ -7,7 +7,6 @@ every entry is checked first, by NNI's own selectors, settings and schema, and w
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
@@ -30,6 +29,7 @@ from nni_jackpot.errors import (
     SparseRatioError,
     TargetWithoutParametersError,
 )
+from nni_jackpot.masking.granularity import parse_pattern
 from nni_jackpot.modules.parameters import check_initialized, check_maskable
 from nni_jackpot.nni_bridge.channels import check_granularity, input_dim, scaling_of
 from nni_jackpot.nni_bridge.selected import SELECTING_KEYS, Entry, resolve, without_selection
@@ -117,20 +117,6 @@ def refuse_targets_taken(
                         f"{module_name}.{name} is pruned by an earlier compressor of the chain: start from "
                         "its masks instead, LotteryJackpotPruner(model, config_list, init=masks)"
                     )
-
-
-def parse_pattern(pattern: str) -> tuple[int, int]:
-    """Return N and M of a ``sparse_pattern``.
-
-    Raises
-    ------
-    ConfigListError
-        If it is not of the form ``"N:M"`` with 0 < N < M.
-    """
-    match = re.fullmatch(r"(\d+):(\d+)", pattern) if isinstance(pattern, str) else None
-    if match is None or not 0 < int(match[1]) < int(match[2]):
-        raise ConfigListError(f"sparse_pattern must be 'N:M' with 0 < N < M, such as '2:4', got {pattern!r}")
-    return int(match[1]), int(match[2])
 
 
 def _check_form(entry: dict[str, Any]) -> None:

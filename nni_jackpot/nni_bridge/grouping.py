@@ -13,11 +13,11 @@ from nni.compression.pruning.tools.utils import is_active_target
 from torch import nn
 
 from nni_jackpot.errors import ConfigListError
-from nni_jackpot.masking.granularity import Grains
+from nni_jackpot.masking.granularity import Grains, parse_pattern
+from nni_jackpot.masking.targets import ScoredTarget, ScoreGroup
 from nni_jackpot.nni_bridge.aligned_mask import align
 from nni_jackpot.nni_bridge.channels import channels_of, input_dim, is_transposed, scaling_of, steps_of
-from nni_jackpot.nni_bridge.config_list import has_align_of_its_own, parse_pattern
-from nni_jackpot.nni_bridge.targets import ScoredTarget, ScoreGroup
+from nni_jackpot.nni_bridge.config_list import has_align_of_its_own
 from nni_jackpot.nni_bridge.wrapper import SearchedWrapper, TiedSpace
 
 TargetSpaces = Mapping[str, Mapping[str, PruningTargetSpace]]

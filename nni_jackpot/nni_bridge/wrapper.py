@@ -18,6 +18,7 @@ from nni.compression.base.wrapper import ModuleWrapper
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from nni_jackpot.masking.methods.edge_popup import RelaxedMask
 from nni_jackpot.masking.methods.supermask import SampledMask
 from nni_jackpot.modules.attributes import Source, compute, is_computed, plain_class, stop_computing
 from nni_jackpot.modules.parameters import Holders, steady_parametrizations
@@ -48,6 +49,39 @@ class LeanSpace(PruningTargetSpace):
     def target(self) -> Tensor | None:
         """The weights without a mask; None for an input or output, or for a parameter that is None."""
         return self._wrapper.dense(self._target_name) if self.type is TargetType.PARAMETER else None
+
+    @property
+    def own_mask(self) -> Tensor:
+        """The mask itself, boolean once the target is searched."""
+        return raw_mask(self)
+
+    @property
+    def score(self) -> nn.Parameter | None:
+        """The scores; None if the target is not searched."""
+        return self._wrapper.score(self._target_name)
+
+    @property
+    def relaxed(self) -> RelaxedMask:
+        """What keeps the mask in step with the scores."""
+        return getattr(self._wrapper, RELAXED.format(self._target_name))
+
+    def start(self, score: nn.Parameter, mask: Tensor, relaxed: RelaxedMask, is_first: bool) -> None:
+        """Keep what a search of the target needs; only the first target of common scores registers them.
+
+        Formats such as safetensors take no tensor twice.
+        """
+        if self.score is None:
+            if is_first:
+                self._wrapper.register_parameter(SCORE.format(self._target_name), score)
+            else:
+                self._wrapper.shared_scores[self._target_name] = score
+        if not isinstance(self, SearchedSpace):
+            self.mask = None
+            self.__class__ = SearchedSpace
+        self.mask = mask
+        setattr(self._wrapper, RELAXED.format(self._target_name), relaxed)
+        if self.apply_method != "bypass":  # type: ignore[has-type]  # a property of NNI
+            self.apply_method = APPLY_METHOD
 
 
 class SearchedSpace(LeanSpace):

@@ -17,7 +17,7 @@ from nni_jackpot.errors import CheckpointError
 from nni_jackpot.runtime.distributed import rank, world
 from nni_jackpot.runtime.files import load_tensors, replace_file, save_tensors
 from nni_jackpot.runtime.plain import as_plain
-from nni_jackpot.storage.formats.sealed import as_bytes, from_bytes
+from nni_jackpot.runtime.tensor_bytes import as_bytes, from_bytes
 
 # Of what `write_state` writes; another number for another form.
 FORMAT = 1

@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from nni.compression.utils import Evaluator, LightningEvaluator, TransformersEvaluator
 from torch import Tensor, nn
 
 from nni_jackpot.errors import CheckpointError
-from nni_jackpot.nni_bridge.targets import remake_values
+from nni_jackpot.masking.targets import remake_values
 from nni_jackpot.runtime.distributed import of_all, rank, wait_for_all, world
 from nni_jackpot.runtime.plain import as_plain
 from nni_jackpot.runtime.resume import (
@@ -97,7 +96,7 @@ class Checkpoint:
 
     def begin(self, search: Search, model: nn.Module, max_steps: int | None, max_epochs: int | None) -> None:
         """Follow a search from here on; raises CheckpointError for a file that is of another search."""
-        if isinstance(search.evaluator, LightningEvaluator) and not model.automatic_optimization:
+        if search.training.steps_by_hand:
             raise CheckpointError("a checkpoint of the search needs Lightning's automatic optimization")
         self._searches += 1
         self._search, self._model = search, model
@@ -130,7 +129,7 @@ class Checkpoint:
             self._may_skip = saved["may_skip"]
             self.resumed_step = saved["clock"]["step"]
             self._warn_of_other_sums(saved["sums"])
-        owner, name = _training_step_of(search.evaluator)
+        owner, name = search.training.training_step
         setattr(owner, name, self._follow(getattr(owner, name)))
 
     def after_step(self) -> None:
@@ -273,15 +272,6 @@ class Checkpoint:
             set_random_states(saved["random"][rank()])
         search.clock = SearchClock(**saved["clock"])
         search.growth.rankings = saved["rankings"]
-
-
-def _training_step_of(evaluator: Evaluator) -> tuple[Any, str]:
-    """Return where an evaluator keeps the function that gives the loss of a batch."""
-    if isinstance(evaluator, LightningEvaluator):
-        return evaluator.model, "training_step"
-    if isinstance(evaluator, TransformersEvaluator):
-        return evaluator.trainer, "compute_loss"
-    return evaluator, "_training_step"
 
 
 def _with_loss(output: Any, loss: Tensor) -> Any:

@@ -1,4 +1,4 @@
-"""Where a search starts: how the zeros are shared out, and which grains given masks keep."""
+"""Where a search starts: how many grains each group keeps."""
 
 from __future__ import annotations
 
@@ -6,17 +6,12 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from nni_jackpot.errors import MaskError, NothingKeptError
+from nni_jackpot.errors import NothingKeptError
 from nni_jackpot.masking.budgets import BUDGETS, Unit, by_global_rank
-from nni_jackpot.masks import Masks
-from nni_jackpot.nni_bridge.config_list import parse_pattern
-from nni_jackpot.nni_bridge.grouping import TargetSpaces, by_name
-from nni_jackpot.nni_bridge.targets import ScoredTarget, ScoreGroup
-
-# -- budgets
+from nni_jackpot.masking.granularity import parse_pattern
+from nni_jackpot.masking.targets import ScoreGroup
 
 
 def budgets_of(
@@ -87,63 +82,3 @@ def _unit_of(group: ScoreGroup, importance: Tensor) -> Unit:
         shape=grains.shape,
         rows=grains.rows,
     )
-
-
-# -- given masks
-
-
-def kept_by(masks: Masks, groups: Sequence[ScoreGroup], spaces: TargetSpaces) -> dict[ScoreGroup, Tensor]:
-    """Return which grains given masks keep, boolean, of the score shape, of every group that they name.
-
-    Raises
-    ------
-    MaskError
-        If a mask is for no target of ``spaces``, does not fit its target, or differs from another of its
-        group.
-    NothingKeptError
-        If the mask of a searched target keeps nothing.
-    """
-    searched = by_name(groups, spaces)
-    for module_name, module_masks in masks.items():
-        for name, mask in module_masks.items():
-            space = spaces.get(module_name, {}).get(name)
-            if space is None:
-                raise MaskError(f"{module_name}.{name} is no target of this pruner")
-            if mask is not None and list(mask.shape) != space.shape:
-                shapes = f"shape {list(mask.shape)}, its target {space.shape}"
-                raise MaskError(f"the mask of {module_name}.{name} has {shapes}")
-            if (target := searched.get((module_name, name))) is None:
-                continue
-            if mask is None or not mask.any():
-                raise NothingKeptError(f"the mask of {target} keeps nothing")
-            _check_structure(target, mask)
-    starts: dict[ScoreGroup, Tensor] = {}
-    group_of = {id(target.space): group for group in groups for target in group.members}
-    for (module_name, name), target in searched.items():
-        mask = masks.get(module_name, {}).get(name)
-        if mask is None:
-            continue
-        group = group_of[id(target.space)]
-        device = group.members[0].weight.device
-        kept = target.grains.of_mask(mask).view(group.grains.score_shape).to(device)
-        if not torch.equal(starts.setdefault(group, kept), kept):
-            raise MaskError(
-                f"the masks of {group} differ, but they share one dependency_group_id or one parameter"
-            )
-    return {group: starts[group] for group in groups if group in starts}
-
-
-def _check_structure(target: ScoredTarget, mask: Tensor) -> None:
-    """A mask must keep whole grains, and as many in every row, or there is no score that stands for it.
-
-    Raises
-    ------
-    MaskError
-        If it does not.
-    """
-    grains = target.grains
-    kept = grains.of_mask(mask)
-    if not torch.equal(grains.expand(kept).expand(grains.shape), mask.bool()):
-        raise MaskError(f"the mask of {target} cuts through its granularity {target.space.granularity!r}")
-    if not torch.equal(grains.select(kept.float(), int(kept.sum())), kept):
-        raise MaskError(f"the mask of {target} does not keep as many in each of its {grains.rows} rows")

@@ -4,21 +4,47 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from nni.compression.utils import Evaluator, LightningEvaluator, TransformersEvaluator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from nni_jackpot.errors import NothingSearchedError, SearchDivergedError
-from nni_jackpot.nni_bridge.targets import ScoreGroup, refresh_scored, remake_values
+from nni_jackpot.masking.targets import ScoreGroup, refresh_scored, remake_values
 from nni_jackpot.search.checkpoint import Checkpoint
 from nni_jackpot.search.clock import SearchClock
 from nni_jackpot.search.sparsity_schedule import Growth
 
 _logger = logging.getLogger(__name__)
+
+
+class TrainingLoop(Protocol):
+    """What a search asks of the loop that it runs in."""
+
+    has_trainer: bool
+    """Whether a trainer, which knows the length, runs the loop."""
+
+    def join(
+        self,
+        scores: list[nn.Parameter],
+        check_loss: Callable[[Tensor, Any], Tensor],
+        after_step: Callable[[], None],
+        run: Callable[[Callable[..., None], int | None, int | None], None],
+    ) -> None:
+        """Have the next training be a search, as ``run`` does it."""
+
+    def total_steps(self) -> int | None:
+        """Return the steps that a trainer is about to take, where there is one."""
+
+    @property
+    def training_step(self) -> tuple[Any, str]:
+        """Where the function that gives the loss of a batch is kept: object and attribute."""
+
+    @property
+    def steps_by_hand(self) -> bool:
+        """True if no checkpoint can follow the steps."""
 
 
 class Search:
@@ -57,7 +83,7 @@ class Search:
         The evaluator's optimizer, once it has taken a step.
     """
 
-    evaluator: Evaluator
+    training: TrainingLoop
 
     def __init__(
         self,
@@ -91,35 +117,29 @@ class Search:
         """Learning rate of the last step; the initial one before the first."""
         return self.optimizer.param_groups[0]["lr"]
 
-    def prepare(self, evaluator: Evaluator) -> None:
-        """Have the next training of a bound evaluator be the search, whichever compressor asks for it."""
-        self.evaluator = evaluator
-        # The name is no module's, so that NNI takes the first optimizer.
-        evaluator.patch_optim_param_group({"scores": [group.score for group in self.groups]})
-        evaluator.patch_loss(self._check_loss)
-        evaluator.patch_optimizer_step(before_step_tasks=[], after_step_tasks=[self._after_step])
-        train = evaluator.train
+    def prepare(self, training: TrainingLoop) -> None:
+        """Have the next training be the search, whichever compressor asks for it."""
+        self.training = training
+        scores = [group.score for group in self.groups]
+        training.join(scores, self._check_loss, self._after_step, self._search)
 
-        def search(max_steps: int | None = None, max_epochs: int | None = None) -> None:
-            del evaluator.train  # this one call knows the length of the search
-            hook = register_optimizer_step_pre_hook(self._before_step)
-            try:
-                self.growth.follow(0.0)
-                refresh_scored(self.groups)
-                for group in self.groups:
-                    group.tell(True)
-                remake_values(self.groups)
-                self._run(train, max_steps, max_epochs)
-            finally:
-                hook.remove()
-                self.growth.finish()
-                for group in self.groups:
-                    group.tell(False)
-
-        evaluator.train = search
+    def _search(self, train: Callable[..., None], max_steps: int | None, max_epochs: int | None) -> None:
+        hook = register_optimizer_step_pre_hook(self._before_step)
+        try:
+            self.growth.follow(0.0)
+            refresh_scored(self.groups)
+            for group in self.groups:
+                group.tell(True)
+            remake_values(self.groups)
+            self._run(train, max_steps, max_epochs)
+        finally:
+            hook.remove()
+            self.growth.finish()
+            for group in self.groups:
+                group.tell(False)
 
     def _run(self, train: Callable[..., None], max_steps: int | None, max_epochs: int | None) -> None:
-        has_trainer = isinstance(self.evaluator, LightningEvaluator | TransformersEvaluator)
+        has_trainer = self.training.has_trainer
         self.clock = SearchClock(None if has_trainer else max_steps, max_epochs)
         if self._checkpoint is not None:
             self._checkpoint.begin(self, self._model, max_steps, max_epochs)
@@ -197,7 +217,7 @@ class Search:
         if not _unscale(driver, self.optimizer):
             return
         if self.clock.max_steps is None:
-            self.clock.max_steps = _total_steps(self.evaluator)
+            self.clock.max_steps = self.training.total_steps()
         if self._without_gradient:
             self._look_for_gradients()
         factor = self._schedule(self.clock.progress())
@@ -259,18 +279,3 @@ def _unscale(driver: Optimizer, search: Optimizer) -> bool:
         grads = [p.grad for group in search.param_groups for p in group["params"] if p.grad is not None]
         torch._foreach_div_(grads, scale.item())
     return True
-
-
-def _total_steps(evaluator: Evaluator) -> int | None:
-    """Return the optimizer steps that a trainer is about to take, where there is a trainer to ask."""
-    if isinstance(evaluator, TransformersEvaluator):
-        return evaluator.trainer.state.max_steps
-    if not isinstance(evaluator, LightningEvaluator):
-        return None
-    module, trainer = evaluator.model, evaluator.model.trainer
-    if module.automatic_optimization or trainer.max_steps == -1:
-        return int(trainer.estimated_stepping_batches)
-    # Lightning counts the steps of all optimizers together; the driver is one that takes its turn.
-    of_epochs = trainer.num_training_batches * (trainer.max_epochs or 0)
-    of_steps = trainer.max_steps // len(trainer.optimizers)
-    return int(min(of_epochs, of_steps)) if of_epochs > 0 else of_steps

@@ -136,3 +136,14 @@ class NormalizedSGD(SGD):
 def _constants(numbers: tuple[float, ...], device: torch.device) -> Tensor:
     """Return numbers on a device, where they stay: they are the same at every step."""
     return torch.tensor(numbers, device=device)
+
+
+# Learning rates of supermasks by recipe: logits move further than the scores of edge-popup.
+_RATES = {"paper": 100.0, "jackpot": 0.03}
+
+
+def recipe_of(name: str, method: str) -> Recipe:
+    """Return a recipe; as it trains logits, at a rate of theirs and without all that is edge-popup's."""
+    if method == "supermask":
+        return replace(RECIPES[name].steady(), lr=_RATES[name], weight_decay=0.0)
+    return RECIPES[name]

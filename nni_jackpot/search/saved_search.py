@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nni_jackpot.nni_bridge.targets import ScoredTarget, ScoreGroup
+from nni_jackpot.masking.targets import ScoredTarget, ScoreGroup
 from nni_jackpot.runtime.distributed import world
 from nni_jackpot.runtime.resume import damage_told
 from nni_jackpot.search.clock import SearchClock

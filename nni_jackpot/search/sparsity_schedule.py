@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from nni_jackpot.masking.budgets import Unit, by_global_rank
-from nni_jackpot.nni_bridge.targets import ScoreGroup
+from nni_jackpot.masking.targets import ScoreGroup
 from nni_jackpot.search.recipes import Recipe
 
 # Rankings of all scores of a pool in one search: each takes about as long as a step.

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from nni_jackpot.masks import Masks
+from nni_jackpot.runtime.tensor_bytes import from_bytes
 from nni_jackpot.runtime.terminal import escaped
 from nni_jackpot.storage.base_state import Model, state_of
 from nni_jackpot.storage.formats import coded_mask, sealed_format
 from nni_jackpot.storage.formats.coded_mask import CodedMask
 from nni_jackpot.storage.formats.mask_codec import DECODED, decode, encode
 from nni_jackpot.storage.formats.rules import Rule, saying
-from nni_jackpot.storage.formats.sealed import from_bytes, read_sealed, write_sealed
+from nni_jackpot.storage.formats.sealed import read_sealed, write_sealed
 from nni_jackpot.storage.ticket import masks_by_name
 
 KIND = "sparse checkpoint"

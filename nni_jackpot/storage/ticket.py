@@ -10,14 +10,14 @@ from __future__ import annotations
 import os
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from nni.compression.base.compressor import Pruner
 from torch import Tensor
 
 from nni_jackpot.errors import MaskError, OtherBaseError, TicketError
 from nni_jackpot.masks import Masks, check_shape, named_masks
+from nni_jackpot.runtime.tensor_bytes import from_bytes
 from nni_jackpot.runtime.terminal import escaped
 from nni_jackpot.storage.base_state import Model, aliases, base_state, check_writable, parameters_of, state_of
 from nni_jackpot.storage.formats.byte_planes import Form, pack, unpack
@@ -26,7 +26,6 @@ from nni_jackpot.storage.formats.rules import saying
 from nni_jackpot.storage.formats.sealed import (
     DTYPES,
     digest_of,
-    from_bytes,
     name_of,
     read_parts,
     write_sealed,
@@ -43,6 +42,15 @@ from nni_jackpot.storage.ticket_format import (
 
 KIND = "jackpot ticket"
 VERSION = 1
+
+
+class MaskFinder(Protocol):
+    """What has found masks: NNI's pruners."""
+
+    config_list: list[dict[str, Any]]
+
+    def get_masks(self) -> Masks:
+        """Return the masks."""
 
 
 @dataclass(frozen=True)
@@ -230,7 +238,7 @@ class Ticket:
 
 def save_ticket(
     path: str | os.PathLike[str],
-    masks: Masks | Pruner,
+    masks: Masks | MaskFinder,
     model: Model,
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
@@ -258,7 +266,7 @@ def save_ticket(
         If the folder cannot be written; the file is whole or not there.
     """
     metadata = dict(metadata or {})
-    if isinstance(masks, Pruner):
+    if not isinstance(masks, Mapping):
         metadata.setdefault("config_list", masks.config_list)
         masks = masks.get_masks()
     state = base_state(model)

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
-from nni.compression.base.setting import INPUT_PREFIX, OUTPUT_PREFIX
-
 from nni_jackpot.masks import join
 from nni_jackpot.runtime.terminal import escaped
 from nni_jackpot.storage import norm_statistics
@@ -21,7 +19,8 @@ from nni_jackpot.storage.formats.rules import Rule, saying
 CodedMasks: TypeAlias = Mapping[str, Mapping[str, CodedMask | None]]
 
 DIGEST_SIZE = 32
-_ACTIVATIONS = (INPUT_PREFIX, OUTPUT_PREFIX)
+# How the names of inputs and outputs begin, NNI's INPUT_PREFIX and OUTPUT_PREFIX.
+ACTIVATIONS = ("_input_", "_output_")
 _WEIGHTS, _WEIGHTS_A_BYTE = 1 << 26, 1 << 17
 
 CONTENT = Rule(
@@ -35,7 +34,7 @@ TENSORS = Rule(
 )
 BASE = Rule("`base` is a list of names, none of them twice, and the tensor `base` has 32 bytes for each")
 MASKED = Rule(
-    f"a mask is of a name in `base`, except one of a TARGET that begins with {' or '.join(_ACTIVATIONS)}"
+    f"a mask is of a name in `base`, except one of a TARGET that begins with {' or '.join(ACTIVATIONS)}"
 )
 STATISTICS = Rule("`statistics` is an object of `[type, shape]` by names that are not in `base`")
 CLAIM = Rule(
@@ -121,7 +120,7 @@ def named(coded: CodedMasks) -> Iterator[tuple[str, str, CodedMask]]:
 
 def is_parameter(target: str) -> bool:
     """Tell whether NNI's target is a parameter, not an input or output."""
-    return not target.startswith(_ACTIVATIONS)
+    return not target.startswith(ACTIVATIONS)
 
 
 def _masks(masks: Any, parts: Mapping[str, bytes]) -> CodedMasks:

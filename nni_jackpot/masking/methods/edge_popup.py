@@ -54,8 +54,8 @@ class RelaxedMask:
     swap_limit
         How many grains may enter, and as many leave, in one refresh; None for any number.
     temperature
-        Of the soft mask (`soft_mask`) that forwards which give the scores a gradient see in place of the mask;
-        0 for the mask.
+        Of the soft mask (`soft_mask`) that a forward sees in place of the mask, if it gives the scores a
+        gradient; 0 for the mask.
     is_told
         Whether somebody refreshes after every change of the scores, so that none has to be suspected.
     is_read

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,22 +11,12 @@ from torch import Tensor
 from nni_jackpot.masking.granularity import Grains
 from nni_jackpot.masking.masked_weights import StraightThrough
 from nni_jackpot.masking.methods.edge_popup import RelaxedMask
-from nni_jackpot.search.recipes import RECIPES, Recipe
 
 METHODS = ("edge_popup", "supermask")
 # Initial scores of kept and of pruned grains: logits, of which only the difference matters.
 LOGITS = (3.0, -3.0)
-# Learning rates by recipe: logits move further than the scores of edge-popup.
-_RATES = {"paper": 100.0, "jackpot": 0.03}
 # Newton's steps a sample, each from where the last has come to, and how far one may go.
 _STEPS, _STRIDE = 3, 1.0
-
-
-def recipe_of(name: str, method: str) -> Recipe:
-    """Return a recipe; as it trains logits, at a rate of theirs and without all that is edge-popup's."""
-    if method == "supermask":
-        return replace(RECIPES[name].steady(), lr=_RATES[name], weight_decay=0.0)
-    return RECIPES[name]
 
 
 class SampledMask(RelaxedMask):

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nni_jackpot.runtime.tensor_bytes import as_bytes, from_bytes
 from nni_jackpot.storage.formats.rules import Rule, is_shape
-from nni_jackpot.storage.formats.sealed import DTYPES, as_bytes, from_bytes, name_of
+from nni_jackpot.storage.formats.sealed import DTYPES, name_of
 
 FORM = Rule(
     "the type of a statistic is one that masks can have, and its shape one that tensors of the file can have"

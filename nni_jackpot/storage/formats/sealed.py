@@ -17,13 +17,13 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
 from nni_jackpot.errors import TicketError
 from nni_jackpot.runtime.files import replace_file
+from nni_jackpot.runtime.tensor_bytes import as_bytes
 from nni_jackpot.runtime.terminal import escaped
 from nni_jackpot.storage.formats.rules import saying
 from nni_jackpot.storage.formats.sealed_format import (
@@ -55,16 +55,6 @@ DTYPES = {
 def name_of(dtype: torch.dtype) -> str:
     """Return what a type is called in files, ``float32``."""
     return str(dtype).removeprefix("torch.")
-
-
-def as_bytes(tensor: Tensor) -> Tensor:
-    """Return the bytes of a tensor of any type in index order, (numel * itemsize,), on the CPU."""
-    return tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
-
-
-def from_bytes(data: bytes) -> Tensor:
-    """Return bytes as a tensor of their own, (n,), uint8."""
-    return torch.from_numpy(np.frombuffer(bytearray(data), np.uint8))
 
 
 def digest_of(tensor: Tensor) -> bytes:

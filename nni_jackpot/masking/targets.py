@@ -4,16 +4,50 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from nni.compression.base.target_space import PruningTargetSpace
 from torch import Tensor, nn
 
 from nni_jackpot.masking.batched_refresh import refresh_together, wait_together
 from nni_jackpot.masking.granularity import Grains
 from nni_jackpot.masking.methods.edge_popup import RelaxedMask, Target, initial_scores
-from nni_jackpot.nni_bridge.wrapper import APPLY_METHOD, RELAXED, SCORE, SearchedSpace, raw_mask
+
+
+class Space(Protocol):
+    """Where the tensors of a target are kept, and what is asked of it: NNI's target space.
+
+    Attributes
+    ----------
+    target
+        The frozen weights.
+    setting
+        What the config list says of the target.
+    """
+
+    target: Any
+    setting: dict[str, Any]
+    sparse_ratio: float | None
+    sparse_threshold: Any
+    min_sparse_ratio: float | None
+    max_sparse_ratio: float | None
+    global_group_id: Any
+    granularity: Any
+
+    @property
+    def own_mask(self) -> Tensor:
+        """The mask, boolean, of the target's shape."""
+
+    @property
+    def score(self) -> Any:
+        """The scores; None before the search of the target begins."""
+
+    @property
+    def relaxed(self) -> RelaxedMask:
+        """What keeps the mask in step with the scores."""
+
+    def start(self, score: nn.Parameter, mask: Tensor, relaxed: RelaxedMask, is_first: bool) -> None:
+        """Keep the tensors; targets after the first have the scores in common with it."""
 
 
 class ScoredTarget(NamedTuple):
@@ -21,7 +55,7 @@ class ScoredTarget(NamedTuple):
 
     module_name: str
     name: str
-    space: PruningTargetSpace
+    space: Space
     grains: Grains
 
     def __str__(self) -> str:
@@ -35,17 +69,17 @@ class ScoredTarget(NamedTuple):
     @property
     def mask(self) -> Tensor:
         """The mask, boolean, of the target's shape; up to date once it has been refreshed."""
-        return raw_mask(self.space)
+        return self.space.own_mask
 
     @property
     def score(self) -> nn.Parameter:
         """The scores, one a grain; targets of one dependency group have them in common."""
-        return self.space._wrapper.score(self.name)
+        return self.space.score
 
     @property
     def relaxed(self) -> RelaxedMask:
         """What keeps the mask in step with the scores."""
-        return getattr(self.space._wrapper, RELAXED.format(self.name))
+        return self.space.relaxed
 
     @property
     def parts(self) -> Target:
@@ -67,7 +101,7 @@ class ScoreGroup(NamedTuple):
         return " + ".join(map(str, self.members))
 
     @property
-    def space(self) -> PruningTargetSpace:
+    def space(self) -> Space:
         """The first member's target space, which has the settings that all members share."""
         return self.members[0].space
 
@@ -92,26 +126,18 @@ class ScoreGroup(NamedTuple):
     def seed(self, kept: Tensor, kept_score: float, pruned_score: float) -> None:
         """Set the masks (boolean ``kept``, one a grain), the budget, and the scores that stand for them."""
         scores = initial_scores(kept, kept_score, pruned_score, self.members[0].weight.dtype)
-        first, *others = self.members
-        if first.space._wrapper.score(first.name) is not None:
-            with torch.no_grad():
-                self.score.copy_(scores)
+        score = self.score
+        if score is None:
+            score = nn.Parameter(scores)
         else:
-            parameter = nn.Parameter(scores)
-            first.space._wrapper.register_parameter(SCORE.format(first.name), parameter)
-            for target in others:  # not registered: formats such as safetensors take no tensor twice
-                target.space._wrapper.shared_scores[target.name] = parameter
+            with torch.no_grad():
+                score.copy_(scores)
         for target in self.members:
             mask = target.grains.expand(kept.view(target.grains.score_shape))
-            if not isinstance(target.space, SearchedSpace):
-                target.space.mask = None
-                target.space.__class__ = SearchedSpace
-            target.space.mask = mask.to(target.weight.device).expand(target.grains.shape).clone()
+            mask = mask.to(target.weight.device).expand(target.grains.shape).clone()
             relaxed = self.relax(target.grains, int(kept.sum()))
-            relaxed.settle(target.score)  # the mask is what these scores ask for
-            setattr(target.space._wrapper, RELAXED.format(target.name), relaxed)
-            if target.space.apply_method != "bypass":
-                target.space.apply_method = APPLY_METHOD
+            relaxed.settle(score)  # the mask is what these scores ask for
+            target.space.start(score, mask, relaxed, target is self.members[0])
 
     def limit_swaps(self, share: float | None) -> None:
         """Let a refresh replace no more than this share of the kept grains; None for any number."""
