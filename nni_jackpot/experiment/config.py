@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from nni_jackpot.errors import ExperimentConfigError
-from nni_jackpot.experiment.folder.paths import with_home
 from nni_jackpot.experiment.models import model_names, weights_names
 from nni_jackpot.experiment.models.initial import INITS
 from nni_jackpot.experiment.schema import strict_yaml
+from nni_jackpot.experiment.schema.paths import with_home
 from nni_jackpot.experiment.schema.rules import (
     Invalid,
     Rule,

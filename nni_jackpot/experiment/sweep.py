@@ -12,8 +12,8 @@ from typing import Any
 
 from nni_jackpot.errors import ExperimentConfigError
 from nni_jackpot.experiment.config import RunConfig, config_hash, load_config
-from nni_jackpot.experiment.folder.paths import folder_name
 from nni_jackpot.experiment.schema import strict_yaml
+from nni_jackpot.experiment.schema.paths import folder_name
 from nni_jackpot.experiment.schema.rules import related
 
 # How a trial of these experiments begins.
