@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nni_jackpot.runtime.tensor_bytes import from_bytes
 from nni_jackpot.storage.formats.byte_planes import pack
 from nni_jackpot.storage.formats.mask_codec import encode
-from nni_jackpot.storage.formats.sealed import DTYPES, from_bytes, name_of, seal_of
+from nni_jackpot.storage.formats.sealed import DTYPES, name_of, seal_of
 from nni_jackpot.storage.formats.sealed_format import TYPES
 from nni_jackpot.storage.ticket import KIND, VERSION
 

@@ -29,10 +29,13 @@ from nni_jackpot import LotteryJackpotPruner, mask_overlap
 from nni_jackpot.experiment.config import RunConfig, load_config
 from nni_jackpot.experiment.models import build_model
 
+TESTS = Path(__file__).parent
+ROOT, HELPERS = TESTS.parent, TESTS / "helpers"
+
 # PyTorch has no variable for it; what the tests start hears of it by a folder on its path.
 if os.environ.get("JACKPOT_TEST_MKLDNN") == "0":
     torch.backends.mkldnn.set_flags(False)
-    folders = [str(Path(__file__).with_name("without_mkldnn")), os.environ.get("PYTHONPATH")]
+    folders = [str(TESTS / "without_mkldnn"), os.environ.get("PYTHONPATH")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
 
 

@@ -101,7 +101,7 @@ class Run:
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         for item in session.items:
             parameters = item.callspec.params if hasattr(item, "callspec") else {}
-            link = f"[{item.originalname}](../tests/{item.path.name})"
+            link = f"[{item.originalname}](../tests/{item.path.relative_to(TESTS)})"
             for verb in VERBS:
                 for feature in (name for mark in item.iter_markers(verb) for name in mark.args):
                     links = self.tests.setdefault((feature.format(**parameters), verb), [])

@@ -23,8 +23,8 @@ from conftest import (
     training_step,
     zeros,
 )
-from test_checkpoint import check_resumed
-from test_selection import check_update_tops, every_kind
+from resumption import check_resumed
+from test_topk import check_update_tops, every_kind
 from torch import nn
 
 from nni_jackpot import LotteryJackpotPruner

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import CONFIG_LIST, Batches, ConvNet, make_evaluator, training_step, zeros
-from test_checkpoint import check_resumed
-from test_selection import coin, every_kind, long, reference
+from resumption import check_resumed
+from test_topk import coin, every_kind, long, reference
 from torch import Generator, Tensor, nn
 
 from nni_jackpot import LotteryJackpotPruner

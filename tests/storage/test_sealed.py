@@ -9,7 +9,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from nni_jackpot.errors import OutputFolderError, TicketError
-from nni_jackpot.storage.formats.sealed import digest_of, from_bytes, read_parts, read_sealed, write_sealed
+from nni_jackpot.runtime.tensor_bytes import from_bytes
+from nni_jackpot.storage.formats.sealed import digest_of, read_parts, read_sealed, write_sealed
 from nni_jackpot.storage.formats.sealed_format import TYPES
 
 TENSORS = {

@@ -14,14 +14,14 @@ from conftest import ConvNet
 from torch import Tensor
 
 from nni_jackpot import save_ticket
-from nni_jackpot import ticket_format as rules
 from nni_jackpot.storage import norm_statistics
+from nni_jackpot.storage import ticket_format as rules
 from nni_jackpot.storage.formats import byte_planes, coded_mask, mask_codec, sealed_format
 from nni_jackpot.storage.formats.rules import Rule
 from nni_jackpot.storage.formats.sealed import read_sealed
 from nni_jackpot.storage.ticket import KIND
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # where the fuzzer is
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # where the fuzzer is
 
 from forgeries import Forged
 

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import ROOT
 
 from nni_jackpot import cli
 from nni_jackpot.experiment.config import RunConfig, dump_config
 from nni_jackpot.experiment.folder.result import Result, Row, save_result
 from nni_jackpot.search.recipes import RECIPES
 
-FILE = Path(__file__).parents[1] / "configs" / "digits" / "resnet.yml"
+FILE = ROOT / "configs" / "digits" / "resnet.yml"
 
 
 @pytest.fixture

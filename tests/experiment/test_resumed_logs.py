@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from event_points import read_events
 from interruption import stopping
-from test_tracking import read_events
 from torch import nn
 
 from nni_jackpot.errors import CheckpointError

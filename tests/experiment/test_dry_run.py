@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import ROOT
 
 from nni_jackpot import cli
 from nni_jackpot.errors import ConfigListError, ExperimentConfigError
@@ -13,7 +14,7 @@ from nni_jackpot.experiment.data.loading import load_data
 from nni_jackpot.experiment.dry_run import _KNOWN, plan
 from nni_jackpot.experiment.sweep import runs_of
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = ROOT / "configs"
 # NNI's tuners go over spaces that are no grids; everything else has a dry run.
 FILES = sorted(path for path in CONFIGS.rglob("*.yml") if path.name != "experiment.yml")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Allocations
+from conftest import ROOT, Allocations
 from forged_tickets import (
     DECODED,
     FILES,
@@ -35,7 +35,7 @@ from nni_jackpot.storage.formats.rules import Rule
 from nni_jackpot.storage.formats.sealed import write_sealed
 from nni_jackpot.storage.ticket_format import CLAIM, RULES
 
-PAGE = Path(__file__).parents[1] / "docs" / "ticket-format.md"
+PAGE = ROOT / "docs" / "ticket-format.md"
 # Written by the first version.
 GOLDEN = {
     "ticket": "c-oy(T}TvB6kapyCG&@+f-G!^eqh>W?#_(6A|dsV^i&T%h&zmT?%Y`?cW1VpyQZ#_z0^YmMe4p3L4^IhrPM<rCPkPANrDfFKQ9#+5+no_MBSOu+z=z0mpS)4=Y03O-#OO`1KyWq6eWoX)F6S1!c=FO(-5_!EK*4f)Pf09&17RtD^A;nWyY9lo{cfcG6^;bJ<(JW+AX#pa{liuHsa08S&g)(Fb!jjp0FSZgBU{z>}KepjRFf;p5<kVStfRA!VZm91G=%9NhI7O_#3ZkS&2VMBdm}|$V)Vir>#uN&GGa?PIgHZ!%Ss}!u^}hd_q@X!b0AwX~uCp$<X#HsSBYMp{#rG-$Fw^ALmzbkdK39+`Z2xkQg={!?L}6D4j7)!;I5`LDRo%RV`H_v-w4>FuiV#nMo=tB&ZqN3Q5y}W6iHMOd<(xrR<rsvKhVr8+&D8@4?g?AWEKP0<Q`Zf_fDSBZMMA$4JL2hGJ9=1Bt8Bp{hkS5g{OQnl51>%!vXP0jFv@6a?y<!#J#Gp}T<IEa=|VM;O*0fjhV;kXgptQcKruOl%5rtP9gtcL_r)#;?mEtYx76ltcQ>0sf0aVgcuFRo=+fB>>^I478gCG~qavOOMN)hTbd3t~W*^yS{5^_wB-~9adMObMg3-r+4hOp8nVBzNNk|Q{8=U59emahG$;(1P8R-&5mfn$<8h=0}`zbUkBnlH&1*%cj^f2sj0}tJ{|mM*YCZ*W4fZWLp(b4{8sSt&*1hkVOZHv^uBCvPu=Wj*)wCZG<kk#raRZPI62&#J(IfoZvVu^g~h)4(N|*V()_j`{j=X5mCH3#Z4br=xdZp+7vzU>I(Q>cR4|@B^d``#m)E6Ve3%;y1WHQUrcqOEVeyu&#kC_%@sdp(44k;IvHcglYm4>",

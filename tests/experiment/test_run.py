@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import model_of
+from conftest import HELPERS, model_of
 from interruption import stopping
 from torch import nn
 
@@ -229,7 +229,7 @@ def test_the_same_command_goes_on_after_kill_9(longer: Path, tmp_path: Path) -> 
     whole = search(load_config(longer, {"output": str(tmp_path / "whole")}))
     assert whole.resumed_step == 0
     last = random.randrange(7, 8 * 23)
-    script = Path(__file__).with_name("interruption.py")
+    script = HELPERS / "interruption.py"
     killed = subprocess.run([sys.executable, str(script), str(longer), str(last)], capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     checkpoint = tmp_path / "out" / "checkpoint.pth"

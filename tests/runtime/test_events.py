@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_tracking import read_events
+from event_points import read_events
 
 from nni_jackpot.errors import OutputFolderError
 from nni_jackpot.runtime.events import EventFile

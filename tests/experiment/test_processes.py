@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from by_hand import accuracy_of, pretrained, searched, statistics_anew, train
-from conftest import model_of, same, same_state
+from conftest import HELPERS, model_of, same, same_state
 
 from nni_jackpot import apply_masks
 from nni_jackpot.errors import ExperimentConfigError
@@ -38,7 +38,7 @@ def test_a_run_by_two_processes(tmp_path: Path) -> None:
         "torch.distributed.run",
         "--nproc-per-node",
         "2",
-        str(Path(__file__).with_name("two_processes.py")),
+        str(HELPERS / "two_processes.py"),
     ]
     process = subprocess.run([sys.executable, *run, str(config_file)], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CONFIG_LIST, ConvNet, make_evaluator, same
+from conftest import CONFIG_LIST, ROOT, TESTS, ConvNet, make_evaluator, same
 from torch import Tensor, nn
 
 from nni_jackpot import LotteryJackpotPruner, apply_masks, load_ticket, save_ticket
@@ -18,7 +18,7 @@ from nni_jackpot.storage.formats.mask_codec import encode
 from nni_jackpot.storage.formats.sealed import read_sealed, write_sealed
 from nni_jackpot.storage.ticket import KIND
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = ROOT / "benchmarks"
 
 
 def state_copy(model: nn.Module) -> dict[str, Tensor]:
@@ -114,7 +114,7 @@ model.load_state_dict(torch.load("base.pth"))
 load_ticket("a.ticket").apply(model)
 torch.save(model.eval()(torch.load("images.pth")).detach(), "logits.pth")
 """
-    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(paths),

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import HELPERS
 from nni.common.concrete_trace_utils import concrete_proxy, concrete_tracer, operator_patcher
 from nni.compression.speedup import ModelSpeedup, dependency, mask_conflict
 from nni.compression.speedup import utils as speedup_utils
@@ -42,7 +43,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def stages(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[str | None]], list[str]]:
     """Return how each repair's check failed before and after the repair, and the checks that fail in the end."""
     folder = tmp_path_factory.mktemp("stages")
-    script = Path(__file__).with_name("nni_stages.py")
+    script = HELPERS / "nni" / "nni_stages.py"
     result = run(str(script), nni_compat.__file__, str(folder / "masks.pth"))
     assert result.returncode == 0, result.stderr[-2000:]
     in_order, left = json.loads(result.stdout.splitlines()[-1])

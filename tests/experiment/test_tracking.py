@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import struct
 import sys
 import time
 import weakref
@@ -14,25 +13,11 @@ from typing import Any
 import nni
 import pytest
 import torch
+from event_points import read_events
 from nni.runtime.trial_command_channel import TrialCommandChannel
-from tensorboardX.proto.event_pb2 import Event
 
 from nni_jackpot.errors import JackpotError, OutputFolderError
 from nni_jackpot.experiment.tracking import Tracker, output_folder, running_as_nni_trial, tuner_parameters
-
-
-def read_events(folder: Path) -> dict[str, list[tuple[int, Any]]]:
-    """Return (step, value) by tag; a record is its length, a checksum, the event and a checksum."""
-    result: dict[str, list[tuple[int, Any]]] = {}
-    for path in folder.glob("events.out.tfevents.*"):
-        data = path.read_bytes()
-        while data:
-            (length,) = struct.unpack("<Q", data[:8])
-            event = Event.FromString(data[12 : 12 + length])
-            for value in event.summary.value:
-                result.setdefault(value.tag, []).append((event.step, pytest.approx(value.simple_value)))
-            data = data[16 + length :]
-    return result
 
 
 def read_rows(folder: Path) -> list[dict[str, str]]:

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from nni_jackpot import cli, load_sparse, save_ticket
 
-DIGITS = Path(__file__).parents[1] / "configs" / "digits" / "resnet.yml"
+DIGITS = ROOT / "configs" / "digits" / "resnet.yml"
 
 
 @pytest.fixture(scope="module")

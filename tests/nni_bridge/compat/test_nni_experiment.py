@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import yaml
+from conftest import ROOT
 from nni_experiment import run_experiment
 
-CONFIGS = Path(__file__).parents[1] / "configs" / "digits"
+CONFIGS = ROOT / "configs" / "digits"
 
 
 def test_a_small_experiment(tmp_path: Path) -> None:
