@@ -1,7 +1,7 @@
 """Lottery jackpots for NNI: sparse sub-networks of a pre-trained network, found without changing a weight.
 
-Importing the package mends what NNI 3.0 needs to run on today's PyTorch (`nni_compat`), so import it before
-or beside ``nni.compression``; nothing changes where NNI works already.
+Importing the package repairs what NNI 3.0 needs to run on today's PyTorch (`nni_bridge.compat`). Import it
+before or beside ``nni.compression``; nothing changes where NNI works already.
 """
 
 import nni_jackpot.nni_bridge.compat
@@ -15,12 +15,15 @@ from nni_jackpot.storage.sparse_checkpoint import load_sparse, save_sparse  # no
 from nni_jackpot.storage.ticket import Ticket, load_ticket, save_ticket  # noqa: E402
 from nni_jackpot.storage.ticket_box import TicketBox  # noqa: E402
 
+__version__ = "0.1.0"
+
 __all__ = [
     "JackpotError",
     "LotteryJackpotPruner",
     "MaskOverlap",
     "Ticket",
     "TicketBox",
+    "__version__",
     "apply_masks",
     "load_masks",
     "load_sparse",

@@ -8,9 +8,9 @@ import nni
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIG_LIST, Batches, ConvNet, lightning_trainer, make_evaluator, training_step
+from conftest import CONFIG_LIST, Batches, ConvNet, make_evaluator, training_step
 from nni.compression.base.compressor import Pruner
-from nni.compression.utils import Evaluator, LightningEvaluator, TorchEvaluator
+from nni.compression.utils import Evaluator, TorchEvaluator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -368,45 +368,3 @@ def test_a_parameter_of_the_root_module(batches: Batches) -> None:
     model = Rooted()
     losses, _ = wrap(model, make_evaluator(model, batches))
     assert len(seen_by(losses)) == 3
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_lightning(batches: Batches, fails: bool) -> None:
-    lightning = pytest.importorskip("pytorch_lightning")
-
-    class Module(lightning.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = ConvNet()
-            self.shift = nn.Parameter(torch.zeros(1))
-
-        def training_step(self, batch: Any, index: int) -> dict[str, Tensor]:
-            if fails and index == 1:
-                raise KeyError("mine")
-            return {"loss": training_step((batch[0] + self.shift, batch[1]), self.net)}
-
-        def configure_optimizers(self) -> Any:
-            optimizer = nni.trace(torch.optim.AdamW)(self.parameters(), lr=0.1)
-            return [optimizer], [nni.trace(torch.optim.lr_scheduler.StepLR)(optimizer, 1)]
-
-    class Data(lightning.LightningDataModule):
-        def train_dataloader(self) -> Any:
-            images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
-            dataset = torch.utils.data.TensorDataset(images, labels)
-            return torch.utils.data.DataLoader(dataset, 16, shuffle=True)
-
-    trainer = lightning_trainer(max_epochs=2, accumulate_grad_batches=2)
-    model = Module()
-    evaluator = LightningEvaluator(trainer, nni.trace(Data)())
-    losses, _ = wrap(model, evaluator)
-    snapshot = Snapshot(model)
-    if fails:
-        with pytest.raises(KeyError, match="mine"):
-            seen_by(losses)
-    else:
-        seen = seen_by(losses)
-        assert len(set(seen)) == 3
-        assert seen_by(losses) == seen
-    snapshot.check()
-    assert model._trainer is None
-    assert evaluator.model is None

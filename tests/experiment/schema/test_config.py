@@ -1,59 +1,27 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import numpy as np
 import pytest
 import yaml
+from minimal_run import MINIMAL, message, write
 
-from nni_jackpot.errors import ExperimentConfigError, MissingLibraryError, OutputFolderError
+from nni_jackpot.errors import MissingLibraryError
 from nni_jackpot.experiment.config import (
     DataConfig,
     ModelConfig,
     RunConfig,
-    config_hash,
-    dump_config,
     load_config,
-    parse_override,
-    to_dict,
 )
 from nni_jackpot.experiment.data.datasets import DATASETS
-
-MINIMAL = """
-output: runs/x
-data: {name: digits}
-model: {}
-pretrain: {epochs: 2, lr: 0.1}
-config_list:
-  - {op_types: [Conv2d], sparse_ratio: 0.9}
-  - op_names: [fc]
-    target_settings: {weight: {granularity: default}}
-search: {epochs: 3}
-finetune: {epochs: 1, lr: 1e-2}
-"""
-
-
-def write(folder: Path, text: str) -> Path:
-    path = folder / "run.yaml"
-    path.write_text(text, encoding="utf-8")
-    return path
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return write(tmp_path, MINIMAL)
-
-
-def message(path: Path, overrides: dict[str, object] | None = None) -> str:
-    with pytest.raises(ExperimentConfigError) as caught:
-        load_config(path, overrides or {})
-    assert type(caught.value) is ExperimentConfigError
-    assert str(path) in str(caught.value)
-    return str(caught.value)
 
 
 def test_defaults_are_filled_in(path: Path) -> None:
@@ -288,187 +256,6 @@ def test_long_value_is_cut_short(path: Path) -> None:
 def test_entry_with_values_that_are_not_plain(tmp_path: Path, entry: str) -> None:
     text = MINIMAL.replace("- {op_types: [Conv2d], sparse_ratio: 0.9}", f"- {entry}")
     assert "config_list.0: found" in message(write(tmp_path, text))
-
-
-# -- overrides
-
-
-def test_overrides_take_the_place_of_the_files_values(path: Path) -> None:
-    config = load_config(
-        path,
-        {
-            "search.lr": 1.0,
-            "seed": 5,
-            "data.root": "somewhere",
-            "config_list.0.sparse_ratio": 0.95,
-            "config_list.0.global_group_id": "all",
-            "config_list.1.target_settings.weight.granularity": "out_channel",
-            "config_list.0.op_types.0": "Linear",
-        },
-    )
-    assert (config.search.lr, config.seed, config.data.root) == (1.0, 5, "somewhere")
-    assert config.config_list[0] == {"op_types": ["Linear"], "sparse_ratio": 0.95, "global_group_id": "all"}
-    assert config.config_list[1]["target_settings"]["weight"]["granularity"] == "out_channel"
-    assert config.search.epochs == 3
-
-
-def test_override_gives_what_the_file_lacks(tmp_path: Path) -> None:
-    path = write(tmp_path, MINIMAL.replace("search: {epochs: 3}", ""))
-    assert load_config(path, {"search.epochs": 4}).search.epochs == 4
-
-
-def test_override_of_a_whole_section(path: Path) -> None:
-    config = load_config(path, {"search": {"epochs": 9}, "config_list": [{"op_names": ["fc"]}]})
-    assert config.search.epochs == 9
-    assert config.config_list == ({"op_names": ["fc"]},)
-
-
-def test_override_leaves_aliases_of_its_node_alone(tmp_path: Path) -> None:
-    text = MINIMAL.replace("pretrain: {", "pretrain: &train {").replace(
-        "finetune: {epochs: 1, lr: 1e-2}", "finetune: *train"
-    )
-    config = load_config(write(tmp_path, text), {"pretrain.lr": 0.5})
-    assert (config.pretrain.lr, config.finetune.lr) == (0.5, 0.1)
-
-
-def test_overrides_leave_the_callers_values_alone(path: Path) -> None:
-    entry: dict[str, object] = {"op_names": ["fc"]}
-    overrides = {"config_list": [entry], "config_list.0.sparse_ratio": 0.5}
-    config = load_config(path, overrides)
-    assert entry == {"op_names": ["fc"]}
-    assert config.config_list[0] == {"op_names": ["fc"], "sparse_ratio": 0.5}
-
-
-@pytest.mark.parametrize("value", [4, 4.0, np.int64(4), np.float64(4.0), np.float32(4.0)])
-def test_what_tuners_hand_over_for_integers(path: Path, value: object) -> None:
-    config = load_config(path, {"search.epochs": value, "seed": value})
-    assert (config.search.epochs, type(config.search.epochs), config.seed) == (4, int, 4)
-
-
-@pytest.mark.parametrize(("value", "number"), [(np.float64(0.25), 0.25), (np.int32(2), 2.0)])
-def test_what_tuners_hand_over_for_numbers(path: Path, value: object, number: float) -> None:
-    config = load_config(path, {"search.lr": value, "config_list.0.sparse_ratio": value})
-    assert (config.search.lr, type(config.search.lr)) == (number, float)
-    assert type(config.config_list[0]["sparse_ratio"]) in (int, float)
-
-
-def test_tuners_boolean(path: Path) -> None:
-    assert load_config(path, {"search.adapt_norm": np.bool_(False)}).search.adapt_norm is False
-
-
-def test_integral_float_for_an_integer_is_for_overrides_only(tmp_path: Path) -> None:
-    said = message(write(tmp_path, MINIMAL.replace("search: {epochs: 3}", "search: {epochs: 3.0}")))
-    assert "search.epochs: found 3.0 (float), allowed: an integer >= 0" in said
-
-
-def test_override_with_a_fraction_for_an_integer(path: Path) -> None:
-    assert "search.epochs: found 3.5 (float)" in message(path, {"search.epochs": 3.5})
-
-
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("search.lrr", "allowed: epochs, init, method, recipe, lr"),
-        ("serch.lr", "did you mean search?"),
-        ("", "unknown key ''"),
-        ("search..lr", "unknown key ''"),
-        ("config_list.2.sparse_ratio", "allowed: 0 to 1"),
-        ("config_list.first.sparse_ratio", "allowed: 0 to 1"),
-        ("config_list.-1.sparse_ratio", "allowed: 0 to 1"),
-        ("config_list.0.sparse_ratio.x", "has no keys"),
-        ("seed.x", "allowed: an integer"),
-        ("output.x", "has no keys"),
-    ],
-)
-def test_override_of_what_there_is_not(path: Path, name: str, reason: str) -> None:
-    said = message(path, {name: 1})
-    assert f"override {name}" in said
-    assert reason in said
-
-
-def test_override_inside_a_section_that_is_none(tmp_path: Path) -> None:
-    path = write(tmp_path, MINIMAL.replace("search: {epochs: 3}", "search:"))
-    assert "search.epochs: this override looks for 'epochs' in None" in message(path, {"search.epochs": 2})
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("search.lr=1.0", ("search.lr", 1.0)),
-        ("search.lr=1e-3", ("search.lr", 1e-3)),
-        ("search.adapt_norm=false", ("search.adapt_norm", False)),
-        ("data.root=null", ("data.root", None)),
-        ("data.root=", ("data.root", None)),
-        ("output=a=b", ("output", "a=b")),
-        ("config_list.0.op_types=[Conv2d, Linear]", ("config_list.0.op_types", ["Conv2d", "Linear"])),
-        (" seed = 3 ", ("seed", 3)),
-    ],
-)
-def test_parse_override(text: str, expected: tuple[str, object]) -> None:
-    assert parse_override(text) == expected
-
-
-@pytest.mark.parametrize("text", ["search.lr", "=1", " =1", "", "x=[1", "x={a: 1, a: 2}"])
-def test_parse_override_rejects(text: str) -> None:
-    with pytest.raises(ExperimentConfigError) as caught:
-        parse_override(text)
-    assert repr(text) in str(caught.value)
-
-
-# -- hashes and files
-
-
-def test_equal_contents_have_equal_hashes(path: Path) -> None:
-    config = load_config(path)
-    digits = config_hash(config)
-    assert len(digits) == 12
-    assert set(digits) <= set("0123456789abcdef")
-    assert digits == config_hash(load_config(path)) == config_hash(to_dict(config))
-    assert config_hash({"a": 1, "b": [config.data]}) == config_hash({"b": [config.data], "a": 1})
-
-
-def test_number_written_as_an_integer_hashes_alike(path: Path) -> None:
-    whole, fraction = (load_config(path, {"search.lr": lr}) for lr in (1, 1.0))
-    assert config_hash(whole) == config_hash(fraction)
-
-
-@pytest.mark.parametrize(
-    "override",
-    [
-        {"seed": 1},
-        {"search.lr": 0.1000001},
-        {"data.augment": True},
-        {"config_list.0.sparse_ratio": 0.91},
-        {"pretrain.checkpoint": "x.pt"},
-    ],
-)
-def test_other_contents_have_other_hashes(path: Path, override: dict[str, object]) -> None:
-    assert config_hash(load_config(path)) != config_hash(load_config(path, override))
-
-
-def test_dumped_config_reads_as_an_equal_one(path: Path, tmp_path: Path) -> None:
-    strings = {"output": "1e-3", "data.root": "übung: #1", "pretrain.cache": "null", "device": "cuda:0"}
-    config = load_config(path, {**strings, "search.weight_decay": 1e-5, "seed": 7})
-    target = tmp_path / "new" / "folder" / "config.yaml"
-    dump_config(config, target)
-    assert load_config(target) == config
-    assert os.listdir(target.parent) == ["config.yaml"]
-
-
-def test_dump_replaces_the_file(path: Path) -> None:
-    dump_config(load_config(path, {"seed": 3}), path)
-    assert load_config(path).seed == 3
-
-
-def test_dump_into_what_is_no_folder(path: Path) -> None:
-    with pytest.raises(OutputFolderError, match=r"run\.yaml"):
-        dump_config(load_config(path), path / "config.yaml")
-
-
-def test_configs_are_frozen(path: Path) -> None:
-    config = load_config(path)
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        config.seed = 1  # type: ignore[misc]
 
 
 # -- the schema
