@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from nni_jackpot import LotteryJackpotPruner
 from nni_jackpot.errors import ConfigListError, MaskError
+from nni_jackpot.masking.granularity import Grains
 from nni_jackpot.search.clock import cosine
 
 X = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(2))
@@ -208,6 +209,30 @@ def test_bounds_of_a_single_target(model: nn.Module, bound: str, ratio: float) -
     config = [{"op_names": ["conv2"], "sparse_ratio": 0.5, bound: ratio}]
     masks = weight_masks(LotteryJackpotPruner(model, config))
     assert int((~masks["conv2"]).sum()) == int(ratio * 864)
+
+
+@pytest.mark.parametrize(
+    "grains",
+    [
+        Grains((12, 8, 3, 3)),
+        Grains((12, 8, 3, 3), rows=12),
+        Grains((12, 8, 3, 3), rows=12 * 9 * 2, row_dim=1),
+        Grains((12, 8), rows=24, row_dim=1),
+        Grains((8, 12, 3), rows=12 * 3, row_dim=0),
+    ],
+    ids=str,
+)
+def test_among_equal_scores_the_grains_kept_before_stay(grains: Grains) -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(grains.shape, generator=generator)
+    assert torch.equal(grains.of_rows(grains.by_row(values)), values)
+    keep = grains.count // 4 // grains.rows * grains.rows
+    before = grains.select(values, keep)
+    assert int(before.sum()) == keep
+    assert (grains.by_row(before).sum(1) == keep // grains.rows).all()
+    equal = torch.zeros(grains.shape)
+    assert torch.equal(grains.select(equal, keep, before), before)
+    assert not torch.equal(grains.select(equal, keep), before)
 
 
 @pytest.mark.honours("internal_metric_block")
