@@ -281,3 +281,12 @@ def test_erdos_renyi_kernel_decides_equal_remainders_by_order() -> None:
 def test_erdos_renyi_kernel_takes_a_scalar() -> None:
     units = {"scalar": Unit(1, 1, 0.5), "matrix": Unit(16, 1, 0.5, shape=(4, 4))}
     assert by_erdos_renyi_kernel(units, {}) == {"scalar": 1, "matrix": 8}
+
+
+def test_the_largest_remainder_gets_the_weight_that_is_left() -> None:
+    """Shares go by the sum of the sides, 30 and 70: of 144 kept weights 43.2 and 100.8."""
+    units = {
+        "small": Unit(grains=200, weights_per_grain=1, sparse_ratio=0.9, shape=(20, 10)),
+        "large": Unit(grains=1200, weights_per_grain=1, sparse_ratio=0.897, shape=(30, 40)),
+    }
+    assert by_erdos_renyi_kernel(units, {}) == {"small": 43, "large": 101}
