@@ -22,7 +22,7 @@ _RUN: dict[str, Any] = {
     "finetune": {"epochs": 1, "lr": 0.05, "under": "both"},
 }
 # Of these the same numbers come out, whenever and in how many pieces a run is made.
-_COLUMNS = "epoch", "step", "accuracy", "learning_rate", "flips", "overlap"
+_COLUMNS = "epoch", "step", "accuracy", "loss", "learning_rate", "flips", "overlap"
 
 
 def write_file(root: Path) -> Path:
