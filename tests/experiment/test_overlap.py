@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from nni_jackpot import cli, load_masks, mask_overlap
+from nni_jackpot.cli import command_line
 from nni_jackpot.errors import JackpotError
 from nni_jackpot.experiment.config import RunConfig, load_config
 from nni_jackpot.experiment.folder.result import Result, Row
@@ -97,7 +98,7 @@ def test_without_matplotlib(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    monkeypatch.setattr(cli, "overlap", lambda config: comparison)
+    monkeypatch.setattr(command_line, "overlap", lambda config: comparison)
     assert cli.main(["overlap", str(config_file)]) == 0
     assert "nni-jackpot[plot]" in capsys.readouterr().out
     assert not (comparison.folder / "overlap.png").exists()
@@ -110,7 +111,7 @@ def test_a_sweep_is_a_table_each(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     configs: list[RunConfig] = []
-    monkeypatch.setattr(cli, "overlap", lambda config: configs.append(config) or comparison)
+    monkeypatch.setattr(command_line, "overlap", lambda config: configs.append(config) or comparison)
     assert cli.main(["overlap", str(config_file), "--sweep", "config_list.0.sparse_ratio=0.5,0.9"]) == 0
     assert [Path(config.output).name for config in configs] == ["sparse_ratio=0.5", "sparse_ratio=0.9"]
     assert capsys.readouterr().out.count("config_list.0.sparse_ratio=0.") == 2

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CONFIG_LIST, ROOT, TESTS, ConvNet, make_evaluator, same
+from conftest import CONFIG_LIST, HELPERS, ROOT, TESTS, ConvNet, make_evaluator, same
 from torch import Tensor, nn
 
 from nni_jackpot import LotteryJackpotPruner, apply_masks, load_ticket, save_ticket
@@ -114,7 +114,7 @@ model.load_state_dict(torch.load("base.pth"))
 load_ticket("a.ticket").apply(model)
 torch.save(model.eval()(torch.load("images.pth")).detach(), "logits.pth")
 """
-    paths = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(TESTS), str(HELPERS), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(paths),
