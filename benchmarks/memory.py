@@ -12,14 +12,13 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import torch
 from common import arguments, bars, report
 from contestants import CONTESTANTS, Step
 from models import Case, Job, add_options, targets_of
-from resident import give_back, resident
+from resident import give_back, reset_peak, resident
 
 CASES = ["vgg19@32:16", "vgg19@32:64", "resnet50@64:64", "resnet50@224:16"]
 # What is freed goes back to the system at once: what is resident is what is in use, not what once was.
@@ -41,9 +40,9 @@ def growth(case: Case, name: str, args: argparse.Namespace) -> tuple[int, int]:
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
         else:
-            with suppress(OSError):  # where this is not allowed the peak of loading NNI counts, if higher
-                Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
             give_back()
+            with suppress(OSError):  # where this is not allowed the peak of loading NNI counts, if higher
+                reset_peak()
             before = resident("VmRSS")
         CONTESTANTS[name](job, three_times)
     after = torch.cuda.max_memory_allocated() if args.device.type == "cuda" else resident("VmHWM")

@@ -16,10 +16,15 @@ def growth(run: Callable[[], Any]) -> float:
     if not _CLEAR.exists():
         run()
         return float("nan")
-    _CLEAR.write_text("5", encoding="utf-8")  # the peak begins anew
+    reset_peak()
     before = resident("VmRSS")
     run()
     return resident("VmHWM") - before
+
+
+def reset_peak() -> None:
+    """Reset ``VmHWM`` to the resident memory of now; raises OSError where Linux does not allow it."""
+    _CLEAR.write_text("5", encoding="utf-8")
 
 
 def give_back() -> None:

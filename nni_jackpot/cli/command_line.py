@@ -186,7 +186,3 @@ def _axis(text: str) -> tuple[str, list[object]]:
     if value == []:
         raise ExperimentConfigError(f"--sweep {key}: found no values, allowed: {key}=V1,V2,...")
     return key, value if isinstance(value, list) else [value]
-
-
-if __name__ == "__main__":
-    sys.exit(main())
