@@ -26,7 +26,7 @@ from nni_jackpot.masking.masked_weights import without_gradients
 from nni_jackpot.masking.methods.supermask import SampledMask
 from nni_jackpot.masking.targets import ScoredTarget, ScoreGroup
 from nni_jackpot.masks import Masks, check_unwrapped
-from nni_jackpot.modules.batch_norm import hold, reestimate
+from nni_jackpot.modules.batch_norm import freeze_stats, reestimate
 from nni_jackpot.modules.parameters import (
     holders_of,
     names_of_all,
@@ -375,7 +375,7 @@ class LotteryJackpotPruner(Pruner):
             parameter.requires_grad_(takes)
 
     def _hold_statistics(self) -> None:
-        self._norm_hooks += hold(self.bound_model)
+        self._norm_hooks += freeze_stats(self.bound_model)
 
     def unwrap_model(self) -> None:
         """Give the model back: its own modules, all weights bit for bit, gradients where it took them."""

@@ -23,7 +23,7 @@ from nni_jackpot.experiment.report import summary, write_report
 from nni_jackpot.experiment.run import pretrain, search
 from nni_jackpot.experiment.sweep import named, runs_of
 from nni_jackpot.experiment.tracking import Interrupted, tuner_parameters
-from nni_jackpot.runtime.distributed import from_first, rank
+from nni_jackpot.runtime.distributed import broadcast_result, rank
 from nni_jackpot.runtime.terminal import any_terminal, one_line
 
 Value = TypeVar("Value")
@@ -135,7 +135,7 @@ def _search(options: argparse.Namespace) -> None:
                 number += 1
                 if len(runs) > 1:
                     print(f"run {number} of {len(runs)}: {name}", flush=True)
-                done = options.resume and from_first(partial(finished, config))
+                done = options.resume and broadcast_result(partial(finished, config))
                 found.append(done or make(config))
             text = summary(found, own[0][1].search.init)
             print(f"\n{title}\n{text}" if title else f"\n{text}", flush=True)
@@ -164,7 +164,7 @@ def _report(options: argparse.Namespace) -> None:
 
 def _configs(options: argparse.Namespace) -> list[tuple[dict[str, object], RunConfig]]:
     """Return the swept values and the config of every run that the command line asks for."""
-    fixed = _once("--set", map(parse_override, options.set)) | from_first(tuner_parameters)
+    fixed = _once("--set", map(parse_override, options.set)) | broadcast_result(tuner_parameters)
     return runs_of(options.file, fixed, _once("--sweep", map(_axis, options.sweep)))
 
 

@@ -18,7 +18,7 @@ def pruner_options(config: SearchConfig) -> dict[str, Any]:
     return {name: value for name, value in to_dict(config).items() if name not in others}
 
 
-def try_config_list(config: RunConfig, model: nn.Module, is_pretrained: bool = False) -> None:
+def validate_config_list(config: RunConfig, model: nn.Module, is_pretrained: bool = False) -> None:
     """Find what is wrong with a config list before weights are trained, on a network to throw away.
 
     Parameters

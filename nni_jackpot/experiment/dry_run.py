@@ -11,13 +11,13 @@ from prettytable import PrettyTable, TableStyle
 from tqdm import tqdm
 
 from nni_jackpot.errors import JackpotError
-from nni_jackpot.experiment.checks import pruner_options, try_config_list
+from nni_jackpot.experiment.checks import pruner_options, validate_config_list
 from nni_jackpot.experiment.config import RunConfig, config_hash
 from nni_jackpot.experiment.data.loading import load_data, used_images
 from nni_jackpot.experiment.folder.pretrained import cache_path, check_start
 from nni_jackpot.experiment.folder.result import finished
 from nni_jackpot.experiment.folder.run_folder import check_free
-from nni_jackpot.experiment.models import build_model, try_model
+from nni_jackpot.experiment.models import build_model, validate_model
 from nni_jackpot.experiment.rehearsal import Pace, check_here, measure
 from nni_jackpot.experiment.sight import network_of
 from nni_jackpot.experiment.sweep import shown
@@ -175,8 +175,8 @@ def _try(config: RunConfig, shape: Shape, classes: int, here: bool) -> tuple[Pac
     """
     check_start(config, classes)
     model = build_model(replace(config.model, weights=None), classes, shape[0])
-    try_model(config.model, model, classes, shape)
-    try_config_list(config, model)
+    validate_model(config.model, model, classes, shape)
+    validate_config_list(config, model)
     if not here:
         return None, ""
     note = check_here(config, shape, classes)

@@ -12,7 +12,7 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nni_jackpot.errors import JackpotError
-from nni_jackpot.runtime.distributed import world
+from nni_jackpot.runtime.distributed import world_size
 
 
 @contextmanager
@@ -46,4 +46,4 @@ def joined() -> Iterator[None]:
 
 def averaged(model: nn.Module) -> nn.Module:
     """Return a model whose gradients are the mean over all processes: itself, if there is one."""
-    return DistributedDataParallel(model) if world() > 1 else model
+    return DistributedDataParallel(model) if world_size() > 1 else model

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from nni_jackpot.errors import DatasetNotFoundError, NothingKeptError
-from nni_jackpot.experiment.checks import device_of, pruner_options, try_config_list
+from nni_jackpot.experiment.checks import device_of, pruner_options, validate_config_list
 from nni_jackpot.experiment.config import DataConfig, RunConfig
 from nni_jackpot.experiment.data.images import Batch
 from nni_jackpot.experiment.data.loading import Data, load_data
@@ -73,7 +73,7 @@ def check_here(config: RunConfig, shape: Shape, classes: int) -> str:
     is_there = check_pretrained(model, config)
     _refuse_too_few(config, copy.deepcopy(model))
     try:
-        try_config_list(config, model, is_pretrained=True)
+        validate_config_list(config, model, is_pretrained=True)
     except NothingKeptError as error:
         if is_there or (config.model.weights is None and config.pretrain.epochs == 0):
             raise

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from nni_jackpot.errors import JackpotError, TrainingDivergedError
-from nni_jackpot.experiment.checks import device_of, pruner_options, try_config_list
+from nni_jackpot.experiment.checks import device_of, pruner_options, validate_config_list
 from nni_jackpot.experiment.config import RunConfig, TrainConfig
 from nni_jackpot.experiment.data.images import Batch
 from nni_jackpot.experiment.data.loading import Data, load_data
@@ -40,20 +40,20 @@ from nni_jackpot.experiment.folder.run_folder import (
     finished_run,
     place_of,
 )
-from nni_jackpot.experiment.models import build_model, try_model
+from nni_jackpot.experiment.models import build_model, validate_model
 from nni_jackpot.experiment.processes import averaged
 from nni_jackpot.experiment.sight import tell_search, tell_start
 from nni_jackpot.experiment.tracking import Tracker
 from nni_jackpot.experiment.train import accuracy, cross_entropy_step, fit, train_weights
 from nni_jackpot.masks import Masks, apply_masks, densities, mask_overlap, save_masks, sparsity_of
-from nni_jackpot.modules.batch_norm import kept, reestimate
+from nni_jackpot.modules.batch_norm import preserve_stats, reestimate
 from nni_jackpot.pruner import LotteryJackpotPruner
-from nni_jackpot.runtime.distributed import from_first, rank, wait_for_all
+from nni_jackpot.runtime.distributed import barrier, broadcast_result, rank
 from nni_jackpot.runtime.files import check_folder, replace_file, save_tensors
 from nni_jackpot.runtime.resume import check_state, digest, same_random_states
 
 
-class Setting:
+class RunContext:
     """The parts that every command needs, made from a config with its seed; nothing is written.
 
     Attributes
@@ -80,9 +80,9 @@ class Setting:
         torch.manual_seed(config.seed)
         check_start(config, self.data.num_classes)
         self.model: nn.Module = build_model(config.model, self.data.num_classes, self.data.shape[0])
-        try_model(config.model, self.model, self.data.num_classes, self.data.shape)
+        validate_model(config.model, self.model, self.data.num_classes, self.data.shape)
         tried = copy.deepcopy(self.model)
-        try_config_list(config, tried, is_pretrained=check_pretrained(tried, config))
+        validate_config_list(config, tried, is_pretrained=check_pretrained(tried, config))
         self.model.to(self.device)
 
     @property
@@ -109,7 +109,7 @@ class Setting:
                 check_state(run.work / name, "training", self._what_a_training_depends_on(config.finetune))
         if (file := interrupted_training(config)) is not None:
             check_state(file, "training", self._what_a_training_depends_on(config.pretrain))
-        wait_for_all()  # until they have looked: the first process is about to change what is there
+        barrier()  # until they have looked: the first process is about to change what is there
         run.begin(config)
 
     def evaluate(self, model: nn.Module) -> float:
@@ -142,7 +142,7 @@ class Setting:
         }
         file = EpochFile(interrupted, depends_on)
         if not interrupted.exists():
-            self.run.forget_logs(name)
+            self.run.delete_stale_logs(name)
         steps = config.epochs * len(loader)
         with Tracker(
             self.run.work / name, steps, description=name, rank=rank(), report_to_nni=False
@@ -200,11 +200,11 @@ def pretrain(config: RunConfig, overwrite: bool = False) -> tuple[Path, float]:
         As `search` does.
     """
     check_free(config, overwrite)
-    setting = Setting(config)
+    context = RunContext(config)
     with claimed(config, overwrite) as run:
-        setting.open(run)
-        path = setting.pretrain()
-        return path, setting.evaluate(setting.model)
+        context.open(run)
+        path = context.pretrain()
+        return path, context.evaluate(context.model)
 
 
 def search(config: RunConfig, overwrite: bool = False) -> Result:
@@ -228,10 +228,10 @@ def search(config: RunConfig, overwrite: bool = False) -> Result:
     """
     found = finished_run(config, overwrite)
     if found is None:
-        setting = Setting(config)
+        context = RunContext(config)
         with claimed(config, overwrite) as run:
             if run.finished is None:
-                return _search(setting, run)
+                return _search(context, run)
             found = run.finished  # by another process meanwhile
     if rank() == 0:
         said = "%s holds this run, finished: its results are taken. --overwrite makes it anew"
@@ -239,44 +239,44 @@ def search(config: RunConfig, overwrite: bool = False) -> Result:
     return found
 
 
-def _search(setting: Setting, run: RunFolder) -> Result:
-    config = setting.config
-    setting.open(run)
-    setting.pretrain()
-    model, steps = setting.model, setting.steps
+def _search(context: RunContext, run: RunFolder) -> Result:
+    config = context.config
+    context.open(run)
+    context.pretrain()
+    model, steps = context.model, context.steps
     dense = copy.deepcopy(model.state_dict())
-    rows = [Row("dense", setting.evaluate(model), 0.0, 0)]
+    rows = [Row("dense", context.evaluate(model), 0.0, 0)]
 
     if not (run.work / SEARCH).exists():
-        run.forget_logs("")
+        run.delete_stale_logs("")
         if steps:
-            run.forget(*TUNED.values())  # of another search
+            run.delete_stale(*TUNED.values())  # of another search
     with Tracker(run.work, steps, description="search", rank=rank()) as tracker:
-        pruner, start = _make_pruner(setting, tracker)
+        pruner, start = _make_pruner(context, tracker)
         tell_search(rows[0].accuracy, start)
         sparsity = sparsity_of(start)
-        rows.append(Row("initial", setting.evaluate(model), sparsity, 0))
-        rows.append(Row("initial_norm", _with_norm_reestimated(setting), sparsity, 0))
+        rows.append(Row("initial", context.evaluate(model), sparsity, 0))
+        rows.append(Row("initial_norm", _with_norm_reestimated(context), sparsity, 0))
         began = time.perf_counter()
         masks = start
         if steps:
             _, masks = pruner.compress(max_steps=steps, max_epochs=config.search.epochs)
         seconds = time.perf_counter() - began
         if config.search.reestimates_norm and steps:
-            setting.data.restart()
-            pruner.reestimate_norm(setting.data.train)
-        rows.append(Row("jackpot", setting.evaluate(model), sparsity, config.search.epochs))
+            context.data.restart()
+            pruner.reestimate_norm(context.data.train)
+        rows.append(Row("jackpot", context.evaluate(model), sparsity, config.search.epochs))
         tracker.final(rows[-1].accuracy)
     pruner.unwrap_model()
     _check_frozen(model, dense)
 
     tuned = config.finetune.epochs and config.finetune.under
     if tuned in ("initial", "both"):
-        rows.append(_tuned(setting, "initial_tuned", dense, start, config.finetune.epochs))
+        rows.append(_tuned(context, "initial_tuned", dense, start, config.finetune.epochs))
     if tuned in ("jackpot", "both"):
         found = copy.deepcopy(model.state_dict())  # with its normalisation statistics
         total = config.search.epochs + config.finetune.epochs
-        rows.append(_tuned(setting, "jackpot_tuned", found, masks, total))
+        rows.append(_tuned(context, "jackpot_tuned", found, masks, total))
     apply_masks(model, masks)
     result = Result(rows, mask_overlap(start, masks).total, seconds, run.folder, pruner.resumed_step)
     if rank() == 0:
@@ -284,13 +284,13 @@ def _search(setting: Setting, run: RunFolder) -> Result:
         save_masks(masks, run.work / MASKS)
         replace_file(run.work / JACKPOT, lambda aside: save_tensors(model.state_dict(), aside))
         result = run.finish(result, config)
-    wait_for_all()
+    barrier()
     return result
 
 
-def _make_pruner(setting: Setting, tracker: Tracker) -> tuple[LotteryJackpotPruner, Masks]:
+def _make_pruner(context: RunContext, tracker: Tracker) -> tuple[LotteryJackpotPruner, Masks]:
     """Wrap the model, with an evaluator whose loop feeds the tracker; return the initial masks as well."""
-    model, options = setting.model, setting.config.search
+    model, options = context.model, context.config.search
 
     searching = False  # SNIP and GraSP run the loop as well, for the gradient of the dense network
     steps = 0
@@ -309,7 +309,7 @@ def _make_pruner(setting: Setting, tracker: Tracker) -> tuple[LotteryJackpotPrun
         if not searching:
             return
         # The last step that is skipped leaves the masks that it left before.
-        is_known = steps == pruner.resumed_step and from_first(tracker.has_next_epoch)
+        is_known = steps == pruner.resumed_step and broadcast_result(tracker.has_next_epoch)
         if steps < pruner.resumed_step or is_known:
             tracker.skip_epoch()
             return
@@ -322,10 +322,10 @@ def _make_pruner(setting: Setting, tracker: Tracker) -> tuple[LotteryJackpotPrun
     def accuracy_so_far() -> float:
         """Return what the accuracy would be if the search ended here."""
         if not options.reestimates_norm:
-            return setting.evaluate(model)
-        with same_random_states(), kept(model):  # the search goes on as if nobody had looked
-            pruner.reestimate_norm(setting.data.sample)
-            return setting.evaluate(model)
+            return context.evaluate(model)
+        with same_random_states(), preserve_stats(model):  # the search goes on as if nobody had looked
+            pruner.reestimate_norm(context.data.sample)
+            return context.evaluate(model)
 
     def training_step(batch: Batch, model: nn.Module) -> Tensor:
         loss = cross_entropy_step(batch, model)
@@ -334,53 +334,53 @@ def _make_pruner(setting: Setting, tracker: Tracker) -> tuple[LotteryJackpotPrun
         return loss
 
     def training_func(model: nn.Module, *args: Any, **kwargs: Any) -> None:
-        setting.data.train.pass_over(pruner.resumed_step if searching else 0)
+        context.data.train.pass_over(pruner.resumed_step if searching else 0)
         # Criteria take the mean over all processes themselves.
         model = averaged(model) if searching else model
-        fit(model, *args, **kwargs, loader=setting.data.train, on_step=on_step, on_epoch=on_epoch)
+        fit(model, *args, **kwargs, loader=context.data.train, on_step=on_step, on_epoch=on_epoch)
 
     # NNI drives every search by the user's optimizer; this one finds no gradient, for all weights are frozen.
     optimizer = nni.trace(SGD)(model.parameters(), lr=0.1)
     pruner = LotteryJackpotPruner(
         model,
-        list(setting.config.config_list),
+        list(context.config.config_list),
         TorchEvaluator(training_func, optimizer, training_step),
         init=options.init,
         **pruner_options(options),
     )
     pruner.checkpoint_to(
-        setting.run.work / SEARCH,
+        context.run.work / SEARCH,
         options.checkpoint_every,
-        setting.what_a_search_depends_on(),
+        context.what_a_search_depends_on(),
         keep=True,  # until weights have been tuned as well
         minutes=options.checkpoint_minutes,
         beside=tracker,
     )
-    setting.data.restart()
+    context.data.restart()
     searching = True
     start = pruner.get_masks()
     return pruner, start
 
 
-def _with_norm_reestimated(setting: Setting) -> float:
+def _with_norm_reestimated(context: RunContext) -> float:
     """Return the accuracy under the masks as they are, had the normalisation statistics followed them."""
-    with kept(setting.model):
-        reestimate(setting.model, setting.data.train)
-        setting.data.restart()
-        return setting.evaluate(setting.model)
+    with preserve_stats(context.model):
+        reestimate(context.model, context.data.train)
+        context.data.restart()
+        return context.evaluate(context.model)
 
 
-def _tuned(setting: Setting, kind: str, state: dict[str, Tensor], masks: Masks, epochs: int) -> Row:
+def _tuned(context: RunContext, kind: str, state: dict[str, Tensor], masks: Masks, epochs: int) -> Row:
     """Tune the weights of a state dict under masks that stay as they are (Eq. 9)."""
-    setting.data.restart()
-    model = copy.deepcopy(setting.model)
+    context.data.restart()
+    model = copy.deepcopy(context.model)
     model.load_state_dict(state)
     try:
-        setting.train(model, setting.config.finetune, kind, setting.run.work / TUNED[kind], masks)
+        context.train(model, context.config.finetune, kind, context.run.work / TUNED[kind], masks)
     except TrainingDivergedError:
-        setting.run.forget(*TUNED.values())  # the remedy is another lr, for both
+        context.run.delete_stale(*TUNED.values())  # the remedy is another lr, for both
         raise
-    return Row(kind, setting.evaluate(model), sparsity_of(masks), epochs)
+    return Row(kind, context.evaluate(model), sparsity_of(masks), epochs)
 
 
 def _check_frozen(model: nn.Module, dense: dict[str, Tensor]) -> None:

@@ -8,14 +8,14 @@ from torch import nn
 from nni_jackpot.experiment.config import ModelConfig, RunConfig
 from nni_jackpot.experiment.data.loading import Data
 from nni_jackpot.masks import Masks, sparsity_of
-from nni_jackpot.runtime.distributed import rank, world
+from nni_jackpot.runtime.distributed import rank, world_size
 
 
 def tell_start(config: RunConfig, device: torch.device, data: Data, model: nn.Module) -> None:
     """Print what the run has to go by."""
     size = "x".join(map(str, data.shape))
     weights = sum(parameter.numel() for parameter in model.parameters())
-    trained = sum(data.train.order.sizes) * world()
+    trained = sum(data.train.order.sizes) * world_size()
     _say(
         f"{_computes_on(device)}; {config.data.name}: {trained:,} images of {size} for training, "
         f"{data.num_classes} classes; {network_of(config.model)}: {weights:,} weights"
@@ -39,7 +39,7 @@ def _computes_on(device: torch.device) -> str:
     here = (
         f"{torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
     )
-    processes = f", {world()} processes" if world() > 1 else ""
+    processes = f", {world_size()} processes" if world_size() > 1 else ""
     return f"{device}, {here}{processes}"
 
 

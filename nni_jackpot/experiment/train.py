@@ -20,8 +20,8 @@ from nni_jackpot.experiment.data.loading import TrainLoader
 from nni_jackpot.experiment.folder.epoch_checkpoint import EpochFile
 from nni_jackpot.experiment.processes import averaged
 from nni_jackpot.masks import Masks
-from nni_jackpot.modules.batch_norm import share
-from nni_jackpot.runtime.distributed import add_up
+from nni_jackpot.modules.batch_norm import broadcast_stats
+from nni_jackpot.runtime.distributed import all_reduce_sum
 from nni_jackpot.search.clock import cosine
 
 
@@ -178,12 +178,12 @@ def accuracy(model: nn.Module, loader: DataLoader[Any], device: torch.device) ->
     """
     training = model.training
     model.eval()
-    share(model)
+    broadcast_stats(model)
     right, total = torch.zeros((2,), dtype=torch.int64, device=device)
     for batch in loader:
         images, labels = to_device(batch, device)
         right += (model(images).argmax(1) == labels).sum()
         total += len(labels)
-    add_up((right, total))
+    all_reduce_sum((right, total))
     model.train(training)
     return right.item() / total.item()

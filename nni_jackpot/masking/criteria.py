@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nni_jackpot.errors import SearchDivergedError
-from nni_jackpot.runtime.distributed import add_up
+from nni_jackpot.runtime.distributed import all_reduce_sum
 
 Importance: TypeAlias = dict[Hashable, Tensor]
 Losses: TypeAlias = Callable[[Callable[[Tensor], None]], None]
@@ -136,7 +136,7 @@ class _Mean:
     def compute(self) -> list[Tensor]:
         """Return the mean over the batches of all ranks, and count these in ``batches`` from then on."""
         count = torch.tensor(self.batches, device=self._sums[0].device)
-        add_up((count, *self._sums))
+        all_reduce_sum((count, *self._sums))
         self.batches = int(count)
         return [total / self.batches for total in self._sums]
 

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from nni_jackpot.errors import CalibrationError
 from nni_jackpot.modules.batches import call_model
-from nni_jackpot.runtime.distributed import add_up, of_all, take_from_first, world
+from nni_jackpot.runtime.distributed import all_gather, all_reduce_sum, broadcast_tensors, world_size
 
 
 @torch.no_grad()
@@ -43,12 +43,12 @@ def reestimate(model: nn.Module, batches: Any) -> None:
                 layer.reset_running_stats()
                 layer.momentum = None  # the mean of all batches, not a moving one
             count = _run(model, batches)
-            if 0 in of_all(count):
+            if 0 in all_gather(count):
                 raise CalibrationError("norm statistics need a batch; the batches have none, or none is left")
             statistics = [t for layer in layers for t in (layer.running_mean, layer.running_var)]
-            add_up(statistics)
+            all_reduce_sum(statistics)
             for statistic in statistics:
-                statistic.div_(world())
+                statistic.div_(world_size())
     finally:
         for layer, momentum in momenta:
             layer.momentum = momentum
@@ -82,7 +82,7 @@ def _kept_unless_done(layers: list[Any]) -> Iterator[None]:
 
 
 @contextmanager
-def kept(model: nn.Module) -> Iterator[None]:
+def preserve_stats(model: nn.Module) -> Iterator[None]:
     """Leave with the statistics that there were."""
     before = [(buffer, buffer.clone()) for layer in _layers(model) for buffer in layer.buffers()]
     try:
@@ -96,12 +96,12 @@ def _put_back(values: list[tuple[Tensor, Tensor]]) -> None:
         buffer.copy_(value)
 
 
-def share(model: nn.Module) -> None:
+def broadcast_stats(model: nn.Module) -> None:
     """Take over the first process's statistics, as DistributedDataParallel does before every forward."""
-    take_from_first(_statistics(model))
+    broadcast_tensors(_statistics(model))
 
 
-def hold(model: nn.Module) -> list[RemovableHandle]:
+def freeze_stats(model: nn.Module) -> list[RemovableHandle]:
     """Have layers use the statistics they have, in train mode too, and leave them, while the hooks are on."""
     return [layer.register_forward_pre_hook(_evaluate) for layer in _layers(model)]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nni_jackpot.errors import CheckpointError
-from nni_jackpot.runtime.distributed import rank, world
+from nni_jackpot.runtime.distributed import rank, world_size
 from nni_jackpot.runtime.files import load_tensors, replace_file, save_tensors
 from nni_jackpot.runtime.plain import as_plain
 from nni_jackpot.runtime.tensor_bytes import as_bytes, from_bytes
@@ -176,7 +176,7 @@ def differences(theirs: Mapping[str, Any], own: Mapping[str, Any]) -> str:
 
 
 def _with_processes(depends_on: Mapping[str, Any]) -> dict[str, Any]:
-    return as_plain({**depends_on, "the number of processes": world()}, "the settings")
+    return as_plain({**depends_on, "the number of processes": world_size()}, "the settings")
 
 
 def _difference(was: Any, now: Any) -> str:

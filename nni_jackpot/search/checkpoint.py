@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from nni_jackpot.errors import CheckpointError
 from nni_jackpot.masking.targets import remake_values
-from nni_jackpot.runtime.distributed import of_all, rank, wait_for_all, world
+from nni_jackpot.runtime.distributed import all_gather, barrier, rank, world_size
 from nni_jackpot.runtime.plain import as_plain
 from nni_jackpot.runtime.resume import (
     damage_told,
@@ -145,7 +145,7 @@ class Checkpoint:
 
     def _is_overdue(self) -> bool:
         """Return True if the last writing is long ago; processes that train together count steps alone."""
-        return world() == 1 and time.monotonic() - self._written_at > 60 * self._minutes
+        return world_size() == 1 and time.monotonic() - self._written_at > 60 * self._minutes
 
     def end(self) -> None:
         """Take leave of a search that is over; raises CheckpointError if it never came as far again."""
@@ -203,7 +203,7 @@ class Checkpoint:
         shared = {parameter.data_ptr() for parameter in self._model.parameters()}
         state = {
             "losses": self._losses,
-            "may_skip": all(of_all(self._may_skip)),
+            "may_skip": all(all_gather(self._may_skip)),
             "clock": asdict(search.clock),
             "rankings": search.growth.rankings,
             "trained": {name: p.detach() for name, p in self._model.named_parameters() if p.requires_grad},
@@ -219,14 +219,14 @@ class Checkpoint:
             },
             "optimizer": search.optimizer.state_dict(),
             "driver": search.driver.state_dict(),
-            "random_start": of_all(self._random_start),
-            "random": of_all(random_states()),
+            "random_start": all_gather(self._random_start),
+            "random": all_gather(random_states()),
             "sums": self._sums(),
             "beside": {} if self._beside is None else self._beside.state_dict(),
         }
         write_state(self.path, self._depends_on, state)
         if not self._is_read_back:  # so that a file which cannot be read is found now, and not when needed
-            wait_for_all()
+            barrier()
             check_saved(
                 self.path, read_state(self.path, "search", self._depends_on), search.groups, self._model
             )

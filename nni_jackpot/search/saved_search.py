@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nni_jackpot.masking.targets import ScoredTarget, ScoreGroup
-from nni_jackpot.runtime.distributed import world
+from nni_jackpot.runtime.distributed import world_size
 from nni_jackpot.runtime.resume import damage_told
 from nni_jackpot.search.clock import SearchClock
 
@@ -56,7 +56,7 @@ def _check(saved: Mapping[str, Any], groups: Sequence[ScoreGroup], model: nn.Mod
     for name, kind in _TYPES.items():
         if type(saved.get(name)) is not kind:
             raise TypeError(f"{name} is {type(saved.get(name)).__name__}")
-    if any(len(saved[name]) != world() for name in ("random_start", "random")):
+    if any(len(saved[name]) != world_size() for name in ("random_start", "random")):
         raise ValueError("random states are of another number of processes")
     clock = saved["clock"]
     if clock.keys() != {field.name for field in fields(SearchClock)}:

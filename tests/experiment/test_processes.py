@@ -106,7 +106,7 @@ def test_parts_of_a_batch_are_disjoint_and_of_one_size(size: int) -> None:
 
 
 def test_batches_that_cannot_be_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nni_jackpot.experiment.data.loading.world", lambda: 4)
+    monkeypatch.setattr("nni_jackpot.experiment.data.loading.world_size", lambda: 4)
     with pytest.raises(
         ExperimentConfigError, match="batch_size: found 6, allowed for 4 processes: multiples of 4, from 8"
     ):

@@ -23,7 +23,7 @@ from nni_jackpot.experiment.data.loading import Data, load_data
 from nni_jackpot.experiment.folder.pretrained import cache_path, load_weights
 from nni_jackpot.experiment.train import accuracy
 from nni_jackpot.masks import Masks
-from nni_jackpot.modules.batch_norm import kept, reestimate
+from nni_jackpot.modules.batch_norm import preserve_stats, reestimate
 from nni_jackpot.search.clock import cosine
 
 Shares = tuple[tuple[Tensor, Tensor], ...]
@@ -33,7 +33,7 @@ def data_of(config: RunConfig, processes: int = 1) -> list[Data]:
     """Return the data of a run, as each process has it."""
     loaded = []
     for rank in range(processes):
-        ranks = {"rank": lambda rank=rank: rank, "world": lambda: processes}
+        ranks = {"rank": lambda rank=rank: rank, "world_size": lambda: processes}
         with mock.patch.multiple("nni_jackpot.experiment.data.loading", **ranks):
             loaded.append(load_data(config.data, config.seed))
     return loaded
@@ -61,7 +61,7 @@ def backward(shares: Shares, model: nn.Module, step: Any) -> None:
     """Backpropagate the mean loss of shares; normalisation statistics are those of the first process."""
     first, *others = shares
     for share in others:
-        with kept(model):
+        with preserve_stats(model):
             (step(share, model) / len(shares)).backward()
     (step(first, model) / len(shares)).backward()
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from conftest import Batches, ConvNet
 
-from nni_jackpot.modules.batch_norm import kept, reestimate
+from nni_jackpot.modules.batch_norm import preserve_stats, reestimate
 
 
 def test_statistics_are_kept(batches: Batches) -> None:
     model = ConvNet()
     model(batches[0][0])
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    with kept(model):
+    with preserve_stats(model):
         reestimate(model, batches)
         assert not torch.equal(model.bn1.running_mean, before["bn1.running_mean"])
         assert model.bn1.num_batches_tracked == len(batches)

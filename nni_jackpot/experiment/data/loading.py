@@ -16,7 +16,7 @@ from nni_jackpot.errors import DatasetNotFoundError, ExperimentConfigError
 from nni_jackpot.experiment.config import DataConfig
 from nni_jackpot.experiment.data.datasets import DATASETS
 from nni_jackpot.experiment.data.images import Batch, Images
-from nni_jackpot.runtime.distributed import rank, world
+from nni_jackpot.runtime.distributed import rank, world_size
 
 # One batch of so many is in the sample that norm statistics are estimated by in the midst of a search, and
 # at least so many are.
@@ -76,7 +76,7 @@ def load_data(config: DataConfig, seed: int) -> Data:
         raise
     except OSError as error:  # a name that is too long, a link that leads to itself
         raise DatasetNotFoundError(f"{config.name} cannot be read from {config.root}: {error}") from error
-    part, parts = rank(), world()
+    part, parts = rank(), world_size()
     if config.batch_size % parts or config.batch_size < 2 * parts:
         raise ExperimentConfigError(
             f"data.batch_size: found {config.batch_size}, allowed for {parts} processes: multiples of "

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nni_jackpot.runtime.distributed import of_all, rank
+from nni_jackpot.runtime.distributed import all_gather, rank
 from nni_jackpot.runtime.resume import (
     damage_told,
     random_states,
@@ -59,7 +59,7 @@ class EpochFile:
         state = {
             "epochs": epochs,
             "parts": {name: part.state_dict() for name, part in parts.items()},
-            "random": of_all(random_states()),
+            "random": all_gather(random_states()),
         }
         write_state(self.path, self._depends_on, state)
 

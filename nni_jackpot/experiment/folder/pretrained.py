@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nni_jackpot.errors import CheckpointError, ExperimentConfigError, OutputFolderError
 from nni_jackpot.experiment.config import RunConfig, config_hash, to_dict
 from nni_jackpot.experiment.models import has_new_classifier
-from nni_jackpot.runtime.distributed import from_first, rank, wait_for_all
+from nni_jackpot.runtime.distributed import barrier, broadcast_result, rank
 from nni_jackpot.runtime.files import check_folder, load_tensors, remove_leftovers, replace_file, save_tensors
 from nni_jackpot.runtime.resume import remove_files
 
@@ -133,11 +133,11 @@ def ensure_pretrained(model: nn.Module, config: RunConfig, train: Callable[[Path
         interrupted = _interrupted(path)
         if rank() == 0:
             remove_leftovers(path, interrupted)
-        if not from_first(path.exists):
+        if not broadcast_result(path.exists):
             train(interrupted)
             if rank() == 0:
                 replace_file(path, lambda aside: save_tensors(model.state_dict(), aside))
-            wait_for_all()
+            barrier()
         remove_files(interrupted)
     finally:
         lock.release()

@@ -28,7 +28,7 @@ from nni_jackpot.experiment.folder.result import (
     settings_of,
 )
 from nni_jackpot.experiment.tracking import running_as_nni_trial
-from nni_jackpot.runtime.distributed import from_first, rank
+from nni_jackpot.runtime.distributed import broadcast_result, rank
 from nni_jackpot.runtime.files import (
     digest_of_file,
     errors_of,
@@ -89,24 +89,24 @@ class RunFolder:
             target_of(self.work / name)
             target_of(self.folder / name)
         if not (self.work / SEARCH).exists() and not _is_of(self.work, config):
-            self.forget_logs("", *TUNED)
+            self.delete_stale_logs("", *TUNED)
         if _weights_of(self.work) != cache_path(config).name:
-            self.forget_logs(_PRETRAIN)
+            self.delete_stale_logs(_PRETRAIN)
         dump_config(_in_full(config), self.work / CONFIG)
 
-    def forget(self, *names: str) -> None:
+    def delete_stale(self, *names: str) -> None:
         """Remove files and folders of the run, if they are there."""
         if rank() == 0:
             _remove(*(self.work / name for name in names))
 
-    def forget_logs(self, *phases: str) -> None:
+    def delete_stale_logs(self, *phases: str) -> None:
         """Remove the metrics of phases that begin anew; the empty name is that of the search."""
-        self.forget(*(str(Path(phase, name)) for phase in phases for name in (_METRICS, _EVENTS)))
+        self.delete_stale(*(str(Path(phase, name)) for phase in phases for name in (_METRICS, _EVENTS)))
 
     def finish(self, result: Result, config: RunConfig) -> Result:
         """Write the results, after all other files, and put the run where it belongs; rank 0 alone."""
         kinds = {row.kind for row in result.rows}
-        self.forget(*_TICKETS, *(kind for kind in TUNED if kind not in kinds))
+        self.delete_stale(*_TICKETS, *(kind for kind in TUNED if kind not in kinds))
         files = {name: digest_of_file(self.work / name) for name in (START, MASKS, JACKPOT)}
         result = replace(result, settings=to_dict(_in_full(config)), files=files)
         save_result(result, self.work)
@@ -199,7 +199,7 @@ def _by_first(work: Callable[[], T]) -> T:
         except JackpotError as error:
             return None, error
 
-    value, error = from_first(attempt)
+    value, error = broadcast_result(attempt)
     if error is not None:
         raise error
     return value  # type: ignore[return-value]

@@ -92,7 +92,9 @@ def build_model(config: ModelConfig, num_classes: int, in_channels: int) -> nn.M
 
 
 @torch.no_grad()
-def try_model(config: ModelConfig, model: nn.Module, num_classes: int, shape: tuple[int, int, int]) -> None:
+def validate_model(
+    config: ModelConfig, model: nn.Module, num_classes: int, shape: tuple[int, int, int]
+) -> None:
     """See that a network takes images (C, H, W) and gives logits; it stays as it is.
 
     Raises

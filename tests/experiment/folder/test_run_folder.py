@@ -186,7 +186,7 @@ def test_the_same_command_takes_the_results_of_a_finished_run(
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(run, "Setting", None)
+    monkeypatch.setattr(run, "RunContext", None)
     before = files_in(root)
     assert command("search", root / "run.yml") == 0
     assert "jackpot" in capsys.readouterr().out

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from nni_jackpot.errors import CheckpointError, ExperimentConfigError
 from nni_jackpot.experiment.config import ModelConfig
-from nni_jackpot.experiment.models import build_model, has_new_classifier, try_model
+from nni_jackpot.experiment.models import build_model, has_new_classifier, validate_model
 from nni_jackpot.experiment.models.resnet import ResNet, pad_shortcut
 from nni_jackpot.experiment.models.vgg import VGG19
 
@@ -287,7 +287,7 @@ def test_images_that_a_network_takes() -> None:
     model = build("resnet")
     before = {key: value.clone() for key, value in model.state_dict().items()}
     states = torch.get_rng_state()
-    try_model(config, model, 5, (3, 8, 8))
+    validate_model(config, model, 5, (3, 8, 8))
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(module.training for module in model.modules())
     assert torch.equal(states, torch.get_rng_state())
@@ -296,14 +296,14 @@ def test_images_that_a_network_takes() -> None:
 @pytest.mark.parametrize(("name", "size"), [("vgg19", 8), ("timm/vit_tiny_patch16_224", 32)])
 def test_images_of_the_wrong_size(name: str, size: int) -> None:
     with pytest.raises(ExperimentConfigError) as caught:
-        try_model(ModelConfig(name=name), build(name), 5, (3, size, size))
+        validate_model(ModelConfig(name=name), build(name), 5, (3, size, size))
     assert f"model.name: {name} cannot take images of 3 x {size} x {size}: " in str(caught.value)
     assert str(caught.value).endswith("Set data.image_size to what it takes")
 
 
 def test_outputs_that_are_no_logits() -> None:
     with pytest.raises(ExperimentConfigError, match="resnet gives no logits of 6 classes"):
-        try_model(ModelConfig(name="resnet"), build("resnet"), 6, (3, 8, 8))
+        validate_model(ModelConfig(name="resnet"), build("resnet"), 6, (3, 8, 8))
 
 
 @pytest.mark.parametrize("name", ["resnet", "vgg19", "torchvision/mobilenet_v3_small"])

@@ -1,0 +1,81 @@
+"""Registries: algorithms by name, open to code outside the package."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+F = TypeVar("F")
+
+
+class Registry(Generic[T]):
+    """Named objects of one kind, such as criteria or budgets.
+
+    Parameters
+    ----------
+    kind
+        What the objects are, for error messages: ``"criterion"``.
+
+    Examples
+    --------
+    >>> BUDGETS = Registry[Rule]("budget")
+    >>> @BUDGETS.register("half")
+    ... def half(units, importance): ...
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._objects: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[F], F]:
+        """Return a decorator that registers an object under a name.
+
+        Raises
+        ------
+        ValueError
+            If the name is not an identifier, or is taken by another object.
+        """
+        if not name.isidentifier():
+            raise ValueError(f"the name of a {self.kind} must be an identifier, got {name!r}")
+
+        def decorate(registered: F) -> F:
+            taken = self._objects.get(name)
+            # A module that is imported again, as by a notebook, replaces its own object.
+            if taken is not None and _origin(taken) != _origin(registered):
+                raise ValueError(f"the {self.kind} {name!r} is registered already")
+            self._objects[name] = registered  # type: ignore[assignment]
+            return registered
+
+        return decorate
+
+    def find(self, name: str) -> T:
+        """Return the object of a name.
+
+        Raises
+        ------
+        ValueError
+            If no object has the name; the message lists all names.
+        """
+        if name not in self._objects:
+            raise ValueError(f"{self.kind} must be one of {', '.join(self)}, got {name!r}{self.hint(name)}")
+        return self._objects[name]
+
+    def hint(self, name: str) -> str:
+        """Return the end of an error message: the registered name that is closest, if one is close."""
+        close = difflib.get_close_matches(str(name), self._objects, n=1)
+        return f"; did you mean {close[0]}?" if close else ""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._objects)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name in self._objects
+
+    def __len__(self) -> int:
+        return len(self._objects)
+
+
+def _origin(registered: object) -> tuple[object, object]:
+    return getattr(registered, "__module__", None), getattr(registered, "__qualname__", registered)

@@ -1,0 +1,119 @@
+"""Settings as dataclass fields: one place for the type, the range, the default and the help text."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, field
+from types import NoneType
+from typing import Any, get_args, get_type_hints
+
+
+class SettingError(ValueError):
+    """A setting is out of its range, or does not go with the others.
+
+    Parameters
+    ----------
+    key
+        Name of the setting.
+    text
+        What was found, and what is allowed.
+    """
+
+    def __init__(self, key: str, text: str) -> None:
+        super().__init__(f"{key}: {text}")
+        self.key = key
+        self.text = text
+
+
+class Rule:
+    """A condition on values of the right type.
+
+    Parameters
+    ----------
+    allowed
+        The condition in words, such as ``">= 0"``; a function, if the words change over time.
+    holds
+        The condition as a test.
+    """
+
+    def __init__(self, allowed: str | Callable[[], str], holds: Callable[[Any], bool]) -> None:
+        self._allowed = allowed
+        self.holds = holds
+
+    @property
+    def allowed(self) -> str:
+        """The condition in words."""
+        return self._allowed if isinstance(self._allowed, str) else self._allowed()
+
+
+def between(low: float, high: float) -> Rule:
+    """Return the rule for numbers from ``low`` to ``high``."""
+    return Rule(f">= {low:,} and <= {high:,}", lambda value: low <= value <= high)
+
+
+def one_of(choices: Iterable[str]) -> Rule:
+    """Return the rule for a choice; names that a registry gets later are allowed as well."""
+    return Rule(lambda: "out of " + ", ".join(choices), lambda value: value in choices)
+
+
+ANY = Rule("", lambda value: True)
+
+
+def option(doc: str, rule: Rule = ANY, default: Any = MISSING) -> Any:
+    """Return a dataclass field with its help text and rule; required if it has no default."""
+    return field(default=default, metadata={"doc": doc, "rule": rule})
+
+
+def validate(settings: Any) -> None:
+    """Check the type and the rule of every field of a settings dataclass.
+
+    Raises
+    ------
+    SettingError
+        For the first field whose value does not fit.
+    """
+    kinds = get_type_hints(type(settings))
+    for entry in dataclasses.fields(settings):
+        if "rule" in entry.metadata:
+            check(entry.name, kinds[entry.name], entry.metadata["rule"], getattr(settings, entry.name))
+
+
+def check(name: str, kind: Any, rule: Rule, value: Any) -> None:
+    """Check the type and the rule of one value; raises SettingError."""
+    if not fits(kind, rule, value):
+        raise SettingError(name, f"found {shown(value)}, allowed: {allowed(kind, rule)}")
+
+
+def fits(kind: Any, rule: Rule, value: Any) -> bool:
+    """Return True if a value has the type and fulfils the rule."""
+    if value is None and NoneType in get_args(kind):
+        return True
+    base = without_none(kind)
+    is_fit = type(value) is base  # not isinstance: true and false are no integers here
+    if base is float:
+        # The comparison is false for nan, and safe for integers beyond all floats.
+        is_fit = type(value) in (int, float) and abs(value) <= sys.float_info.max
+    return is_fit and rule.holds(value)
+
+
+def allowed(kind: Any, rule: Rule) -> str:
+    """Return in words what a type and a rule allow."""
+    base = without_none(kind)
+    names = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
+    return ("null or " if base is not kind else "") + f"{names.get(base, 'a list')} {rule.allowed}".strip()
+
+
+def without_none(kind: Any) -> Any:
+    """Return the type within an optional type."""
+    return next((arg for arg in get_args(kind) if NoneType in get_args(kind) and arg is not NoneType), kind)
+
+
+def shown(value: object) -> str:
+    """Return a value as error messages show it, with its type."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        text = "what is too large to be shown"
+    return f"{text if len(text) <= 100 else text[:97] + '...'} ({type(value).__name__})"
