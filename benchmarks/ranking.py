@@ -30,7 +30,7 @@ Masks = dict[str, Tensor]
 
 def ranking(weights: dict[str, Tensor], sparse_ratio: float) -> Masks:
     """Rank all weights, share out the zeros, and make the masks: what LotteryJackpotPruner does to begin."""
-    importance = CRITERIA["magnitude"](weights, None)
+    importance = CRITERIA["magnitude"](weights)
     units = {name: Unit(weight.numel(), 1, sparse_ratio) for name, weight in weights.items()}
     budgets = by_global_rank(units, importance)
     return {name: keep_top(importance[name], keep) for name, keep in budgets.items()}

@@ -17,7 +17,7 @@ import numpy
 import torch
 from common import arguments, interleave, ratio, report
 
-from nni_jackpot.masking.batched_refresh import kernels
+from nni_jackpot.masking.refresh import kernels
 from nni_jackpot.masking.topk import Threshold, update_top, update_tops
 
 COUNTS = [10_000, 100_000, 1_000_000, 10_000_000, 25_500_000, 100_000_000]

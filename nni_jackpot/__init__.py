@@ -9,6 +9,9 @@ import nni_jackpot.nni_bridge.compat
 nni_jackpot.nni_bridge.compat.apply()
 
 from nni_jackpot.errors import JackpotError  # noqa: E402
+from nni_jackpot.masking.budgets import register_budget  # noqa: E402
+from nni_jackpot.masking.criteria import register_criterion  # noqa: E402
+from nni_jackpot.masking.methods import EdgePopup, Method, Supermask, register_method  # noqa: E402
 from nni_jackpot.masks import MaskOverlap, apply_masks, load_masks, mask_overlap, save_masks  # noqa: E402
 from nni_jackpot.pruner import LotteryJackpotPruner  # noqa: E402
 from nni_jackpot.storage.sparse_checkpoint import load_sparse, save_sparse  # noqa: E402
@@ -18,9 +21,12 @@ from nni_jackpot.storage.ticket_box import TicketBox  # noqa: E402
 __version__ = "0.1.0"
 
 __all__ = [
+    "EdgePopup",
     "JackpotError",
     "LotteryJackpotPruner",
     "MaskOverlap",
+    "Method",
+    "Supermask",
     "Ticket",
     "TicketBox",
     "__version__",
@@ -29,6 +35,9 @@ __all__ = [
     "load_sparse",
     "load_ticket",
     "mask_overlap",
+    "register_budget",
+    "register_criterion",
+    "register_method",
     "save_masks",
     "save_sparse",
     "save_ticket",

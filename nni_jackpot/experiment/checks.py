@@ -15,7 +15,10 @@ from nni_jackpot.pruner import LotteryJackpotPruner
 def pruner_options(config: SearchConfig) -> dict[str, Any]:
     """Return a search's options for the pruner, but for `init`, which may need gradients."""
     others = ("epochs", "init", "reestimate_norm", "checkpoint_every", "checkpoint_minutes")
-    return {name: value for name, value in to_dict(config).items() if name not in others}
+    options = {name: value for name, value in to_dict(config).items() if name not in others}
+    if config.method == "supermask":
+        options = {k: v for k, v in options.items() if k not in ("kept_score", "pruned_score")}
+    return options
 
 
 def validate_config_list(config: RunConfig, model: nn.Module, is_pretrained: bool = False) -> None:

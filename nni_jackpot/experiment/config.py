@@ -29,9 +29,13 @@ from nni_jackpot.experiment.schema.rules import (
     shown,
 )
 from nni_jackpot.masking.criteria import CRITERIA
-from nni_jackpot.masking.methods.supermask import METHODS
+from nni_jackpot.masking.methods import METHODS
 from nni_jackpot.runtime.files import replace_file
-from nni_jackpot.search.recipes import OF_MASKS, OF_OPTIMIZER, RECIPES, recipe_of
+from nni_jackpot.search.options import OLD_KEYWORDS, OLD_RECIPES
+
+OF_OPTIMIZER = ("lr", "momentum", "weight_decay")
+OF_MASKS = ("growth", "temperature", "hardening")
+RECIPES = ("paper", "jackpot")
 
 # -- the schema
 
@@ -174,9 +178,9 @@ class PretrainConfig(TrainConfig):
 
 def settings_of_recipe(recipe: str, method: str) -> dict[str, Any]:
     """Return what a recipe says of the settings of a search that can be given beside it."""
-    own = recipe_of(recipe, method)
+    own = METHODS[method].recipes()[OLD_RECIPES.get(recipe, recipe)]
     names = OF_OPTIMIZER if method == "supermask" else OF_OPTIMIZER + OF_MASKS
-    return {name: getattr(own, name) for name in names}
+    return {name: getattr(own, OLD_KEYWORDS[name]) for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,7 +247,11 @@ class SearchConfig:
                 f"allowed: up to {2 * (1 + momentum) / lr:.3g} with lr {lr}, beyond which scores only grow"
             )
             raise Invalid("weight_decay", f"found {decay}, {allowed}")
-        hardening = RECIPES[self.recipe].hardening if self.hardening is None else self.hardening
+        hardening = (
+            settings_of_recipe(self.recipe, "edge_popup")["hardening"]
+            if self.hardening is None
+            else self.hardening
+        )
         if self.method == "edge_popup" and self.temperature and not hardening:
             raise Invalid("temperature", f"found {self.temperature}, allowed with hardening > 0")
         if self.method == "supermask":

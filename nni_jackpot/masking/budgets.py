@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nni_jackpot.masking.topk import check_order, keep_top
+from nni_jackpot.runtime.registry import Registry
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -67,8 +68,13 @@ class Unit:
 
 
 Rule = Callable[[Mapping[Any, Unit], Mapping[Any, Tensor]], dict[Any, int]]
+"""Units and the importance of their grains in, the number of grains that each unit keeps out."""
+
+BUDGETS: Registry[Rule] = Registry("budget")
+register_budget = BUDGETS.register
 
 
+@register_budget("as_configured")
 def as_configured(units: Mapping[Key, Unit], importance: Mapping[Key, Tensor]) -> dict[Key, int]:
     """Give every unit its own sparse ratio, moved into its bounds (k of Eq. 5).
 
@@ -90,6 +96,7 @@ def as_configured(units: Mapping[Key, Unit], importance: Mapping[Key, Tensor]) -
     }
 
 
+@register_budget("global_rank")
 def by_global_rank(units: Mapping[Key, Unit], importance: Mapping[Key, Tensor]) -> dict[Key, int]:
     """Fix every unit's budget by one ranking over the whole group (the paper's global sparsity, Sec. 3.1).
 
@@ -168,6 +175,7 @@ def _prune_least(importance: Tensor, counts: list[int], sizes: list[int], allowe
     return kept
 
 
+@register_budget("erdos_renyi_kernel")
 def by_erdos_renyi_kernel(units: Mapping[Key, Unit], importance: Mapping[Key, Tensor]) -> dict[Key, int]:
     """Give smaller units the higher densities, by the rule of Evci et al. (2020, "RigL", Sec. 3).
 
@@ -222,10 +230,3 @@ def by_erdos_renyi_kernel(units: Mapping[Key, Unit], importance: Mapping[Key, Te
             budgets[key] += 1
             missing -= steps[key]
     return {key: keep * units[key].rows for key, keep in budgets.items()}
-
-
-BUDGETS: dict[str, Rule] = {
-    "as_configured": as_configured,
-    "global_rank": by_global_rank,
-    "erdos_renyi_kernel": by_erdos_renyi_kernel,
-}

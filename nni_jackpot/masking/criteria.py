@@ -7,7 +7,7 @@ important. All targets at once, because some criteria need the whole network's g
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,19 +15,60 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nni_jackpot.errors import SearchDivergedError
 from nni_jackpot.runtime.distributed import all_reduce_sum
+from nni_jackpot.runtime.registry import Registry
 
 Importance: TypeAlias = dict[Hashable, Tensor]
 Losses: TypeAlias = Callable[[Callable[[Tensor], None]], None]
 """Runs training steps and hands every loss, with its graph, to the visitor (`calibration.losses_of`)."""
-Criterion: TypeAlias = Callable[[Mapping[Hashable, Tensor], Losses | None], Importance]
+Criterion: TypeAlias = Callable[..., Importance]
+"""Called with the weights, and with the evidence that the criterion needs besides them."""
+
+CRITERIA: Registry[Criterion] = Registry("criterion")
+
+# What a criterion may look at besides the weights.
+EVIDENCE = ("weights", "losses")
+
+C = TypeVar("C", bound=Criterion)
 
 
-def magnitude(weights: Mapping[Hashable, Tensor], losses: Losses | None = None) -> Importance:
+def register_criterion(name: str, needs: str = "weights") -> Callable[[C], C]:
+    """Return a decorator that registers a criterion under a name.
+
+    Parameters
+    ----------
+    name
+        The name.
+    needs
+        The evidence that the criterion is called with: ``"weights"`` alone, or ``"losses"`` as well.
+
+    Raises
+    ------
+    ValueError
+        If the name is taken, or there is no such evidence.
+    """
+    if needs not in EVIDENCE:
+        raise ValueError(f"needs must be one of {', '.join(EVIDENCE)}, got {needs!r}")
+
+    def decorate(criterion: C) -> C:
+        criterion.needs = needs  # type: ignore[attr-defined]
+        return CRITERIA.register(name)(criterion)
+
+    return decorate
+
+
+def needs_losses(criterion: Criterion) -> bool:
+    """Return True if a criterion looks at losses; a callable that is not registered may have ``needs``."""
+    return getattr(criterion, "needs", "weights") == "losses"
+
+
+@register_criterion("magnitude")
+def magnitude(weights: Mapping[Hashable, Tensor]) -> Importance:
     """Importance ``|w|`` (Eq. 11)."""
     return {key: weight.detach().abs() for key, weight in weights.items()}
 
 
-def random(weights: Mapping[Hashable, Tensor], losses: Losses | None = None) -> Importance:
+@register_criterion("random")
+def random(weights: Mapping[Hashable, Tensor]) -> Importance:
     """Importance uniform in [0, 1) (Sec. 3.3, Random).
 
     Drawn from PyTorch's global CPU generator whatever the device, so that ``torch.manual_seed`` decides the
@@ -36,7 +77,8 @@ def random(weights: Mapping[Hashable, Tensor], losses: Losses | None = None) -> 
     return {key: torch.rand(weight.shape).to(weight.device) for key, weight in weights.items()}
 
 
-def snip(weights: Mapping[Hashable, Tensor], losses: Losses | None) -> Importance:
+@register_criterion("snip", needs="losses")
+def snip(weights: Mapping[Hashable, Tensor], losses: Losses) -> Importance:
     """Importance ``|w * g|``: how fast the loss changes as the weight fades (SNIP, Eq. 13).
 
     ``g`` is the gradient of the loss, averaged over all batches and, under `torch.distributed`, over all
@@ -59,7 +101,6 @@ def snip(weights: Mapping[Hashable, Tensor], losses: Losses | None) -> Importanc
     SearchDivergedError
         If an importance is NaN or infinite.
     """
-    assert losses is not None, "snip needs losses"
     inputs = list(weights.values())
     gradient = _Mean(inputs)
     losses(lambda loss: gradient.add(_gradient(loss, inputs)))
@@ -67,7 +108,8 @@ def snip(weights: Mapping[Hashable, Tensor], losses: Losses | None) -> Importanc
     return _finite("snip", {key: product.abs() for key, product in products.items()})
 
 
-def grasp(weights: Mapping[Hashable, Tensor], losses: Losses | None) -> Importance:
+@register_criterion("grasp", needs="losses")
+def grasp(weights: Mapping[Hashable, Tensor], losses: Losses) -> Importance:
     """Importance ``w * Hg``: pruning the smallest keeps the most gradient flow (GraSP, Eq. 16).
 
     ``g`` and ``H`` are gradient and Hessian of the loss over all ``weights`` together, averaged over all
@@ -91,7 +133,6 @@ def grasp(weights: Mapping[Hashable, Tensor], losses: Losses | None) -> Importan
     SearchDivergedError
         If an importance is NaN or infinite.
     """
-    assert losses is not None, "grasp needs losses"
     inputs = list(weights.values())
     gradient, product = _Mean(inputs), _Mean(inputs)
 
@@ -113,11 +154,6 @@ def grasp(weights: Mapping[Hashable, Tensor], losses: Losses | None) -> Importan
             product = _Mean(inputs)
             losses(visit_again)
     return _finite("grasp", _weighted(weights, product.compute()))
-
-
-CRITERIA: dict[str, Criterion] = {"magnitude": magnitude, "random": random, "snip": snip, "grasp": grasp}
-NEEDS_LOSSES = frozenset({"snip", "grasp"})
-"""The criteria that look at losses, and not at weights alone."""
 
 
 class _Mean:

@@ -66,13 +66,13 @@ class Grains:
         """Whether a mask of the target's shape, looked at as rows, is that of the grains."""
         return self.scaler is None and self.row_dim is None
 
-    def pool(self, weights: Tensor, reduce: Reduce) -> Tensor:
+    def reduce(self, weights: Tensor, how: Reduce) -> Tensor:
         """Reduce a tensor of the target's shape to one of the scores' shape, over the last dimension."""
-        return weights if self.scaler is None else self.scaler.shrink(weights, reduce, keepdim=True)
+        return weights if self.scaler is None else self.scaler.shrink(weights, how, keepdim=True)
 
     def of_mask(self, mask: Tensor) -> Tensor:
         """Return which grains a mask of the target's shape keeps, boolean, of the scores' shape."""
-        return self.pool(mask, lambda weights: weights[..., 0]).bool()
+        return self.reduce(mask, lambda weights: weights[..., 0]).bool()
 
     def expand(self, grains: Tensor) -> Tensor:
         """Give every weight the value of its grain: of the target's shape, or broadcastable to it."""

@@ -17,7 +17,7 @@ import triton.language as tl  # type: ignore[import-untyped]
 from torch import Tensor
 
 from nni_jackpot.errors import SearchDivergedError
-from nni_jackpot.masking.methods.soft_mask import EQUAL, stride_of_sample
+from nni_jackpot.masking.soft_mask import EQUAL, stride_of_sample
 
 # Places that one program looks at, and at how many in one go.
 _BLOCK = tl.constexpr(1 << 14)
@@ -314,7 +314,7 @@ def update_masks(layers: Sequence[Layer], changes: Sequence[Tensor]) -> list[boo
 
 
 def weigh(layers: Sequence[Layer], temperature: float) -> None:
-    """Write weights under soft masks (`methods.soft_mask`) into the values; the masks are not looked at.
+    """Write weights under soft masks (`soft_mask`) into the values; the masks are not looked at.
 
     The threshold is the smallest kept score itself, the deviation that of a sample; nobody waits for either.
     """

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from nni_jackpot.errors import MaskError, NothingKeptError
-from nni_jackpot.masking.targets import ScoredTarget, ScoreGroup
+from nni_jackpot.masking.masked_parameter import MaskedParameter
+from nni_jackpot.masking.score_groups import ScoreGroup
 from nni_jackpot.masks import Masks
 from nni_jackpot.nni_bridge.grouping import TargetSpaces, by_name
 
@@ -54,7 +55,7 @@ def kept_by(masks: Masks, groups: Sequence[ScoreGroup], spaces: TargetSpaces) ->
     return {group: starts[group] for group in groups if group in starts}
 
 
-def _check_structure(target: ScoredTarget, mask: Tensor) -> None:
+def _check_structure(target: MaskedParameter, mask: Tensor) -> None:
     """A mask must keep whole grains, and as many in every row, or there is no score that stands for it.
 
     Raises

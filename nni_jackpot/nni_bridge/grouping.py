@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from nni.compression.base.target_space import PruningTargetSpace, TargetType
 from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.pruning.tools.utils import is_active_target
@@ -14,7 +15,8 @@ from torch import nn
 
 from nni_jackpot.errors import ConfigListError
 from nni_jackpot.masking.granularity import Grains, parse_pattern
-from nni_jackpot.masking.targets import ScoredTarget, ScoreGroup
+from nni_jackpot.masking.masked_parameter import MaskedParameter
+from nni_jackpot.masking.score_groups import ScoreGroup
 from nni_jackpot.nni_bridge.aligned_mask import align
 from nni_jackpot.nni_bridge.channels import channels_of, input_dim, is_transposed, scaling_of, steps_of
 from nni_jackpot.nni_bridge.config_list import has_align_of_its_own
@@ -54,8 +56,17 @@ def _wishes(space: PruningTargetSpace) -> dict[str, Any]:
     return {key: value for key, value in space._setting.items() if value not in (None, "default")}
 
 
-def group_targets(spaces: TargetSpaces, wrappers: Mapping[str, ModuleWrapper]) -> list[ScoreGroup]:
+def group_targets(
+    spaces: TargetSpaces, wrappers: Mapping[str, ModuleWrapper], kind: type[MaskedParameter]
+) -> list[ScoreGroup]:
     """Find the targets that are searched, and those that share scores (``dependency_group_id``).
+
+    Parameters
+    ----------
+    spaces, wrappers
+        NNI's target spaces and wrappers, by module name.
+    kind
+        Class of the searched parameters.
 
     Raises
     ------
@@ -73,11 +84,17 @@ def group_targets(spaces: TargetSpaces, wrappers: Mapping[str, ModuleWrapper]) -
     for members in by_id.values():
         rows = math.lcm(*(space.internal_metric_block or 1 for _, _, space in members))
         targets = [
-            ScoredTarget(m, name, space, _grains(f"{m}.{name}", wrappers[m].module, space, rows))
+            kind(m, name, space, _grains(f"{m}.{name}", wrappers[m].module, space, rows))
             for m, name, space in members
         ]
-        groups.append(ScoreGroup(tuple(targets)))
+        groups.append(ScoreGroup(targets))
         _check_members(groups[-1])
+    # Drawn aside: random masks and the order of the data are the same under any method.
+    with torch.random.fork_rng(devices=()):
+        seeds = torch.randint(1 << 62, (len(groups),)).tolist()
+    for group, seed in zip(groups, seeds, strict=True):
+        for member in group.members:
+            member.seed = seed
     return groups
 
 
@@ -109,7 +126,7 @@ def _check_members(group: ScoreGroup) -> None:
                 raise ConfigListError(f"{first} and {other} share a dependency_group_id but differ in {key}")
 
 
-def by_name(groups: Sequence[ScoreGroup], spaces: TargetSpaces) -> dict[tuple[str, str], ScoredTarget]:
+def by_name(groups: Sequence[ScoreGroup], spaces: TargetSpaces) -> dict[tuple[str, str], MaskedParameter]:
     """Return what is searched by module and target names, a tied parameter under each of its names."""
     targets = {id(target.space): target for group in groups for target in group.members}
     return {

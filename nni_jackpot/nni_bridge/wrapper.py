@@ -18,13 +18,12 @@ from nni.compression.base.wrapper import ModuleWrapper
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from nni_jackpot.masking.methods.edge_popup import RelaxedMask
-from nni_jackpot.masking.methods.supermask import SampledMask
+from nni_jackpot.masking.masked_parameter import MaskedParameter
 from nni_jackpot.modules.attributes import Source, compute, is_computed, plain_class, stop_computing
 from nni_jackpot.modules.parameters import Holders, steady_parametrizations
 
 SCORE = "{}_score"
-RELAXED = "{}_relaxed_mask"
+MASKED = "{}_masked"
 ALIGNED = "{}_aligned_mask"
 APPLY_METHOD = "jackpot_mul"
 # Modules whose forward uses the weight once, in an operation that makes a gradient for nobody else.
@@ -60,12 +59,7 @@ class LeanSpace(PruningTargetSpace):
         """The scores; None if the target is not searched."""
         return self._wrapper.score(self._target_name)
 
-    @property
-    def relaxed(self) -> RelaxedMask:
-        """What keeps the mask in step with the scores."""
-        return getattr(self._wrapper, RELAXED.format(self._target_name))
-
-    def start(self, score: nn.Parameter, mask: Tensor, relaxed: RelaxedMask, is_first: bool) -> None:
+    def start(self, score: nn.Parameter, mask: Tensor, parameter: MaskedParameter, is_first: bool) -> None:
         """Keep what a search of the target needs; only the first target of common scores registers them.
 
         Formats such as safetensors take no tensor twice.
@@ -79,7 +73,7 @@ class LeanSpace(PruningTargetSpace):
             self.mask = None
             self.__class__ = SearchedSpace
         self.mask = mask
-        setattr(self._wrapper, RELAXED.format(self._target_name), relaxed)
+        setattr(self._wrapper, MASKED.format(self._target_name), parameter)
         if self.apply_method != "bypass":  # type: ignore[has-type]  # a property of NNI
             self.apply_method = APPLY_METHOD
 
@@ -253,7 +247,7 @@ class SearchedWrapper(ModuleWrapper):
         value = self._computed(name) if is_computed else self.dense(name)
         if name not in self.quantization_target_spaces and space is not None:
             if score is not None and value is not None and space.apply_method == APPLY_METHOD:
-                return self._masked(name, value, score)
+                return self._masked(name, value)
             if raw_mask(space) is None and not hasattr(self, ALIGNED.format(name)):
                 return value
         return self.patch_helper(name, value)
@@ -270,13 +264,10 @@ class SearchedWrapper(ModuleWrapper):
             raise AttributeError(f"{self.name}.{name} is masked: call unwrap_model() before assigning to it")
         self._given[name] = value
 
-    def _masked(self, name: str, weight: Tensor, score: nn.Parameter) -> Tensor:
-        """Return the masked weights of a searched target, or those of a sample where training sees one."""
-        relaxed, mask = self.__dict__[RELAXED.format(name)], raw_mask(self.pruning_target_spaces[name])
-        # Not without gradients, as where normalisation statistics are estimated for the masks as they stand.
-        samples = isinstance(relaxed, SampledMask) and self.module.training and torch.is_grad_enabled()
+    def _masked(self, name: str, weight: Tensor) -> Tensor:
+        """Return what a forward reads in place of the weights of a searched target."""
         may_write = not torch.compiler.is_compiling() and getattr(_running, "wrapper", None) is self
-        return (relaxed.sample if samples else relaxed.apply)(weight, score, mask, may_write)
+        return self.__dict__[MASKED.format(name)].read(weight, self.module.training, may_write)
 
     # -- forward
 
@@ -344,7 +335,7 @@ def _jackpot_mul(weight: Tensor, target_space: PruningTargetSpace) -> Tensor:
     """NNI's apply method of a searched target: the masked weights, with gradients for its scores."""
     wrapper, name = target_space._wrapper, target_space._target_name
     score = wrapper.score(name)
-    return mul_mask(weight, target_space) if score is None else wrapper._masked(name, weight, score)
+    return mul_mask(weight, target_space) if score is None else wrapper._masked(name, weight)
 
 
 pruning_apply_methods[APPLY_METHOD] = _jackpot_mul
@@ -363,8 +354,8 @@ def refresh_mask(space: PruningTargetSpace) -> None:
         refresh_mask(space.primary)
     elif (aligned := getattr(wrapper, ALIGNED.format(name), None)) is not None:
         aligned.refresh(space)
-    elif isinstance(wrapper, SearchedWrapper) and (score := wrapper.score(name)) is not None:
-        getattr(wrapper, RELAXED.format(name)).refresh(score, raw_mask(space))
+    elif isinstance(wrapper, SearchedWrapper) and wrapper.score(name) is not None:
+        getattr(wrapper, MASKED.format(name)).refresh()
 
 
 def refresh_masks(wrapper: ModuleWrapper, *state_dict_arguments: Any) -> None:

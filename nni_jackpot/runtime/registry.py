@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
 
 T = TypeVar("T")
 F = TypeVar("F")
 
 
-class Registry(Generic[T]):
+class Registry(Mapping[str, T]):
     """Named objects of one kind, such as criteria or budgets.
 
     Parameters
@@ -67,11 +67,11 @@ class Registry(Generic[T]):
         close = difflib.get_close_matches(str(name), self._objects, n=1)
         return f"; did you mean {close[0]}?" if close else ""
 
+    def __getitem__(self, name: str) -> T:
+        return self._objects[name]
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._objects)
-
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and name in self._objects
 
     def __len__(self) -> int:
         return len(self._objects)

@@ -20,7 +20,7 @@ from nni_jackpot.runtime.plain import as_plain
 from nni_jackpot.runtime.tensor_bytes import as_bytes, from_bytes
 
 # Of what `write_state` writes; another number for another form.
-FORMAT = 1
+FORMAT = 2
 
 
 def random_states() -> dict[str, Any]:

@@ -13,15 +13,14 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from nni_jackpot.errors import CheckpointError
-from nni_jackpot.masking.targets import remake_values
 from nni_jackpot.runtime.distributed import all_gather, barrier, rank, world_size
 from nni_jackpot.runtime.plain import as_plain
 from nni_jackpot.runtime.resume import (
@@ -33,13 +32,12 @@ from nni_jackpot.runtime.resume import (
     set_random_states,
     write_state,
 )
-from nni_jackpot.search.clock import SearchClock
-from nni_jackpot.search.recipes import OF_MASKS
 from nni_jackpot.search.saved_search import check_saved
 
 if TYPE_CHECKING:
     from torch.distributed.checkpoint.stateful import Stateful
 
+    from nni_jackpot.search.driven_search import TrainingLoop
     from nni_jackpot.search.loop import Search
 
 _logger = logging.getLogger(__name__)
@@ -94,9 +92,16 @@ class Checkpoint:
         """Whether the loop is on its way back to where it was interrupted."""
         return self._saved is not None
 
-    def begin(self, search: Search, model: nn.Module, max_steps: int | None, max_epochs: int | None) -> None:
-        """Follow a search from here on; raises CheckpointError for a file that is of another search."""
-        if search.training.steps_by_hand:
+    def begin(
+        self,
+        search: Search,
+        training: TrainingLoop,
+        model: nn.Module,
+        max_steps: int | None,
+        max_epochs: int | None,
+    ) -> None:
+        """Follow a search that has begun; raises CheckpointError if the file is of another search."""
+        if training.steps_by_hand:
             raise CheckpointError("a checkpoint of the search needs Lightning's automatic optimization")
         self._searches += 1
         self._search, self._model = search, model
@@ -104,10 +109,10 @@ class Checkpoint:
             "max_steps": max_steps,
             "max_epochs": max_epochs,
             "number of the search": self._searches,
-            "targets": {str(t): list(t.weight.shape) for group in search.groups for t in group.members},
+            "targets": {str(m): list(m.weight.shape) for group in search.groups for m in group.members},
             "weights": digest(p for p in model.parameters() if not p.requires_grad),
-            "method": search.groups[0].members[0].relaxed.method,
-            **{name: getattr(search.growth.recipe, name) for name in (*OF_MASKS, "trades")},
+            "method": search.method.name,
+            **search.schedule.settings._asdict(),
             **_settings_of(search.optimizer),
             **self._settings,
         }
@@ -119,7 +124,7 @@ class Checkpoint:
         self.resumed_step = 0
         if self.path.exists():
             saved = read_state(self.path, "search", self._depends_on)
-            check_saved(self.path, saved, search.groups, model)
+            check_saved(self.path, saved, search, model)
             if self._beside is not None:
                 self._beside.load_state_dict(saved.get("beside", {}))
             self._saved = saved
@@ -129,18 +134,18 @@ class Checkpoint:
             self._may_skip = saved["may_skip"]
             self.resumed_step = saved["clock"]["step"]
             self._warn_of_other_sums(saved["sums"])
-        owner, name = search.training.training_step
+        owner, name = training.training_step
         setattr(owner, name, self._follow(getattr(owner, name)))
 
-    def after_step(self) -> None:
-        """Write the file if it is time, or take over what it holds if the loop has come that far."""
+    def after_step(self, driver: Optimizer) -> None:
+        """Write the file if it is due, or restore its state if the replay has come to its step."""
         clock = self._search.clock
         if self._saved is None:
             is_last = self._keep and clock.step == clock.max_steps
             if clock.step % self._every == 0 or is_last or self._is_overdue():
-                self._write()
+                self._write(driver)
         elif self._losses == self._saved["losses"]:
-            self._restore(self._saved)
+            self._restore(self._saved, driver)
             self._saved = None
 
     def _is_overdue(self) -> bool:
@@ -196,29 +201,21 @@ class Checkpoint:
 
     # -- what the file holds
 
-    def _write(self) -> None:
+    def _write(self, driver: Optimizer) -> None:
         search = self._search
-        assert search.driver is not None
-        searched = {id(target.mask) for group in search.groups for target in group.members}
+        searched = {id(member.mask) for group in search.groups for member in group.members}
         shared = {parameter.data_ptr() for parameter in self._model.parameters()}
         state = {
             "losses": self._losses,
             "may_skip": all(all_gather(self._may_skip)),
-            "clock": asdict(search.clock),
-            "rankings": search.growth.rankings,
+            **search.state_dict(),
             "trained": {name: p.detach() for name, p in self._model.named_parameters() if p.requires_grad},
-            "masks": {
-                str(target): {"mask": target.mask, **target.relaxed.state()}
-                for group in search.groups
-                for target in group.members
-            },
             "buffers": {
                 name: buffer
                 for name, buffer in self._model.named_buffers()
                 if id(buffer) not in searched and buffer.data_ptr() not in shared
             },
-            "optimizer": search.optimizer.state_dict(),
-            "driver": search.driver.state_dict(),
+            "driver": driver.state_dict(),
             "random_start": all_gather(self._random_start),
             "random": all_gather(random_states()),
             "sums": self._sums(),
@@ -227,9 +224,7 @@ class Checkpoint:
         write_state(self.path, self._depends_on, state)
         if not self._is_read_back:  # so that a file which cannot be read is found now, and not when needed
             barrier()
-            check_saved(
-                self.path, read_state(self.path, "search", self._depends_on), search.groups, self._model
-            )
+            check_saved(self.path, read_state(self.path, "search", self._depends_on), search, self._model)
             self._is_read_back = True
         self._written_at = time.monotonic()
 
@@ -247,9 +242,8 @@ class Checkpoint:
                 own,
             )
 
-    def _restore(self, saved: dict[str, Any]) -> None:
-        search, model = self._search, self._model
-        assert search.driver is not None
+    def _restore(self, saved: dict[str, Any], driver: Optimizer) -> None:
+        model = self._model
         parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
         with torch.no_grad():
             for name, value in saved["trained"].items():
@@ -257,21 +251,13 @@ class Checkpoint:
             for name, value in saved["buffers"].items():
                 if name in buffers and buffers[name].shape == value.shape:
                     buffers[name].copy_(value)
-                else:  # a mask of an input or output, whose shape a forward has to show
+                else:  # the mask of an input or output, whose shape only a forward shows
                     owner, _, leaf = name.rpartition(".")
                     model.get_submodule(owner)._buffers[leaf] = value.to(next(model.parameters()).device)
-            for group in search.groups:
-                for target in group.members:
-                    state = dict(saved["masks"][str(target)])
-                    target.mask.copy_(state.pop("mask"))
-                    target.relaxed.restore(state, target.score)
-        remake_values(search.groups)
         with damage_told(self.path):
-            search.optimizer.load_state_dict(saved["optimizer"])
-            search.driver.load_state_dict(saved["driver"])
+            self._search.load_state_dict(saved)
+            driver.load_state_dict(saved["driver"])
             set_random_states(saved["random"][rank()])
-        search.clock = SearchClock(**saved["clock"])
-        search.growth.rankings = saved["rankings"]
 
 
 def _with_loss(output: Any, loss: Tensor) -> Any:
@@ -280,6 +266,6 @@ def _with_loss(output: Any, loss: Tensor) -> Any:
     return (loss, *output[1:]) if isinstance(output, Sequence) else loss
 
 
-def _settings_of(optimizer: torch.optim.Optimizer) -> dict[str, str]:
+def _settings_of(optimizer: Optimizer) -> dict[str, str]:
     settings = {name: repr(value) for name, value in optimizer.param_groups[0].items() if name != "params"}
     return {"optimizer": type(optimizer).__name__, **settings}

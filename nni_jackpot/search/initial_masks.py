@@ -9,13 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from nni_jackpot.errors import NothingKeptError
-from nni_jackpot.masking.budgets import BUDGETS, Unit, by_global_rank
+from nni_jackpot.masking.budgets import Rule, Unit, by_global_rank
 from nni_jackpot.masking.granularity import parse_pattern
-from nni_jackpot.masking.targets import ScoreGroup
+from nni_jackpot.masking.score_groups import ScoreGroup
 
 
 def budgets_of(
-    groups: Sequence[ScoreGroup], budget: str, importance: Mapping[ScoreGroup, Tensor]
+    groups: Sequence[ScoreGroup], budget: Rule, importance: Mapping[ScoreGroup, Tensor]
 ) -> dict[ScoreGroup, int]:
     """Return how many grains each group keeps, each global group ranked as a whole.
 
@@ -24,7 +24,7 @@ def budgets_of(
     groups
         All that is searched.
     budget
-        Name of the rule for those in no global group, one of `nni_jackpot.masking.budgets.BUDGETS`.
+        Rule for the groups without a global group (`nni_jackpot.masking.budgets`).
     importance
         Of every grain, of the groups' score shapes.
     """
@@ -36,7 +36,7 @@ def budgets_of(
         else:
             together[group.space.global_group_id].append(group)
     for global_id, members in together.items():
-        rule = BUDGETS[budget] if global_id is None else by_global_rank
+        rule = budget if global_id is None else by_global_rank
         units = {group: _unit_of(group, importance[group]) for group in members}
         budgets |= rule(units, {group: importance[group] for group in members})
     return {group: budgets[group] for group in groups}
@@ -54,14 +54,14 @@ def check_budgets(budgets: Mapping[ScoreGroup, int]) -> None:
             )
 
 
-def pools_of(groups: Sequence[ScoreGroup], budget: str) -> list[list[ScoreGroup]]:
-    """Return the groups in pools that share a budget; arguments as for `budgets_of`."""
-    pools: dict[Any, list[ScoreGroup]] = defaultdict(list)
+def budget_groups_of(groups: Sequence[ScoreGroup], budget: Rule) -> list[list[ScoreGroup]]:
+    """Return the groups that share a budget together; arguments as for `budgets_of`."""
+    shared: dict[Any, list[ScoreGroup]] = defaultdict(list)
     for group in groups:
-        is_ranked = group.space.global_group_id is not None or budget == "global_rank"
+        is_ranked = group.space.global_group_id is not None or budget is by_global_rank
         is_pattern = group.space.setting.get("sparse_pattern") is not None
-        pools[group.space.global_group_id if is_ranked and not is_pattern else group].append(group)
-    return list(pools.values())
+        shared[group.space.global_group_id if is_ranked and not is_pattern else group].append(group)
+    return list(shared.values())
 
 
 def _unit_of(group: ScoreGroup, importance: Tensor) -> Unit:

@@ -1,123 +1,138 @@
-"""What the options of a pruner come to, and which of them do not go together."""
+"""Checks of a pruner's options, and the old spelling of the options."""
 
 from __future__ import annotations
 
-import math
 import operator
+import warnings
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from dataclasses import fields, replace
+from typing import Any, cast
 
-from nni_jackpot.masking.budgets import BUDGETS
-from nni_jackpot.masking.criteria import CRITERIA, NEEDS_LOSSES
-from nni_jackpot.masking.methods.supermask import LOGITS, METHODS
-from nni_jackpot.search.recipes import OF_MASKS, RECIPES, Recipe, recipe_of
+from nni_jackpot.masking.budgets import BUDGETS, Rule
+from nni_jackpot.masking.criteria import CRITERIA, Criterion, needs_losses
+from nni_jackpot.masking.methods import METHODS, Method
 
-# Initial scores of kept and of pruned weights under edge-popup (Sec. 4.1).
-SCORES = (1.0, 0.95)
-# Above this a score of float32 overflows within a few steps.
-_HIGHEST_RATE = 1e12
+# Settings that were keywords of the pruner before there were methods, and their names today.
+OLD_KEYWORDS = {
+    "lr": "lr",
+    "momentum": "momentum",
+    "weight_decay": "weight_decay",
+    "growth": "ramp_end",
+    "temperature": "temperature",
+    "hardening": "anneal_end",
+    "kept_score": "kept_score",
+    "pruned_score": "pruned_score",
+    "swap_limit": "swap_limit",
+}
+OLD_RECIPES = {"jackpot": "default"}
+NORMS = ("adapt", "freeze")
 
 
-def needs_losses(init: Any, init_batches: int, budget: str, has_evaluator: bool) -> bool:
-    """Return whether the initial masks take gradients.
+def criterion_of(init: Any, init_batches: int, has_evaluator: bool) -> Criterion | None:
+    """Return the criterion of the initial masks; None if the masks are given.
 
     Raises
     ------
     ValueError
-        If there is no such start or budget, or nothing to take its gradients through.
+        If there is no such criterion, or nothing to take its gradients through.
     """
-    if init not in CRITERIA if isinstance(init, str) else not isinstance(init, Mapping):
-        raise ValueError(f"init must be one of {', '.join(CRITERIA)}, or masks, got {init!r}")
-    needs = isinstance(init, str) and init in NEEDS_LOSSES
-    if needs and not has_evaluator:
-        raise ValueError(f"init={init!r} takes gradients through an evaluator: give the pruner one")
     if init_batches < 1:
         raise ValueError(f"init_batches must be positive, got {init_batches}")
-    if budget not in BUDGETS:
-        raise ValueError(f"budget must be one of {', '.join(BUDGETS)}, got {budget!r}")
-    return needs
+    if isinstance(init, Mapping):
+        return None
+    if not callable(init) and init not in CRITERIA:
+        raise ValueError(
+            f"init must be one of {', '.join(CRITERIA)}, a criterion, or masks, got {init!r}"
+            f"{CRITERIA.hint(init)}"
+        )
+    criterion = cast(Criterion, init if callable(init) else CRITERIA[init])
+    if needs_losses(criterion) and not has_evaluator:
+        raise ValueError(f"init={init!r} takes gradients through an evaluator: give the pruner one")
+    return criterion
+
+
+def budget_of(budget: str | Rule) -> Rule:
+    """Return the rule of a budget; raises ValueError if there is no such budget."""
+    return budget if callable(budget) else BUDGETS.find(budget)
+
+
+def check_norm(norm: str) -> str:
+    """Return how norm statistics are treated; raises ValueError if there is no such way."""
+    if norm not in NORMS:
+        raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
+    return norm
 
 
 def check_length(name: str, length: Any) -> int | None:
-    """Return the length of a search as an int; None for none.
+    """Return the length of a search as an int; None if it is None.
 
     Raises
     ------
     ValueError
-        If it is no whole number, or not positive.
+        If the length is not a whole number, or not positive.
     """
     try:
         found = None if length is None else operator.index(length)
     except TypeError:
-        raise ValueError(f"compress(): {name} must be a whole number, got {length!r}") from None
+        raise ValueError(f"{name} must be a whole number, got {length!r}") from None
     if found is not None and (found <= 0 or isinstance(length, bool)):
-        raise ValueError(f"compress(): {name} must be positive, got {length!r}")
+        raise ValueError(f"{name} must be positive, got {length!r}")
     return found
 
 
-def recipe_and_scores(
-    recipe: str,
-    method: str,
-    given: dict[str, float | None],
-    swap_limit: float | None,
-    scores: tuple[float, float],
-) -> tuple[Recipe, tuple[float, float]]:
-    """Return the settings of a search, and the initial scores of kept and of pruned weights.
+def method_of(method: str | Method, old: Mapping[str, Any]) -> Method:
+    """Return the settings of a search.
 
     Parameters
     ----------
-    recipe, method
-        By name.
-    given
-        What takes the place of the recipe's, by name; None for what does not.
-    swap_limit
-        That of the search, which not every recipe goes with.
-    scores
-        Initial scores under edge-popup.
+    method
+        The settings, or the name of a method for its default settings.
+    old
+        Settings as keywords of the pruner, the spelling of version 0.1; None counts as not given.
 
     Raises
     ------
     ValueError
-        If a setting is none, or does not go with the others.
+        If there is no such method, recipe or setting, or a setting does not go with the others.
+    TypeError
+        If a keyword has never been a setting.
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    if swap_limit is not None and not 0 < swap_limit <= 1:
-        raise ValueError(f"swap_limit must lie in (0, 1], got {swap_limit}")
-    kept_score, pruned_score = scores
-    if not math.isfinite(kept_score) or not math.isfinite(pruned_score) or not pruned_score < kept_score:
-        raise ValueError(
-            f"kept_score {kept_score} must be finite and above pruned_score {pruned_score}, finite as well"
+    if unknown := sorted(set(old) - {*OLD_KEYWORDS, "recipe"}):
+        raise TypeError(f"LotteryJackpotPruner() got an unexpected keyword argument {unknown[0]!r}")
+    given = {OLD_KEYWORDS[k]: v for k, v in old.items() if k != "recipe" and v is not None}
+    if isinstance(method, Method):
+        if old:
+            raise ValueError(f"{', '.join(old)}: give settings to the method, {type(method).__name__}(...)")
+        return method
+    kind = METHODS.find(method)
+    recipe = old.get("recipe", "default")
+    recipe = OLD_RECIPES.get(recipe, recipe)
+    recipes = kind.recipes()
+    if recipe not in recipes:
+        raise ValueError(f"recipe must be one of {', '.join(recipes)}, got {recipe!r}")
+    names = [field.name for field in fields(kind)]
+    for name in given:
+        if name not in names:
+            raise ValueError(f"{name} is not a setting of {method}, which has {', '.join(names)}")
+    if old:
+        start = "" if recipe == "default" else f".{recipe}"
+        settings = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        warnings.warn(
+            f"{', '.join(old)}: these keywords will be removed in the next release; write "
+            f"method={kind.__name__}{start}({settings})",
+            DeprecationWarning,
+            stacklevel=3,
         )
-    if recipe not in RECIPES:
-        raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, got {recipe!r}")
-    instead: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    settings = replace(recipe_of(recipe, method), **instead)
-    for name, high in (("lr", _HIGHEST_RATE), ("weight_decay", _HIGHEST_RATE), ("momentum", 1.0)):
-        value = getattr(settings, name)
-        if not 0 <= value <= high or (name == "momentum" and value == 1):
-            raise ValueError(
-                f"{name} must lie in [0, {high:g}{')' if name == 'momentum' else ']'}, got {value}"
-            )
-    for name in ("growth", "hardening"):
-        if not 0 <= getattr(settings, name) <= 1:
-            raise ValueError(f"{name} must lie in [0, 1], got {given[name]}")
-    if not 0 <= settings.temperature < math.inf:
-        raise ValueError(f"temperature must be at least 0, got {settings.temperature}")
-    if given["temperature"] and not settings.hardening:
-        raise ValueError("temperature goes with hardening, the progress at which masks are soft no more")
-    if swap_limit is not None and (settings.growth or settings.temperature or settings.trades):
-        raise ValueError(
-            "swap_limit goes with recipe='paper': it bounds how many weights take others' places, where "
-            "every target keeps its number of weights"
+    return replace(recipes[recipe], **given)
+
+
+def norm_of(norm: str, old: dict[str, Any]) -> str:
+    """Return how norm statistics are treated, and take the old keyword ``adapt_norm`` out of ``old``."""
+    if (adapts := old.pop("adapt_norm", None)) is not None:
+        norm = "adapt" if adapts else "freeze"
+        warnings.warn(
+            f"adapt_norm will be removed in the next release; write norm={norm!r}",
+            DeprecationWarning,
+            stacklevel=3,
         )
-    if method != "supermask":
-        return settings, scores
-    is_given = any(given[name] is not None for name in OF_MASKS)
-    if is_given or swap_limit is not None or scores != SCORES:
-        raise ValueError(
-            f"{', '.join(OF_MASKS)}, swap_limit, kept_score and pruned_score go with method='edge_popup': "
-            "the scores of a supermask are logits, and its samples have the density of the budget throughout"
-        )
-    return settings, LOGITS
+    return check_norm(norm)

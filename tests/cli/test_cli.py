@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import yaml
 from conftest import ROOT
+from nni_jackpot.search.recipes import RECIPES
 
 from nni_jackpot import cli
 from nni_jackpot.cli import command_line
 from nni_jackpot.experiment.config import RunConfig, dump_config
 from nni_jackpot.experiment.folder.result import Result, Row, save_result
-from nni_jackpot.search.recipes import RECIPES
 
 FILE = ROOT / "configs" / "digits" / "resnet.yml"
 

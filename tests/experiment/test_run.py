@@ -15,6 +15,7 @@ import torch
 import yaml
 from conftest import HELPERS, model_of
 from interruption import stopping
+from nni_jackpot.search.recipes import RECIPES
 from torch import nn
 
 from nni_jackpot import LotteryJackpotPruner, apply_masks, load_masks, mask_overlap
@@ -37,7 +38,6 @@ from nni_jackpot.experiment.report import summary
 from nni_jackpot.experiment.run import pretrain, search
 from nni_jackpot.experiment.tracking import Tracker
 from nni_jackpot.experiment.train import accuracy, train_weights
-from nni_jackpot.search.recipes import RECIPES
 
 CPU = torch.device("cpu")
 

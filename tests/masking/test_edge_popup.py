@@ -5,19 +5,13 @@ import pickle
 
 import pytest
 import torch
+from plain_space import masked_parameter, small
 from torch import nn
 from torch.nn import functional as F
 
 from nni_jackpot.errors import SearchDivergedError
-from nni_jackpot.masking.granularity import Grains
-from nni_jackpot.masking.methods.edge_popup import RelaxedMask, initial_scores
-
-
-def make(keep: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, RelaxedMask]:
-    weight = torch.tensor([[0.5, -2.0], [3.0, 0.1]])
-    mask = torch.tensor([[False, True], [True, False]])
-    score = initial_scores(mask, 1.0, 0.95, weight.dtype).requires_grad_()
-    return weight, mask, score, RelaxedMask(Grains((2, 2)), keep)
+from nni_jackpot.masking.refresh import Mode, update_masks
+from nni_jackpot.masking.score_groups import initial_scores
 
 
 def test_initial_scores() -> None:
@@ -29,9 +23,10 @@ def test_initial_scores() -> None:
 
 
 def test_forward_is_eq_4_and_backward_is_eq_6() -> None:
-    weight, mask, score, relaxed = make()
+    masked = small()
+    weight, mask, score = masked.weight, masked.mask, masked.score
     x = torch.tensor([[1.0, 2.0], [3.0, -1.0]])
-    effective = relaxed.apply(weight, score, mask)
+    effective = masked.masked(weight)
     assert torch.equal(effective, weight * mask)
     F.linear(x, effective).pow(2).sum().backward()
     # Eq. 6: dL/dm = dL/d(masked weight) * w, at pruned places as well as at kept ones.
@@ -42,16 +37,18 @@ def test_forward_is_eq_4_and_backward_is_eq_6() -> None:
 
 
 def test_a_gradient_reaches_what_lies_behind_the_weight() -> None:
-    weight, mask, score, relaxed = make()
+    masked = small()
+    weight, mask = masked.weight, masked.mask
     scale = torch.tensor(2.0, requires_grad=True)
-    relaxed.apply(weight * scale, score, mask).sum().backward()
+    masked.masked(weight * scale).sum().backward()
     assert scale.grad == (weight * mask).sum()
 
 
 @pytest.mark.parametrize("how", ["in place", "data", "optimizer", "fused optimizer"])
 def test_the_mask_follows_the_scores_however_they_change(how: str) -> None:
-    weight, mask, score, relaxed = make()
-    relaxed.apply(weight, score, mask).sum().backward()
+    masked = small()
+    weight, mask, score = masked.weight, masked.mask, masked.score
+    masked.masked(weight).sum().backward()
     score.grad = torch.tensor([[-1.0, 0.0], [0.0, 0.0]])
     if how == "in place":
         with torch.no_grad():
@@ -61,64 +58,67 @@ def test_the_mask_follows_the_scores_however_they_change(how: str) -> None:
     else:
         torch.optim.SGD([score], lr=1.0, fused=how == "fused optimizer").step()
     with torch.no_grad():
-        effective = relaxed.apply(weight, score, mask)
+        effective = masked.masked(weight)
     assert mask.tolist() == [[True, True], [False, False]]
     assert torch.equal(effective, weight * mask)
-    assert relaxed.flips == 2
+    assert masked.flips == 2
 
 
 def test_nothing_is_selected_where_nothing_can_have_changed(monkeypatch: pytest.MonkeyPatch) -> None:
-    weight, mask, score, relaxed = make()
-    relaxed.refresh(score, mask)
-    monkeypatch.setattr("nni_jackpot.masking.methods.edge_popup.update_top", None)
+    masked = small()
+    weight = masked.weight
+    masked.refresh()
+    monkeypatch.setattr("nni_jackpot.masking.refresh.update_top", None)
     with torch.no_grad():
-        relaxed.apply(weight, score, mask)
-        relaxed.apply(weight, score, mask)
+        masked.masked(weight)
+        masked.masked(weight)
 
 
 def test_undo_goes_back_to_the_accepted_mask() -> None:
-    _, mask, score, relaxed = make()
-    relaxed.refresh(score, mask)
-    relaxed.accept()
+    masked = small()
+    mask, score = masked.mask, masked.score
+    masked.refresh()
+    masked.last_change.is_accepted = True
     good = mask.clone()
     with torch.no_grad():
         score.copy_(1 - score)
-    relaxed.refresh(score, mask)
+    masked.refresh()
     assert not torch.equal(mask, good)
-    relaxed.undo(mask)
+    masked.last_change.undo(mask, masked.grains)
     assert torch.equal(mask, good)
-    relaxed.undo(mask)
+    masked.last_change.undo(mask, masked.grains)
     assert torch.equal(mask, good)
 
 
 @pytest.mark.parametrize("flips", [2, 200])
 def test_flips_take_no_more_than_a_byte_a_weight(flips: int) -> None:
     weight = torch.randn(20, 30)
-    relaxed = RelaxedMask(Grains((20, 30)), keep=300)
-    mask = torch.arange(600).view(20, 30) < 300
-    score = nn.Parameter(mask.float())
-    relaxed.settle(score)
-    relaxed.make(weight, score, mask)
+    kept = torch.arange(600).view(20, 30) < 300
+    score = nn.Parameter(kept.float())
+    masked = masked_parameter(weight, score, kept)
+    mask = masked.mask
+    masked.build_cache(weight)
     good = mask.clone()
     with torch.no_grad():
         score.view(-1)[: flips // 2] = -1.0
         score.view(-1)[300 : 300 + flips // 2] = 2.0
-    relaxed.refresh(score, mask)
-    flipped = relaxed.state()["flipped"]
+    masked.refresh()
+    flipped = masked.state_dict()["flipped"]
     assert flipped.nbytes <= 600
-    assert relaxed.flips == flips == int((mask != good).sum())
-    assert torch.equal(relaxed.make(weight, score, mask), weight * mask)
-    relaxed.undo(mask)
+    assert masked.flips == flips == int((mask != good).sum())
+    assert torch.equal(masked.build_cache(weight), weight * mask)
+    masked.last_change.undo(mask, masked.grains)
     assert torch.equal(mask, good)
 
 
 def test_nan_leaves_the_mask_alone() -> None:
-    weight, mask, score, relaxed = make()
+    masked = small()
+    weight, mask, score = masked.weight, masked.mask, masked.score
     good = mask.clone()
     with torch.no_grad():
         score[0, 0] = float("nan")
     with pytest.raises(SearchDivergedError):
-        relaxed.apply(weight, score, mask)
+        masked.masked(weight)
     assert torch.equal(mask, good)
 
 
@@ -126,20 +126,22 @@ def test_nan_leaves_the_mask_alone() -> None:
 
 
 def test_masked_weights_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    weight, mask, score, relaxed = make()
-    frozen = nn.Parameter(weight, requires_grad=False)
-    first = relaxed.apply(frozen, score, mask)
-    assert relaxed.apply(frozen, score, mask).data_ptr() == first.data_ptr()
+    masked = small()
+    weight, score = masked.weight, masked.score
+    frozen = masked.space.target = nn.Parameter(weight, requires_grad=False)
+    first = masked.masked(frozen)
+    assert masked.masked(frozen).data_ptr() == first.data_ptr()
     with torch.no_grad():
         score.copy_(1 - score)
-    assert torch.equal(relaxed.apply(frozen, score, mask), weight * ~make()[1])
+    assert torch.equal(masked.masked(frozen), weight * ~small().mask)
 
 
 @pytest.mark.parametrize("how", ["weight", "weight's data", "dtype", "mask", "copy", "pickle"])
 def test_masked_weights_follow_whatever_changes(how: str) -> None:
-    weight, mask, score, relaxed = make()
-    frozen = nn.Parameter(weight, requires_grad=False)
-    relaxed.apply(frozen, score, mask)
+    masked = small()
+    weight, mask, score = masked.weight, masked.mask, masked.score
+    frozen = masked.space.target = nn.Parameter(weight, requires_grad=False)
+    masked.masked(frozen)
     if how == "weight":
         frozen.copy_(weight + 1)  # as load_state_dict does
     elif how == "weight's data":
@@ -150,20 +152,22 @@ def test_masked_weights_follow_whatever_changes(how: str) -> None:
         mask.logical_not_()
         score.data.copy_(torch.where(mask, 1.0, 0.95))
     else:
-        relaxed = copy.deepcopy(relaxed) if how == "copy" else pickle.loads(pickle.dumps(relaxed))
-    effective = relaxed.apply(frozen, score, mask)
+        masked = copy.deepcopy(masked) if how == "copy" else pickle.loads(pickle.dumps(masked))
+        frozen, mask = masked.weight, masked.mask
+    effective = masked.masked(frozen)
     assert effective.dtype == frozen.dtype
     assert torch.equal(effective, frozen * mask)
 
 
 def test_a_forward_has_the_gradient_of_its_own_masked_weights_whatever_comes_before_backward() -> None:
-    weight, mask, score, relaxed = make()
+    masked = small()
+    weight, mask, score = masked.weight, masked.mask, masked.score
     frozen, x = nn.Parameter(weight, requires_grad=False), torch.ones(2, 2, requires_grad=True)
     before = (weight * mask).clone()
-    loss = F.linear(x, relaxed.apply(frozen, score, mask)).sum()
+    loss = F.linear(x, masked.masked(frozen)).sum()
     with torch.no_grad():
         score.copy_(1 - score)
-    after = relaxed.apply(frozen, score, mask)
+    after = masked.masked(frozen)
     assert not torch.equal(after, before)
     loss.backward()
     assert torch.equal(x.grad, before.sum(0).expand(2, 2))
@@ -171,15 +175,16 @@ def test_a_forward_has_the_gradient_of_its_own_masked_weights_whatever_comes_bef
 
 @pytest.mark.parametrize("may_write", [False, True])
 def test_gradients_are_the_same_where_they_may_be_written_over(may_write: bool) -> None:
-    weight, mask, score, relaxed = make()
+    masked = small()
+    weight, mask, score = masked.weight, masked.mask, masked.score
     x = torch.tensor([[1.0, 2.0], [3.0, -1.0]])
     for _ in range(2):  # accumulated
-        F.linear(x, relaxed.apply(weight, score, mask, may_write)).pow(2).sum().backward()
+        F.linear(x, masked.masked(weight, may_write)).pow(2).sum().backward()
     free = (weight * mask).requires_grad_()
     F.linear(x, free).pow(2).sum().backward()
     assert torch.equal(score.grad, 2 * free.grad * weight)
     # A second derivative needs the first one's gradients as they were.
-    loss = F.linear(x, relaxed.apply(weight, score, mask, may_write)).pow(2).sum()
+    loss = F.linear(x, masked.masked(weight, may_write)).pow(2).sum()
     (first,) = torch.autograd.grad(loss, score, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), score)
     loss = F.linear(x, free).pow(2).sum()
@@ -188,12 +193,12 @@ def test_gradients_are_the_same_where_they_may_be_written_over(may_write: bool) 
     assert torch.allclose(second, expected * weight)
 
 
-def test_who_is_told_does_not_suspect(monkeypatch: pytest.MonkeyPatch) -> None:
-    weight, mask, score, relaxed = make()
-    relaxed.refresh(score, mask)
-    relaxed.is_told = True
-    monkeypatch.setattr("nni_jackpot.masking.methods.edge_popup.update_top", None)
+def test_the_search_updates_the_mask_and_forwards_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    masked = small()
+    masked.refresh()
+    masked.mode = Mode.EAGER
+    monkeypatch.setattr("nni_jackpot.masking.refresh.update_top", None)
     for _ in range(3):
-        relaxed.apply(weight, score, mask).sum().backward()
+        masked.masked(masked.weight).sum().backward()
     with pytest.raises(TypeError):
-        relaxed.refresh_now(score, mask)
+        update_masks([masked])

@@ -16,10 +16,9 @@ from torch import Generator, Tensor, nn
 
 from nni_jackpot import LotteryJackpotPruner
 from nni_jackpot.errors import SearchDivergedError
-from nni_jackpot.masking import batched_refresh as together
+from nni_jackpot.masking import refresh
 from nni_jackpot.masking.granularity import Grains
-from nni_jackpot.masking.methods import edge_popup
-from nni_jackpot.masking.methods.soft_mask import soft_mask
+from nni_jackpot.masking.soft_mask import soft_mask
 
 pytest.importorskip("triton")
 gpu: Any = importlib.import_module("nni_jackpot.masking.triton_kernels")
@@ -28,8 +27,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 @pytest.fixture(autouse=True)
 def use_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(edge_popup, "is_accelerator", lambda device: True)
-    monkeypatch.setattr(together, "has_kernels", lambda device: True)
+    monkeypatch.setattr(refresh, "is_accelerator", lambda device: True)
+    monkeypatch.setattr(refresh, "has_kernels", lambda device: True)
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
 
 
@@ -147,7 +146,7 @@ def test_a_search_is_the_same_bit_for_bit(
     batches: Batches, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pruner, scores = searched(batches, **options)
-    monkeypatch.setattr(together, "has_kernels", lambda device: False)
+    monkeypatch.setattr(refresh, "has_kernels", lambda device: False)
     expected, expected_scores = searched(batches, **options)
     assert all(torch.equal(a, b) for a, b in zip(scores, expected_scores, strict=True))
     masks, expected_masks = pruner.get_masks(), expected.get_masks()
@@ -157,7 +156,7 @@ def test_a_search_is_the_same_bit_for_bit(
 
 def test_soft_masks_lead_to_the_same(batches: Batches, monkeypatch: pytest.MonkeyPatch) -> None:
     pruner, scores = searched(batches, lr=0.03)
-    monkeypatch.setattr(together, "has_kernels", lambda device: False)
+    monkeypatch.setattr(refresh, "has_kernels", lambda device: False)
     expected, expected_scores = searched(batches, lr=0.03)
     for score, other in zip(scores, expected_scores, strict=True):
         torch.testing.assert_close(score, other, rtol=0, atol=1e-3)  # thresholds are rounded elsewhere
@@ -177,7 +176,7 @@ def test_a_loop_of_one_s_own(batches: Batches, monkeypatch: pytest.MonkeyPatch) 
         return copy.deepcopy(pruner.get_masks())
 
     found = masks()
-    monkeypatch.setattr(together, "has_kernels", lambda device: False)
+    monkeypatch.setattr(refresh, "has_kernels", lambda device: False)
     assert all(torch.equal(mask["weight"], found[name]["weight"]) for name, mask in masks().items())
 
 
@@ -190,18 +189,18 @@ def test_without_a_compiler_there_is_another_way(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.undo()
-    together.has_kernels.cache_clear()
+    refresh.has_kernels.cache_clear()
 
     def fail(device: torch.device) -> None:
         raise RuntimeError("Failed to find C compiler")
 
     try:
-        assert not together.has_kernels(torch.device("cpu"))
+        assert not refresh.has_kernels(torch.device("cpu"))
         monkeypatch.setattr(gpu, "try_out", fail)
         for _ in range(2):
-            assert not together.has_kernels(torch.device("cuda"))
+            assert not refresh.has_kernels(torch.device("cuda"))
         assert caplog.text.count("Failed to find C compiler") == 1
     finally:
-        together.has_kernels.cache_clear()
+        refresh.has_kernels.cache_clear()
     monkeypatch.undo()
     gpu.try_out(torch.device(DEVICE))

@@ -219,14 +219,14 @@ def test_a_layer_that_is_called_twice_is_searched_as_two_copies_would_be() -> No
 
 def test_graphs_that_are_dropped_do_not_keep_masked_weights() -> None:
     model, pruner = net()
-    relaxed = model[0]._nni_wrapper.weight_relaxed_mask
+    relaxed = model[0]._nni_wrapper.weight_masked
     optimizer = torch.optim.SGD(pruner.score_parameters(), lr=0.0)
     places = set()
     for _ in range(4):
         model(torch.randn(2, 8))  # a graph that nobody goes back through
         model(torch.randn(2, 8)).sum().backward()
         optimizer.step()
-        places.add(relaxed.masked.values.data_ptr())
+        places.add(relaxed.cache.values.data_ptr())
     assert len(places) == 1
 
 

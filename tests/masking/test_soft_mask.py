@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 import torch
 from conftest import CONFIG_LIST, Batches, ConvNet, make_evaluator, training_step
+from plain_space import masked_parameter
 from torch import Tensor, nn
 
-from nni_jackpot import LotteryJackpotPruner
+from nni_jackpot import EdgePopup, LotteryJackpotPruner
+from nni_jackpot.masking import refresh
 from nni_jackpot.masking.granularity import Grains
-from nni_jackpot.masking.methods import edge_popup
-from nni_jackpot.masking.methods.edge_popup import RelaxedMask
-from nni_jackpot.masking.methods.soft_mask import soft_mask
+from nni_jackpot.masking.masked_parameter import MaskedParameter
+from nni_jackpot.masking.soft_mask import soft_mask
 from nni_jackpot.masking.topk import keep_top
 
 
@@ -73,59 +74,49 @@ def test_equal_scores_are_half_kept() -> None:
 
 
 @pytest.fixture
-def relaxed() -> tuple[RelaxedMask, nn.Parameter, nn.Parameter, Tensor]:
-    """A relaxed mask that keeps 6 of 20 weights, the weights, the scores and the mask."""
+def hardening() -> MaskedParameter:
+    """A masked parameter that keeps 6 of 20 weights."""
     weight = nn.Parameter(torch.randn(4, 5), requires_grad=False)
     score = nn.Parameter(torch.randn(4, 5))
-    grains = Grains((4, 5))
-    mask = grains.select(score.detach(), 6)
-    relaxed = RelaxedMask(grains, 6)
-    relaxed.settle(score)
-    return relaxed, weight, score, mask
+    return masked_parameter(weight, score, Grains((4, 5)).select(score.detach(), 6))
 
 
-def test_training_sees_soft_masks_and_all_else_the_mask(
-    relaxed: tuple[RelaxedMask, nn.Parameter, nn.Parameter, Tensor],
-) -> None:
-    hardening, weight, score, mask = relaxed
-    hardening.soften(0.5)
+def test_training_sees_soft_masks_and_all_else_the_mask(hardening: MaskedParameter) -> None:
+    weight, score, mask = hardening.weight, hardening.score, hardening.mask
+    hardening.temperature = 0.5
     for _ in range(2):  # in turns: neither leaves the other something that is not its own
         expected = weight * soft(score.detach(), 6, hardening.grains, 0.5)
-        seen = hardening.apply(weight, score, mask)
+        seen = hardening.masked(weight)
         torch.testing.assert_close(seen.detach(), expected)
         with torch.no_grad():
-            assert torch.equal(hardening.apply(weight, score, mask), weight * mask)
-    hardening.soften(0.0)
-    assert torch.equal(hardening.apply(weight, score, mask).detach(), weight * mask)
+            assert torch.equal(hardening.masked(weight), weight * mask)
+    hardening.temperature = 0.0
+    assert torch.equal(hardening.masked(weight).detach(), weight * mask)
 
 
-def test_the_gradient_is_straight_through(
-    relaxed: tuple[RelaxedMask, nn.Parameter, nn.Parameter, Tensor],
-) -> None:
-    hardening, weight, score, mask = relaxed
-    hardening.soften(0.5)
+def test_the_gradient_is_straight_through(hardening: MaskedParameter) -> None:
+    weight, score, mask = hardening.weight, hardening.score, hardening.mask
+    hardening.temperature = 0.5
     direction = torch.randn(4, 5)
-    hardening.apply(weight, score, mask).backward(direction)
+    hardening.masked(weight).backward(direction)
     assert torch.equal(score.grad, direction * weight)
 
 
-def test_soft_masks_follow_scores(relaxed: tuple[RelaxedMask, nn.Parameter, nn.Parameter, Tensor]) -> None:
-    hardening, weight, score, mask = relaxed
-    hardening.soften(0.5)
-    hardening.apply(weight, score, mask)
+def test_soft_masks_follow_scores(hardening: MaskedParameter) -> None:
+    weight, score, mask = hardening.weight, hardening.score, hardening.mask
+    hardening.temperature = 0.5
+    hardening.masked(weight)
     with torch.no_grad():
         score += torch.linspace(0, 0.01, 20).view(4, 5)  # nothing changes sides
     expected = weight * soft(score.detach(), 6, hardening.grains, 0.5)
-    torch.testing.assert_close(hardening.apply(weight, score, mask).detach(), expected)
+    torch.testing.assert_close(hardening.masked(weight).detach(), expected)
 
 
-def test_a_weight_that_trains_gets_the_gradient_of_the_soft_mask(
-    relaxed: tuple[RelaxedMask, nn.Parameter, nn.Parameter, Tensor],
-) -> None:
-    hardening, frozen, score, mask = relaxed
-    hardening.soften(0.5)
+def test_a_weight_that_trains_gets_the_gradient_of_the_soft_mask(hardening: MaskedParameter) -> None:
+    frozen, score = hardening.weight, hardening.score
+    hardening.temperature = 0.5
     weight = frozen.detach().clone().requires_grad_() * 1.0  # as a quantizer hands over
-    (gradient,) = torch.autograd.grad(hardening.apply(weight, score, mask).sum(), weight)
+    (gradient,) = torch.autograd.grad(hardening.masked(weight).sum(), weight)
     torch.testing.assert_close(gradient, soft(score.detach(), 6, hardening.grains, 0.5))
 
 
@@ -174,8 +165,8 @@ def test_masks_wait_until_somebody_asks(
     model: ConvNet, batches: Batches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refreshed: list[int] = []
-    update_top = edge_popup.update_top
-    monkeypatch.setattr(edge_popup, "update_top", lambda *a, **k: refreshed.append(1) or update_top(*a, **k))
+    update_top = refresh.update_top
+    monkeypatch.setattr(refresh, "update_top", lambda *a, **k: refreshed.append(1) or update_top(*a, **k))
     calls: list[int] = []
 
     def step(batch: Any, model: nn.Module) -> Tensor:
@@ -198,9 +189,11 @@ def test_masks_wait_until_somebody_asks(
 
 
 def test_without_softness(model: ConvNet, batches: Batches) -> None:
-    with pytest.raises(ValueError, match="temperature must be at least 0, got -1"):
-        LotteryJackpotPruner(model, CONFIG_LIST, temperature=-1)
-    for options in ({"hardening": 0}, {"recipe": "paper"}):
-        with pytest.raises(ValueError, match="temperature goes with hardening"):
-            LotteryJackpotPruner(model, CONFIG_LIST, temperature=0.5, **options)
-    assert LotteryJackpotPruner(model, CONFIG_LIST, recipe="paper").recipe.temperature == 0
+    with pytest.raises(ValueError, match="temperature: found -1.0 .float., allowed: a number >= 0"):
+        LotteryJackpotPruner(model, CONFIG_LIST, method=EdgePopup(temperature=-1.0))
+    with pytest.raises(ValueError, match="temperature: found 0.5, allowed with anneal_end > 0"):
+        EdgePopup(anneal_end=0.0)
+    with pytest.raises(ValueError, match="temperature: found 0.5, allowed with anneal_end > 0"):
+        EdgePopup.paper(temperature=0.5)
+    pruner = LotteryJackpotPruner(model, CONFIG_LIST, method=EdgePopup.paper())
+    assert pruner.method.schedule.temperature == 0

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from nni_jackpot import LotteryJackpotPruner
 from nni_jackpot.errors import SearchDivergedError
+from nni_jackpot.masking.masked_parameter import MaskedParameter
+from nni_jackpot.masking.methods import MaskSchedule
 from nni_jackpot.masking.methods.supermask import SampledMask
-from nni_jackpot.masking.targets import ScoredTarget
 
 LINEAR = [{"op_types": ["Linear"], "sparse_ratio": 0.8}]
 GRANULARITIES: list[dict[str, Any]] = [
@@ -27,13 +28,13 @@ GRANULARITIES: list[dict[str, Any]] = [
 ]
 
 
-def linear(**config: Any) -> tuple[nn.Linear, ScoredTarget]:
+def linear(**config: Any) -> tuple[nn.Linear, MaskedParameter]:
     """Return a wrapped layer of 20 inputs and 24 outputs, and its target."""
     torch.manual_seed(0)
     layer = nn.Linear(20, 24, bias=False, dtype=torch.float64)
     entry = {key: value for key, value in {**LINEAR[0], **config}.items() if value is not None}
     pruner = LotteryJackpotPruner(nn.Sequential(layer), [entry], method="supermask")
-    return layer, pruner._targets[0]
+    return layer, pruner._targets.parameters[0]
 
 
 def weight_of(layer: nn.Module) -> Tensor:
@@ -41,7 +42,7 @@ def weight_of(layer: nn.Module) -> Tensor:
     return layer(torch.eye(20, dtype=torch.float64)).T
 
 
-def probabilities(target: ScoredTarget) -> Tensor:
+def probabilities(target: MaskedParameter) -> Tensor:
     """Return sigmoid(score + shift) with a shift, one a row of grains, found by bisection."""
     grains = target.grains
     dim = -1 if grains.row_dim is None else grains.row_dim
@@ -50,12 +51,12 @@ def probabilities(target: ScoredTarget) -> Tensor:
     low, high = torch.full((grains.rows, 1), -50.0).double(), torch.full((grains.rows, 1), 50.0).double()
     for _ in range(100):
         middle = (low + high) / 2
-        above = torch.sigmoid(rows + middle).sum(1, keepdim=True) > target.relaxed.keep / grains.rows
+        above = torch.sigmoid(rows + middle).sum(1, keepdim=True) > target.keep / grains.rows
         low, high = torch.where(above, low, middle), torch.where(above, middle, high)
     return torch.sigmoid(rows + low).view(across.shape).movedim(-1, dim)
 
 
-def spread_scores(target: ScoredTarget) -> None:
+def spread_scores(target: MaskedParameter) -> None:
     with torch.no_grad():
         target.score.copy_(4 * torch.randn(target.score.shape, dtype=torch.float64))
 
@@ -72,7 +73,7 @@ def test_samples_have_the_probabilities_of_the_scores(config: dict[str, Any]) ->
         assert torch.equal(target.grains.expand(target.grains.of_mask(sample)).expand(24, 20), sample)
     grains = torch.stack([target.grains.of_mask(sample) for sample in drawn]).double()
     expected = probabilities(target)
-    assert expected.sum() == pytest.approx(target.relaxed.keep)
+    assert expected.sum() == pytest.approx(target.keep)
     variance = expected * (1 - expected)
     assert ((grains.mean(0) - expected).abs() < 5 * (variance / n).sqrt() + 2 / n).all()
     # One sample says nothing of the next, where it could.
@@ -107,9 +108,9 @@ def test_outside_training_the_mask_is_the_largest_scores(config: dict[str, Any],
     layer.train(without != "training")
     with torch.set_grad_enabled(without != "gradients"):
         seen = weight_of(layer) != 0
-    wanted = target.grains.expand(target.grains.select(target.score.detach(), target.relaxed.keep))
+    wanted = target.grains.expand(target.grains.select(target.score.detach(), target.keep))
     assert torch.equal(seen, wanted.expand(24, 20))
-    assert int(seen.sum()) == target.relaxed.keep * target.grains.size
+    assert int(seen.sum()) == target.keep * target.grains.size
     assert torch.equal(target.mask, seen)
 
 
@@ -118,11 +119,11 @@ def test_outside_training_the_mask_is_the_largest_scores(config: dict[str, Any],
 def test_the_gradient_passes_through_the_draw(config: dict[str, Any], may_write: bool) -> None:
     _, target = linear(**config)
     spread_scores(target)
-    relaxed, weight, x = target.relaxed, target.weight, torch.randn(7, 20, dtype=torch.float64)
-    assert isinstance(relaxed, SampledMask)
+    weight, x = target.weight, torch.randn(7, 20, dtype=torch.float64)
+    assert isinstance(target, SampledMask)
     for _ in range(20):
-        relaxed.sample(weight, target.score, target.mask)
-    effective = relaxed.sample(weight, target.score, target.mask, may_write)
+        target.sample(weight)
+    effective = target.sample(weight, may_write)
     F.linear(x, effective).pow(2).sum().backward()
 
     free = (weight * (effective != 0)).detach().requires_grad_()
@@ -130,16 +131,16 @@ def test_the_gradient_passes_through_the_draw(config: dict[str, Any], may_write:
     assert free.grad is not None
     probability = probabilities(target)
     slope = probability * (1 - probability)
-    expected = target.grains.pool(free.grad * weight.detach(), lambda weights: weights.sum(-1)) * slope
+    expected = target.grains.reduce(free.grad * weight.detach(), lambda weights: weights.sum(-1)) * slope
     torch.testing.assert_close(target.score.grad, expected)
 
 
 def test_rows_of_a_convolution_keep_their_number_on_average(model: nn.Module) -> None:
     config = [{"op_names": ["conv2"], "sparse_pattern": "2:4"}]
-    (target,) = LotteryJackpotPruner(model.double(), config, method="supermask")._targets
+    (target,) = LotteryJackpotPruner(model.double(), config, method="supermask")._targets.parameters
     spread_scores(target)
     for _ in range(20):
-        effective = target.relaxed.sample(target.weight, target.score, target.mask)
+        effective = target.sample(target.weight)
     effective.sum().backward()
     probability = probabilities(target)
     torch.testing.assert_close(target.score.grad, target.weight * probability * (1 - probability))
@@ -151,13 +152,13 @@ def test_scores_may_have_moved_unseen_after_a_sample() -> None:
     target.score.data.neg_()  # as a fused optimizer does, without a new version
     seen = weight_of(layer.eval()) != 0
     assert (target.score[seen] > 0).all()
-    assert int(seen.sum()) == target.relaxed.keep
+    assert int(seen.sum()) == target.keep
 
 
 def test_a_gradient_reaches_what_lies_behind_the_weight() -> None:
     _, target = linear()
     scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
-    effective = target.relaxed.sample(target.weight * scale, target.score, target.mask)
+    effective = target.sample(target.weight * scale)
     effective.sum().backward()
     assert scale.grad is not None
     torch.testing.assert_close(scale.grad, effective.detach().sum() / 2)
@@ -231,18 +232,18 @@ def test_the_method_leaves_the_random_numbers_of_others_alone(model: nn.Module) 
 def test_rates_are_of_its_own() -> None:
     for recipe, others in (("jackpot", 0.003), ("paper", 0.1)):
         pruner = LotteryJackpotPruner(ConvNet(), CONFIG_LIST, recipe=recipe, method="supermask")
-        own = pruner.recipe
+        own = pruner.method
         assert own.lr > others
-        assert (own.weight_decay, own.growth, own.trades) == (0.0, 0.0, False)
+        assert (own.weight_decay, own.schedule) == (0.0, MaskSchedule())
         assert own.normalize == (recipe == "jackpot")
-    assert LotteryJackpotPruner(ConvNet(), CONFIG_LIST, method="supermask", lr=0.7).recipe.lr == 0.7
+    assert LotteryJackpotPruner(ConvNet(), CONFIG_LIST, method="supermask", lr=0.7).method.lr == 0.7
 
 
 def test_a_sample_a_forward_where_gradients_are_accumulated(model: nn.Module, batches: Batches) -> None:
     evaluator = make_evaluator(model, batches, accumulate=3)
     pruner = LotteryJackpotPruner(model, CONFIG_LIST, evaluator, method="supermask")
     pruner.compress(4, None)
-    assert {target.relaxed.state()["samples"] for target in pruner._targets} == {12}
+    assert {target.state_dict()["samples"] for target in pruner._targets.parameters} == {12}
 
 
 def test_the_budget_of_a_schedule_is_followed(model: nn.Module, batches: Batches) -> None:
@@ -269,7 +270,7 @@ def test_a_search_that_diverges_goes_on_with_samples(model: nn.Module, batches: 
     masks = pruner.get_masks()
     assert [int((m["weight"] == 0).sum()) for m in masks.values()] == [50, 604]
     assert not same(masks, pruner.compress(20, None)[1])
-    assert {target.relaxed.state()["samples"] for target in pruner._targets} == {20}
+    assert {target.state_dict()["samples"] for target in pruner._targets.parameters} == {20}
 
 
 def test_a_loop_of_one_s_own_may_be_compiled(batches: Batches) -> None:
@@ -303,11 +304,11 @@ def test_a_copy_draws_the_same(model: nn.Module) -> None:
     ("options", "message"),
     [
         ({"method": "lottery"}, "method must be one of edge_popup, supermask, got 'lottery'"),
-        ({"growth": 0.5}, "growth.* go with method='edge_popup'"),
-        ({"hardening": 0.5}, "hardening.* go with method='edge_popup'"),
-        ({"swap_limit": 0.1, "recipe": "paper"}, "swap_limit.* go with method='edge_popup'"),
-        ({"kept_score": 3.0}, "kept_score.* go with method='edge_popup'"),
-        ({"pruned_score": 0.5}, "pruned_score.* go with method='edge_popup'"),
+        ({"growth": 0.5}, "ramp_end is not a setting of supermask"),
+        ({"hardening": 0.5}, "anneal_end is not a setting of supermask"),
+        ({"swap_limit": 0.1, "recipe": "paper"}, "swap_limit is not a setting of supermask"),
+        ({"kept_score": 3.0}, "kept_score is not a setting of supermask"),
+        ({"pruned_score": 0.5}, "pruned_score is not a setting of supermask"),
     ],
 )
 def test_what_does_not_go(model: nn.Module, options: dict[str, Any], message: str) -> None:

@@ -61,7 +61,7 @@ def test_given_masks_have_no_schedule(model: nn.Module, batches: Batches, schedu
 def test_a_schedule_comes_with_the_first_search(model: nn.Module, batches: Batches) -> None:
     pruner = LotteryJackpotPruner(model, CONVS, make_evaluator(model, batches))
     pruner.compress(2, None)
-    assert pruner._importance is None  # which takes as much memory as the weights
+    assert pruner._targets.importance is None  # which takes as much memory as the weights
     with pytest.raises(ConfigListError, match="nor after a search without a schedule"):
         AGPPruner(pruner, interval_steps=3, total_times=4).compress(18, None)
 

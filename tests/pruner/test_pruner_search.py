@@ -355,8 +355,8 @@ def test_a_forward_copies_neither_weights_nor_masks(bias: bool, monkeypatch: pyt
     model = nn.Sequential(nn.Linear(64, 128, bias=bias), nn.ReLU(), nn.Linear(128, 8, bias=bias))
     pruner = LotteryJackpotPruner(model, [{"op_types": ["Linear"], "sparse_ratio": 0.5}])
     x = torch.randn(2, 64)
-    for group in pruner._groups:
-        group.tell(True)
+    for group in pruner._targets.groups:
+        group.set_mode(is_searched=True)
     model(x)
     with Allocations() as allocations:
         loss = model(x).sum()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +13,8 @@ from torch import nn
 
 from nni_jackpot import LotteryJackpotPruner
 from nni_jackpot.errors import SearchDivergedError
-from nni_jackpot.search.recipes import RECIPES, NormalizedSGD, Recipe
+from nni_jackpot.masking.methods import EdgePopup
+from nni_jackpot.search.normalized_sgd import NormalizedSGD, optimizer_of
 
 CONFIG_LIST = [{"op_types": ["Conv2d"], "sparse_ratio": 0.8}]
 
@@ -32,7 +32,7 @@ def watched(
 
     def step(batch: Any, model: nn.Module) -> torch.Tensor:
         loss = nn.functional.cross_entropy(model(batch[0]), batch[1])
-        if pruner.recipe.temperature:  # nobody has asked for the masks yet
+        if pruner.method.schedule.temperature:  # nobody has asked for the masks yet
             pruner.get_masks()
         seen.append(zeros_of(model))
         return loss
@@ -84,7 +84,7 @@ def test_the_search_does_not_depend_on_the_scale_of_the_loss(batches: Batches) -
 
 def test_no_gradient_anywhere_moves_nothing() -> None:
     score = nn.Parameter(torch.ones(1000))
-    optimizer = replace(RECIPES["jackpot"], weight_decay=0.0).optimizer([[score]])
+    optimizer = optimizer_of(EdgePopup(weight_decay=0.0), [[score]])
     score.grad = torch.zeros(1000)
     optimizer.step()
     assert torch.equal(score.detach(), torch.ones(1000))
@@ -240,23 +240,30 @@ def test_nni_schedules_sparsity_itself(model: nn.Module, batches: Batches) -> No
 
 def test_what_is_given_takes_the_place_of_the_recipe(model: nn.Module) -> None:
     pruner = LotteryJackpotPruner(model, CONFIG_LIST, recipe="paper", lr=0.7, growth=0.25)
-    assert pruner.recipe == Recipe(
-        0.7, 0.9, 5e-4, normalize=False, growth=0.25, temperature=0.0, hardening=0.0, trades=False
+    assert pruner.method == EdgePopup(
+        lr=0.7,
+        momentum=0.9,
+        weight_decay=5e-4,
+        normalize=False,
+        ramp_end=0.25,
+        temperature=0.0,
+        anneal_end=0.0,
+        reallocate=False,
     )
-    assert LotteryJackpotPruner(ConvNet(), CONFIG_LIST).recipe == RECIPES["jackpot"]
+    assert LotteryJackpotPruner(ConvNet(), CONFIG_LIST).method == EdgePopup()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"recipe": "soup"}, "recipe must be one of paper, jackpot, got 'soup'"),
-        ({"growth": 1.5}, "growth must lie in .0, 1., got 1.5"),
-        ({"growth": -0.1}, "growth must lie in .0, 1., got -0.1"),
-        ({"hardening": 1.5}, "hardening must lie in .0, 1., got 1.5"),
-        ({"swap_limit": 0.1}, "swap_limit goes with recipe='paper'"),
+        ({"recipe": "soup"}, "recipe must be one of default, paper, got 'soup'"),
+        ({"growth": 1.5}, "ramp_end: found 1.5 .float., allowed: a number >= 0 and <= 1"),
+        ({"growth": -0.1}, "ramp_end: found -0.1 .float., allowed: a number >= 0 and <= 1"),
+        ({"hardening": 1.5}, "anneal_end: found 1.5 .float., allowed: a number >= 0 and <= 1"),
+        ({"swap_limit": 0.1}, "swap_limit: found 0.1, allowed .* with recipe paper"),
         (
             {"swap_limit": 0.1, "recipe": "paper", "temperature": 0.5, "hardening": 0.5},
-            "swap_limit goes with recipe='paper'",
+            "swap_limit: found 0.1, allowed .* with recipe paper",
         ),
     ],
 )

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
+from nni_jackpot.masking.masked_parameter import MaskedParameter
 from nni_jackpot.runtime.registry import Registry
 from nni_jackpot.runtime.settings import Rule, option, validate
 
 # Beyond these a network of float32 computes with numbers that are none, after a step or two.
-RATE = Rule("> 0 and <= 1e6", lambda value: 0 < value <= 1e6)
+RATE = Rule(">= 0 and <= 1e6", lambda value: 0 <= value <= 1e6)
 DECAY = Rule(">= 0 and <= 1e6", lambda value: 0 <= value <= 1e6)
 MOMENTUM = Rule(">= 0 and < 1", lambda value: 0 <= value < 1)
 
@@ -47,9 +48,12 @@ class Method:
     ----------
     name
         Name under which the method is registered.
+    parameter_class
+        Class of the masked parameters, which decides what training sees.
     """
 
     name: ClassVar[str]
+    parameter_class: ClassVar[type[MaskedParameter]] = MaskedParameter
 
     lr: float = option("learning rate of the scores at the start", RATE, 0.003)
     momentum: float = option("momentum of the SGD that trains the scores", MOMENTUM, 0.9)

@@ -2,58 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nni_jackpot.masking.granularity import Grains
-from nni_jackpot.masking.masked_weights import StraightThrough
-from nni_jackpot.masking.methods.edge_popup import RelaxedMask
+from nni_jackpot.masking.masked_parameter import MaskedParameter
+from nni_jackpot.masking.methods.method import RATE, Method, register_method
+from nni_jackpot.masking.refresh import Mode
+from nni_jackpot.masking.straight_through import StraightThrough
+from nni_jackpot.runtime.settings import option
 
-METHODS = ("edge_popup", "supermask")
-# Initial scores of kept and of pruned grains: logits, of which only the difference matters.
-LOGITS = (3.0, -3.0)
-# Newton's steps a sample, each from where the last has come to, and how far one may go.
+# Newton steps per sample, each from the last result, and the longest step.
 _STEPS, _STRIDE = 3, 1.0
 
 
-class SampledMask(RelaxedMask):
-    """A relaxed mask that training does not see: it sees samples, which have the mask's size on average.
+class SampledMask(MaskedParameter):
+    """A masked parameter of which training sees samples, with ``keep`` grains on average.
 
     Scores are logits. A sample keeps every grain with probability ``sigmoid(score + shift)``, and the
-    gradient passes through the draw as if that were the identity. The shift is one number for each row of
-    grains, with which the probabilities of the row sum to what the mask keeps of it; it follows scores and
-    budget by Newton's method, and counts as a constant in the gradient. The mask itself is that of
-    edge-popup: the grains of largest score, exactly ``keep`` of them. Biases and outputs that follow a mask
-    follow this one.
-
-    Parameters
-    ----------
-    grains, keep
-        As for `RelaxedMask`.
-    seed
-        The sample is a function of it and of the number of samples before; targets that share scores have it
-        in common.
+    gradient passes through the draw as if the draw were the identity. The shift is one number per row of
+    grains, such that the probabilities of the row sum to the row's budget; Newton's method updates the shift,
+    which counts as a constant in the gradient. The mask itself contains the ``keep`` grains of largest score,
+    as in edge-popup; biases and outputs that follow a mask follow this one.
     """
 
-    method = "supermask"
-
-    def __init__(self, grains: Grains, keep: int, seed: int) -> None:
-        super().__init__(grains, keep)
-        self._seed = seed
+    def reset(self, keep: int) -> None:
+        """Return to the state before a search, with a mask of ``keep`` grains."""
+        super().reset(keep)
         self._samples = 0
-        self._shift = torch.zeros(grains.rows, 1)
+        self._shift = torch.zeros(self.grains.rows, 1)
+
+    def read(self, weight: Tensor, is_training: bool, may_write: bool = False) -> Tensor:
+        """Return the weights under a new sample in training, else under the mask."""
+        # Without gradients, as when norm statistics are estimated, the mask itself counts.
+        if is_training and torch.is_grad_enabled():
+            return self.sample(weight, may_write)
+        return self.masked(weight, may_write)
 
     @torch.compiler.disable
-    def sample(self, weight: Tensor, score: Tensor, mask: Tensor, may_write: bool = False) -> Tensor:
-        """Return weights under a new sample, of the target's shape; arguments are those of `apply`."""
+    def sample(self, weight: Tensor, may_write: bool = False) -> Tensor:
+        """Return the weights under a new sample; arguments as for `read`."""
         if self.keep == self.grains.count:  # no finite shift keeps all of them
-            return self.apply(weight, score, mask, may_write)
+            return self.masked(weight, may_write)
         self.is_read = True
-        self._may_have_moved = not self.is_told
-        score = score.view(self.grains.score_shape)
+        if self.mode is Mode.LAZY:  # an optimizer may follow
+            self.note_change()
+        score = self.score.view(self.grains.score_shape)
         probability = torch.sigmoid(score + self._follow(score.detach()))
         with torch.no_grad():
             sample = self.grains.expand(self._draw(probability) < probability).expand(self.grains.shape)
@@ -62,7 +60,7 @@ class SampledMask(RelaxedMask):
 
     @torch.no_grad()
     def _follow(self, score: Tensor) -> Tensor:
-        """Let the shift follow the scores, and return that of every grain."""
+        """Update the shift to the scores, and return the shift of every grain."""
         by_row = self.grains.by_row(score)
         shift = self._shift.to(score)
         for _ in range(_STEPS):
@@ -74,17 +72,49 @@ class SampledMask(RelaxedMask):
         return self.grains.of_rows(shift.expand_as(by_row))
 
     def _draw(self, like: Tensor) -> Tensor:
-        """Return uniform numbers, those of the next sample."""
-        state = np.random.SeedSequence([self._seed, self._samples]).generate_state(1, np.uint64)
+        """Return the uniform random numbers of the next sample."""
+        state = np.random.SeedSequence([self.seed, self._samples]).generate_state(1, np.uint64)
         self._samples += 1
         generator = torch.Generator(like.device).manual_seed(int(state[0]))
         return torch.rand(like.shape, dtype=like.dtype, device=like.device, generator=generator)
 
-    def state(self) -> dict[str, Any]:
-        """Return what `restore` needs, as plain data."""
-        return {**super().state(), "seed": self._seed, "samples": self._samples, "shift": self._shift}
+    def state_dict(self) -> dict[str, Any]:
+        """Return mask and state as plain data."""
+        own = {"seed": self.seed, "samples": self._samples, "shift": self._shift}
+        return {**super().state_dict(), **own}
 
-    def restore(self, state: dict[str, Any], score: Tensor) -> None:
-        """Take over a state along with the scores and the mask that were of it."""
-        super().restore(state, score)
-        self._seed, self._samples, self._shift = state["seed"], state["samples"], state["shift"]
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore mask and state."""
+        super().load_state_dict(state)
+        self.seed, self._samples, self._shift = state["seed"], state["samples"], state["shift"]
+
+
+@register_method("supermask")
+@dataclass(frozen=True, kw_only=True)
+class Supermask(Method):
+    """Settings of the supermask search; scores are logits, which move further than those of edge-popup.
+
+    Attributes
+    ----------
+    lr, momentum, weight_decay, normalize
+        As for `Method`.
+    """
+
+    parameter_class = SampledMask
+
+    lr: float = option("learning rate of the logits at the start", RATE, 0.03)
+
+    @classmethod
+    def paper(cls, **settings: Any) -> Supermask:
+        """Return settings for gradients that are not normalized, with ``settings`` in place of some."""
+        return replace(cls(lr=100.0, normalize=False), **settings)
+
+    @classmethod
+    def recipes(cls) -> dict[str, Method]:
+        """Return the default settings, and those for gradients that are not normalized."""
+        return {"default": cls(), "paper": cls.paper()}
+
+    @property
+    def initial_scores(self) -> tuple[float, float]:
+        """Initial logits of kept and of pruned grains, of which only the difference matters."""
+        return 3.0, -3.0

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from nni_jackpot.search.recipes import RECIPES
 from report_runs import Write
 
 from nni_jackpot import cli
@@ -24,7 +25,6 @@ from nni_jackpot.experiment.report import summary, write_report
 from nni_jackpot.experiment.report.measures import measure
 from nni_jackpot.experiment.report.runs import find_runs
 from nni_jackpot.experiment.run import search
-from nni_jackpot.search.recipes import RECIPES
 
 
 @pytest.fixture

@@ -1,0 +1,153 @@
+"""The targets of a pruner: their initial masks, their budgets, and masks given from outside."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from nni_jackpot.errors import ConfigListError, MaskError
+from nni_jackpot.masking.budgets import Rule
+from nni_jackpot.masking.criteria import Criterion, Losses, needs_losses
+from nni_jackpot.masking.masked_parameter import MaskedParameter
+from nni_jackpot.masking.methods import Method
+from nni_jackpot.masking.score_groups import ScoreGroup
+from nni_jackpot.masks import Masks
+from nni_jackpot.nni_bridge.given_masks import kept_by
+from nni_jackpot.nni_bridge.grouping import TargetSpaces, by_name
+from nni_jackpot.search.initial_masks import budget_groups_of, budgets_of, check_budgets
+
+# What NNI's scheduled pruners change during a search.
+_GOALS = ("sparse_ratio", "sparse_threshold", "min_sparse_ratio", "max_sparse_ratio")
+
+
+class SearchedTargets:
+    """All that a pruner searches.
+
+    Parameters
+    ----------
+    groups
+        The targets, in groups that share scores.
+    spaces
+        NNI's target spaces, by module and target name.
+    method
+        Settings of the search.
+    budget
+        How zeros are shared out among targets without a global group.
+
+    Attributes
+    ----------
+    importance
+        Importance of every grain by the initial criterion; None if the masks were given.
+    """
+
+    def __init__(self, groups: list[ScoreGroup], spaces: TargetSpaces, method: Method, budget: Rule) -> None:
+        self.groups = groups
+        self.importance: dict[ScoreGroup, Tensor] | None = None
+        self._spaces = spaces
+        self._method = method
+        self._budget = budget
+        self._goals = self._current_goals()
+
+    @property
+    def parameters(self) -> list[MaskedParameter]:
+        """The searched parameters."""
+        return [member for group in self.groups for member in group.members]
+
+    @property
+    def budget_groups(self) -> list[list[ScoreGroup]]:
+        """The groups that share a budget together."""
+        return budget_groups_of(self.groups, self._budget)
+
+    def check(self, criterion: Criterion | None) -> None:
+        """Check that method and criterion fit the targets; raises ConfigListError."""
+        takes_gradients = criterion is not None and needs_losses(criterion)
+        for parameter in self.parameters:
+            if takes_gradients and not isinstance(parameter.weight, nn.Parameter):
+                raise ConfigListError(
+                    f"{parameter} is computed by a parametrization, and the initial criterion takes "
+                    "gradients of parameters: start from 'magnitude', 'random' or masks"
+                )
+        for group in self.groups:
+            if self._method.schedule.swap_limit is not None and group.grains.rows > 1:
+                raise ConfigListError(
+                    f"swap_limit does not go with the sparse_pattern or internal_metric_block of {group}: "
+                    "limited swaps do not keep the number of each row"
+                )
+
+    def start(self, criterion: Criterion, losses_of: Callable[[list[Tensor]], Losses]) -> None:
+        """Set budgets, initial masks and scores by a criterion.
+
+        Parameters
+        ----------
+        criterion
+            The criterion.
+        losses_of
+            Returns the losses whose graphs lead to the given weights.
+        """
+        weights: dict[Any, Tensor] = {parameter: parameter.weight for parameter in self.parameters}
+        evidence = [losses_of(list(weights.values()))] if needs_losses(criterion) else []
+        importance = criterion(weights, *evidence)
+        self.importance = {group: group.reduce(importance) for group in self.groups}
+        budgets = budgets_of(self.groups, self._budget, self.importance)
+        check_budgets(budgets)
+        for group, keep in budgets.items():
+            self._set_initial(group, group.grains.select(self.importance[group], keep))
+
+    def start_from(self, masks: Masks) -> dict[str, dict[str, Tensor | None]]:
+        """Return the masks of all targets out of given ones; raises MaskError if one is missing."""
+        starts: dict[str, dict[str, Tensor | None]] = defaultdict(dict)
+        missing = {str(parameter) for parameter in self.parameters}
+        for (module_name, name), parameter in self._by_name().items():
+            if (mask := masks.get(module_name, {}).get(name)) is not None:
+                starts[module_name][name] = mask
+                missing.discard(str(parameter))
+        if missing:
+            raise MaskError(f"init has no mask for {', '.join(sorted(missing))}")
+        return starts
+
+    def set_masks(self, masks: Masks) -> dict[str, dict[str, Tensor | None]]:
+        """Set the masks of targets, their budgets and scores; return the masks of what is not searched.
+
+        Raises
+        ------
+        MaskError
+            If a mask is not for a target, or does not fit its target.
+        NothingKeptError
+            If a mask keeps nothing.
+        """
+        for group, kept in kept_by(masks, self.groups, self._spaces).items():
+            self._set_initial(group, kept)
+        searched = self._by_name()
+        rest: dict[str, dict[str, Tensor | None]] = defaultdict(dict)
+        for module_name, module_masks in masks.items():
+            for name, mask in module_masks.items():
+                if (module_name, name) not in searched:
+                    rest[module_name][name] = mask
+        return rest
+
+    def follow_goals(self) -> None:
+        """Change budgets if a scheduled pruner (NNI's AGPPruner) has changed sparse ratios."""
+        goals = self._current_goals()
+        if goals == self._goals:
+            return
+        self._goals = goals
+        if self.importance is None:
+            raise ConfigListError(
+                "sparse ratios cannot be scheduled where the search starts from given masks, nor after a "
+                "search without a schedule"
+            )
+        for group, keep in budgets_of(self.groups, self._budget, self.importance).items():
+            group.prune_to(keep, self.importance[group])
+
+    def _set_initial(self, group: ScoreGroup, kept: Tensor) -> None:
+        group.set_initial(kept, *self._method.initial_scores)
+        group.limit_swaps(self._method.schedule.swap_limit)
+
+    def _by_name(self) -> dict[tuple[str, str], MaskedParameter]:
+        return by_name(self.groups, self._spaces)
+
+    def _current_goals(self) -> list[tuple[float | None, ...]]:
+        return [tuple(group.space.setting.get(key) for key in _GOALS) for group in self.groups]
