@@ -95,7 +95,7 @@ def test_training_sees_soft_masks_and_all_else_the_mask(hardening: MaskedParamet
 
 
 def test_the_gradient_is_straight_through(hardening: MaskedParameter) -> None:
-    weight, score, mask = hardening.weight, hardening.score, hardening.mask
+    weight, score = hardening.weight, hardening.score
     hardening.temperature = 0.5
     direction = torch.randn(4, 5)
     hardening.masked(weight).backward(direction)
@@ -103,7 +103,7 @@ def test_the_gradient_is_straight_through(hardening: MaskedParameter) -> None:
 
 
 def test_soft_masks_follow_scores(hardening: MaskedParameter) -> None:
-    weight, score, mask = hardening.weight, hardening.score, hardening.mask
+    weight, score = hardening.weight, hardening.score
     hardening.temperature = 0.5
     hardening.masked(weight)
     with torch.no_grad():
@@ -189,11 +189,11 @@ def test_masks_wait_until_somebody_asks(
 
 
 def test_without_softness(model: ConvNet, batches: Batches) -> None:
-    with pytest.raises(ValueError, match="temperature: found -1.0 .float., allowed: a number >= 0"):
+    with pytest.raises(ValueError, match=r"temperature: found -1.0 .float., allowed: a number >= 0"):
         LotteryJackpotPruner(model, CONFIG_LIST, method=EdgePopup(temperature=-1.0))
-    with pytest.raises(ValueError, match="temperature: found 0.5, allowed with anneal_end > 0"):
+    with pytest.raises(ValueError, match=r"temperature: found 0.5, allowed with anneal_end > 0"):
         EdgePopup(anneal_end=0.0)
-    with pytest.raises(ValueError, match="temperature: found 0.5, allowed with anneal_end > 0"):
+    with pytest.raises(ValueError, match=r"temperature: found 0.5, allowed with anneal_end > 0"):
         EdgePopup.paper(temperature=0.5)
     pruner = LotteryJackpotPruner(model, CONFIG_LIST, method=EdgePopup.paper())
     assert pruner.method.schedule.temperature == 0
