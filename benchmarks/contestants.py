@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.optim import SGD, Optimizer
 
-from nni_jackpot import LotteryJackpotPruner  # isort: skip  # before NNI's pruners: mends what they need
+from nni_jackpot import EdgePopup, LotteryJackpotPruner  # isort: skip  # before NNI's pruners: mends what they need
 from nni.compression.pruning import MovementPruner
 from nni.compression.utils import TorchEvaluator
 
@@ -117,12 +117,12 @@ def movement(job: Job, use: Use) -> None:
 
 def search(job: Job, use: Use) -> None:
     """A search by the paper's recipe, which the plain one has as well, through NNI's evaluator."""
-    _through_evaluator(partial(LotteryJackpotPruner, recipe="paper"), job, use)
+    _through_evaluator(partial(LotteryJackpotPruner, method=EdgePopup.paper()), job, use)
 
 
 def soft_search(job: Job, use: Use) -> None:
     """A search by the default recipe, in the part of it where training sees soft masks."""
-    _through_evaluator(partial(LotteryJackpotPruner, recipe="jackpot"), job, use)
+    _through_evaluator(partial(LotteryJackpotPruner, method=EdgePopup()), job, use)
 
 
 CONTESTANTS: dict[str, Callable[[Job, Use], None]] = {

@@ -76,7 +76,7 @@ def digits(batch: int, epochs: int, kinds: Iterable[str]) -> Iterable[Masked]:
             _config_list(dense, kind),
             TorchEvaluator(train, optimizer, training_step),
             # Batch norm in train mode takes the gradient of the scale of a channel away.
-            adapt_norm=kind != "channels 50%",
+            norm="freeze" if kind == "channels 50%" else "adapt",
         )
         _, masks = pruner.compress(None, 2 * epochs)
         pruner.reestimate_norm(images[:1400].split(200))

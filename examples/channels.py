@@ -5,7 +5,7 @@ Run it with: python examples/channels.py
 
 import time
 
-from nni_jackpot import LotteryJackpotPruner
+from nni_jackpot import EdgePopup, LotteryJackpotPruner
 from nni_jackpot.experiment.models.resnet import ResNet
 
 import nni
@@ -80,7 +80,7 @@ for name, _ in model.named_modules():
 
 optimizer = nni.trace(torch.optim.SGD)(model.parameters(), lr=0.1)  # drives the loop; it finds no gradient
 evaluator = TorchEvaluator(training_func, optimizer, training_step)
-pruner = LotteryJackpotPruner(model, config_list, evaluator, recipe="paper", adapt_norm=False)
+pruner = LotteryJackpotPruner(model, config_list, evaluator, method=EdgePopup.paper(), norm="freeze")
 pruner.reestimate_norm(images[train].split(200))
 report("magnitude channels", model)
 pruner.compress(max_steps=None, max_epochs=8)

@@ -10,7 +10,7 @@ import time
 import zipfile
 from pathlib import Path
 
-from nni_jackpot import LotteryJackpotPruner, apply_masks, load_masks, save_masks
+from nni_jackpot import EdgePopup, LotteryJackpotPruner, apply_masks, load_masks, save_masks
 from nni_jackpot.experiment.models.resnet import ResNet
 from nni_jackpot.speedup import export_onnx, quantize_onnx
 
@@ -106,7 +106,7 @@ pruner.unwrap_model()
 # What int8 will cost, as NNI simulates it. The masks are held, by a learning rate of 0, and so are the norm
 # statistics that the search has adapted.
 masks = load_masks(folder / "masks.pth")
-hold = {"init": masks, "recipe": "paper", "lr": 0.0, "adapt_norm": False}
+hold = {"init": masks, "method": EdgePopup.paper(lr=0.0), "norm": "freeze"}
 held = LotteryJackpotPruner(model, config_list, evaluator, **hold)
 int8 = {"target_names": ["weight", "_input_"], "quant_dtype": "int8", "quant_scheme": "affine"}
 quantizer = PtqQuantizer.from_compressor(held, [{"op_types": ["Conv2d"], **int8}])

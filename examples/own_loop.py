@@ -1,4 +1,4 @@
-"""Search in a loop of your own: no evaluator, any optimizer, masks that follow the scores by themselves.
+"""Search in a training loop of your own, without NNI's evaluator.
 
 Run it with: python examples/own_loop.py
 """
@@ -17,13 +17,10 @@ images, labels = torch.tensor(pixels).float() / 16, torch.tensor(labels)
 model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
 
 
-def train(optimizer, epochs):
+def losses(epochs):
     for _ in range(epochs):
         for at in torch.randperm(1400).split(64):
-            loss = F.cross_entropy(model(images[at]), labels[at])
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
+            yield F.cross_entropy(model(images[at]), labels[at])
 
 
 def accuracy():
@@ -31,7 +28,12 @@ def accuracy():
         return (model(images[1400:]).argmax(1) == labels[1400:]).float().mean().item()
 
 
-train(torch.optim.Adam(model.parameters(), lr=1e-3), epochs=15)  # stands for your pre-trained checkpoint
+# Stands for your pre-trained checkpoint.
+optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+for loss in losses(epochs=15):
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
 print(f"dense:          {accuracy():.1%}")
 
 pruner = LotteryJackpotPruner(
@@ -39,8 +41,10 @@ pruner = LotteryJackpotPruner(
 )
 print(f"magnitude mask: {accuracy():.1%}")
 
-train(torch.optim.SGD(pruner.score_parameters(), lr=5.0, momentum=0.9), epochs=15)
+search = pruner.begin(total_steps=15 * 22)
+for loss in losses(epochs=15):
+    loss.backward()
+    search.step(loss)
+masks = search.finish()
 print(f"jackpot:        {accuracy():.1%}, at 95% sparsity")
-
-model, masks = pruner.compress()  # the masks as they stand
 print({name: f"{int(mask['weight'].sum())} of {mask['weight'].numel()} kept" for name, mask in masks.items()})

@@ -96,7 +96,7 @@ class LotteryJackpotPruner(Pruner):
         Factor of the learning rate at a progress in [0, 1]; half a cosine by default (Sec. 4.1).
     existed_wrappers
         Used by `from_compressor`.
-    old
+    **old
         Settings by their keywords in version 0.1 (``recipe``, ``lr``, ``growth``, ``adapt_norm``, ...), with
         a DeprecationWarning that shows the new spelling.
 

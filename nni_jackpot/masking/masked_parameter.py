@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from nni_jackpot.masking.cache import Cache, as_int8, identity, without_gradients
 from nni_jackpot.masking.granularity import Grains
-from nni_jackpot.masking.refresh import Mode, update_masks
+from nni_jackpot.masking.refresh import LastChange, Mode, update_masks
 from nni_jackpot.masking.soft_mask import soft_mask
 from nni_jackpot.masking.straight_through import StraightThrough
 from nni_jackpot.masking.topk import Threshold
@@ -53,37 +52,6 @@ class Space(Protocol):
 
     def start(self, score: nn.Parameter, mask: Tensor, parameter: MaskedParameter, is_first: bool) -> None:
         """Store the tensors; the first target of a score group registers the scores."""
-
-
-@dataclass
-class LastChange:
-    """The grains that entered or left a mask in its last update.
-
-    Attributes
-    ----------
-    places
-        Flat places of grains, or a boolean for each grain; None if the mask has not been updated yet.
-    is_accepted
-        Whether a finite loss has been seen under the mask since.
-    """
-
-    places: Tensor | None = None
-    is_accepted: bool = True
-
-    @property
-    def count(self) -> int | Tensor:
-        """Number of grains that changed; a tensor if the places are on an accelerator."""
-        if self.places is None:
-            return 0
-        return self.places.count_nonzero() if self.places.dtype == torch.bool else len(self.places)
-
-    def undo(self, mask: Tensor, grains: Grains) -> None:
-        """Restore the mask of the last finite loss, in place."""
-        if not self.is_accepted and self.places is not None:
-            kept = grains.of_mask(mask)
-            kept.view(-1)[self.places] ^= True
-            mask.copy_(grains.expand(kept))
-        self.is_accepted = True
 
 
 class MaskedParameter:

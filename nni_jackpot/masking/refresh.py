@@ -11,6 +11,7 @@ import importlib.util
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
 from nni_jackpot.masking.cache import without_gradients
+from nni_jackpot.masking.granularity import Grains
 from nni_jackpot.masking.topk import swap_at_most, update_top, update_tops
 
 if TYPE_CHECKING:  # masked_parameter imports this file
@@ -34,6 +36,37 @@ class Mode(Enum):
     LAZY = "on use, if the scores may have changed"
     EAGER = "by the search, after every step"
     DEFERRED = "on use; training sees soft masks, which the search updates after every step"
+
+
+@dataclass
+class LastChange:
+    """The grains that entered or left a mask in its last update.
+
+    Attributes
+    ----------
+    places
+        Flat places of grains, or a boolean for each grain; None if the mask has not been updated yet.
+    is_accepted
+        Whether a finite loss has been seen under the mask since.
+    """
+
+    places: Tensor | None = None
+    is_accepted: bool = True
+
+    @property
+    def count(self) -> int | Tensor:
+        """Number of grains that changed; a tensor if the places are on an accelerator."""
+        if self.places is None:
+            return 0
+        return self.places.count_nonzero() if self.places.dtype == torch.bool else len(self.places)
+
+    def undo(self, mask: Tensor, grains: Grains) -> None:
+        """Restore the mask of the last finite loss, in place."""
+        if not self.is_accepted and self.places is not None:
+            kept = grains.of_mask(mask)
+            kept.view(-1)[self.places] ^= True
+            mask.copy_(grains.expand(kept))
+        self.is_accepted = True
 
 
 @without_gradients

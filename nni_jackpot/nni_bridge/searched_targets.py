@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -67,8 +67,9 @@ class SearchedTargets:
         for parameter in self.parameters:
             if takes_gradients and not isinstance(parameter.weight, nn.Parameter):
                 raise ConfigListError(
-                    f"{parameter} is computed by a parametrization, and the initial criterion takes "
-                    "gradients of parameters: start from 'magnitude', 'random' or masks"
+                    f"{parameter} is computed by a parametrization, and the criterion "
+                    f"{_name_of(criterion)} takes gradients of parameters: start from 'magnitude', 'random' "
+                    "or masks"
                 )
         for group in self.groups:
             if self._method.schedule.swap_limit is not None and group.grains.rows > 1:
@@ -86,10 +87,24 @@ class SearchedTargets:
             The criterion.
         losses_of
             Returns the losses whose graphs lead to the given weights.
+
+        Raises
+        ------
+        ValueError
+            If the criterion returns something else than a tensor of the weight's shape for each target.
+        NothingKeptError
+            If a target would keep nothing.
         """
         weights: dict[Any, Tensor] = {parameter: parameter.weight for parameter in self.parameters}
         evidence = [losses_of(list(weights.values()))] if needs_losses(criterion) else []
         importance = criterion(weights, *evidence)
+        for parameter, weight in weights.items():
+            found = importance.get(parameter) if isinstance(importance, Mapping) else None
+            if not isinstance(found, Tensor) or found.shape != weight.shape:
+                raise ValueError(
+                    f"the criterion {_name_of(criterion)} must return a tensor of shape "
+                    f"{list(weight.shape)} for {parameter}, got {_shown(found)}"
+                )
         self.importance = {group: group.reduce(importance) for group in self.groups}
         budgets = budgets_of(self.groups, self._budget, self.importance)
         check_budgets(budgets)
@@ -151,3 +166,11 @@ class SearchedTargets:
 
     def _current_goals(self) -> list[tuple[float | None, ...]]:
         return [tuple(group.space.setting.get(key) for key in _GOALS) for group in self.groups]
+
+
+def _name_of(criterion: object) -> str:
+    return getattr(criterion, "__name__", type(criterion).__name__)
+
+
+def _shown(found: object) -> str:
+    return f"one of shape {list(found.shape)}" if isinstance(found, Tensor) else repr(found)[:100]

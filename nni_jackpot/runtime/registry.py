@@ -62,7 +62,7 @@ class Registry(Mapping[str, T]):
             raise ValueError(f"{self.kind} must be one of {', '.join(self)}, got {name!r}{self.hint(name)}")
         return self._objects[name]
 
-    def hint(self, name: str) -> str:
+    def hint(self, name: object) -> str:
         """Return the end of an error message: the registered name that is closest, if one is close."""
         close = difflib.get_close_matches(str(name), self._objects, n=1)
         return f"; did you mean {close[0]}?" if close else ""

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from nni_jackpot.errors import NothingSearchedError, SearchDivergedError
+from nni_jackpot.errors import JackpotError, NothingSearchedError, SearchDivergedError
 from nni_jackpot.masking.methods import Method
 from nni_jackpot.masking.refresh import build_caches, refresh
 from nni_jackpot.masking.score_groups import ScoreGroup
 from nni_jackpot.modules.final_statistics import FinalStatistics
+from nni_jackpot.runtime.distributed import all_gather, world_size
+from nni_jackpot.runtime.resume import digest
 from nni_jackpot.search.clock import SearchClock
 from nni_jackpot.search.sparsity_schedule import SparsitySchedule
 
@@ -112,9 +114,13 @@ class Search:
             If a score is NaN.
         NothingSearchedError
             In the first step, if the loss does not depend on the masks of targets that were read.
+        JackpotError
+            In the first step, if the processes of a distributed search have different gradients.
         """
         if self._without_gradient:
             self._look_for_gradients()
+        if self.clock.step == 0 and world_size() > 1:
+            self._compare_gradients()
         progress = self.clock.progress()
         factor = self._lr_schedule(progress)
         for param_group in self.optimizer.param_groups:
@@ -203,6 +209,15 @@ class Search:
             "%s had no gradient in the first step: no forward has used them yet",
             ", ".join(map(str, self._without_gradient)),
         )
+
+    def _compare_gradients(self) -> None:
+        """Check that all processes have the same gradients, without which their masks would differ."""
+        grads = [group.score.grad for group in self.groups if group.score.grad is not None]
+        if len(set(all_gather(digest(grads)))) > 1:
+            raise JackpotError(
+                "the processes have different gradients of the scores, so their masks would differ: make the "
+                "pruner first, and wrap the model by DistributedDataParallel after that"
+            )
 
     # -- checkpoints
 

@@ -40,7 +40,7 @@ def criterion_of(init: Any, init_batches: int, has_evaluator: bool) -> Criterion
         raise ValueError(f"init_batches must be positive, got {init_batches}")
     if isinstance(init, Mapping):
         return None
-    if not callable(init) and init not in CRITERIA:
+    if not callable(init) and not (isinstance(init, str) and init in CRITERIA):
         raise ValueError(
             f"init must be one of {', '.join(CRITERIA)}, a criterion, or masks, got {init!r}"
             f"{CRITERIA.hint(init)}"

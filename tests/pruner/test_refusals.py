@@ -16,6 +16,7 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from nni_jackpot import LotteryJackpotPruner
 from nni_jackpot.errors import ConfigListError, TargetWithoutParametersError
+from nni_jackpot.nni_bridge.frozen_model import FrozenModel
 
 LINEAR = [{"op_types": ["Linear"], "sparse_ratio": 0.5}]
 
@@ -173,7 +174,7 @@ def test_whatever_fails_in_the_constructor_the_model_is_as_it_was(
             raise OSError("in the midst")
         original(*args)
 
-    owner, name = (ModuleWrapper, "wrap") if failing == "wrap" else (LotteryJackpotPruner, "_freeze")
+    owner, name = (ModuleWrapper, "wrap") if failing == "wrap" else (FrozenModel, "freeze")
     original = getattr(owner, name)
     model = ConvNet()
     own, x = dict(model.named_parameters()), torch.randn(2, 1, 8, 8)
@@ -188,10 +189,23 @@ def test_whatever_fails_in_the_constructor_the_model_is_as_it_was(
     LotteryJackpotPruner(model, CONFIG_LIST)
 
 
-@pytest.mark.parametrize("init", [abs, 3, None, [torch.ones(3)]])
-def test_a_start_is_a_name_or_masks(init: Any) -> None:
+@pytest.mark.parametrize("init", [3, None, [torch.ones(3)]])
+def test_a_start_is_a_name_a_criterion_or_masks(init: Any) -> None:
     with pytest.raises(ValueError, match="init must be one of magnitude"):
         LotteryJackpotPruner(ConvNet(), CONFIG_LIST, init=init)
+
+
+@pytest.mark.parametrize("found", [None, 3, {}, "another shape"])
+def test_a_criterion_that_gives_no_importance_is_refused(found: Any) -> None:
+    def broken(weights: Any) -> Any:
+        return {key: torch.ones(3) for key in weights} if found == "another shape" else found
+
+    model = ConvNet()
+    with pytest.raises(
+        ValueError, match=r"the criterion broken must return a tensor of shape \[8, 1, 3, 3\]"
+    ):
+        LotteryJackpotPruner(model, CONFIG_LIST, init=broken)
+    LotteryJackpotPruner(model, CONFIG_LIST)
 
 
 def test_generated_masks_are_those_that_stand() -> None:

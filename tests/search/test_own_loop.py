@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+import gc
+import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import Batches, ConvNet, make_evaluator, same, training_step
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from nni_jackpot import EdgePopup, LotteryJackpotPruner, Supermask
-from nni_jackpot.errors import NothingSearchedError, SearchDivergedError
+from nni_jackpot.errors import JackpotError, NothingSearchedError, SearchDivergedError
 
 CONV = {"op_types": ["Conv2d"], "sparse_ratio": 0.8}
 SEARCHES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
@@ -152,3 +156,42 @@ def test_other_statistics_are_left_alone(
     steps = 0 if "norm" in options else 6
     assert model.bn1.num_batches_tracked == tracked + steps
     assert not caplog.text
+
+
+# -- two processes
+
+
+def _rank(rank: int, port: int, batches: Batches, folder: str) -> None:
+    torch.set_num_threads(1)
+    init = f"tcp://127.0.0.1:{port}"
+    torch.distributed.init_process_group("gloo", init_method=init, rank=rank, world_size=2)
+
+    def search_wrapped(by: str) -> Any:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).double()
+        wrapped = DistributedDataParallel(model) if by == "before" else model
+        pruner = LotteryJackpotPruner(wrapped, [{"op_types": ["Linear"], "sparse_ratio": 0.7}])
+        if by == "after":
+            wrapped = DistributedDataParallel(model)
+        search = pruner.begin(total_steps=8)
+        for step in range(8):
+            images, labels = batches[step % len(batches)]
+            training_step((images[rank::2], labels[rank::2]), wrapped).backward()
+            search.step()
+        return search.finish()
+
+    with pytest.raises(JackpotError, match="wrap the model by DistributedDataParallel after that"):
+        search_wrapped("before")
+    torch.save(search_wrapped("after"), Path(folder, f"{rank}.pt"))
+    gc.collect()  # wrapped models hold the process group
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_with_different_gradients_are_refused(batches: Batches, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    doubles = [(images.double(), labels) for images, labels in batches]
+    torch.multiprocessing.spawn(_rank, (port, doubles, str(tmp_path)), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert same(first, second)
