@@ -16,7 +16,7 @@ LOOP, SEARCH, MASKING = "#FCE8D5", "#D9ECF8", "#DDF2E3"
 WIDTH, HEIGHT = 3.0, 1.3
 # Left edge, lower edge, colour, title, what happens.
 BOXES = [
-    (0.0, 2.4, LOOP, "1  forward", "every reader of a weight\ngets mask × weight"),
+    (0.0, 2.4, LOOP, "1  forward", "every reader of a weight\ngets mask * weight"),
     (3.8, 2.4, LOOP, "2  backward", "straight-through gradient\nof each score (Eq. 6)"),
     (7.6, 2.4, SEARCH, "3  schedule", "learning rate, number of zeros,\ntemperature and budgets"),
     (7.6, 0.0, SEARCH, "4  optimizer", "SGD moves the scores;\nweights have no gradient"),
@@ -62,7 +62,8 @@ def main() -> None:
 
 def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
     """Draw an arrow between two boxes."""
-    axes.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": "0.3", "shrinkA": 2, "shrinkB": 2})
+    style = {"arrowstyle": "-|>", "color": "0.3", "shrinkA": 2, "shrinkB": 2}
+    axes.annotate("", end, start, arrowprops=style)
 
 
 if __name__ == "__main__":

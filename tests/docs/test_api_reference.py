@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 import pytest
 from conftest import ROOT
@@ -28,22 +30,11 @@ DECORATORS = {
 # What numpydoc asks for and we do not: "See Also", "Examples" and extended summaries everywhere, types beside
 # annotations, and "Returns" where the first line says it.
 NOT_ASKED_FOR = {"SA01", "EX01", "ES01", "PR04", "RT01"}
-# Names whose parameters the first line explains; new names describe theirs in a section.
+# Functions of several parameters without a section on them; the list may only become shorter.
 WITHOUT_PARAMETERS = {
-    "nni_jackpot.LotteryJackpotPruner.compress",
-    "nni_jackpot.LotteryJackpotPruner.update_masks",
-    "nni_jackpot.Ticket.apply",
-    "nni_jackpot.Ticket.check_base",
-    "nni_jackpot.Ticket.check_writable",
     "nni_jackpot.Ticket.compare",
-    "nni_jackpot.Ticket.write",
     "nni_jackpot.TicketBox.add",
-    "nni_jackpot.TicketBox.use",
-    "nni_jackpot.load_masks",
-    "nni_jackpot.load_sparse",
-    "nni_jackpot.load_ticket",
     "nni_jackpot.mask_overlap",
-    "nni_jackpot.register_method",
     "nni_jackpot.save_masks",
     "nni_jackpot.speedup.check_semi_structured",
 }
@@ -70,26 +61,31 @@ def classes_of(module: ModuleType) -> list[type]:
     ]
 
 
-def with_methods() -> list[str]:
-    """Return the dotted names of what the page documents, and of the public methods of its classes."""
-    return [
-        name
-        for path, thing in documented().items()
-        if path != "nni_jackpot.__version__"
-        for name in (path, *(f"{path}.{method}" for method in public_methods(thing)))
-    ]
+def with_methods() -> dict[str, Any]:
+    """Return what the page documents, and the public methods and properties of its classes."""
+    found: dict[str, Any] = {}
+    for path, thing in documented().items():
+        found[path] = thing
+        if isinstance(thing, type):
+            own = [name for name, value in vars(thing).items() if is_method(name, value)]
+            found |= {f"{path}.{name}": getattr(thing, name) for name in own}
+    del found["nni_jackpot.__version__"]
+    return found
 
 
-def public_methods(thing: object) -> list[str]:
-    """Return the names of the public methods and properties that a class defines itself."""
-    if not isinstance(thing, type):
-        return []
+def is_method(name: str, value: object) -> bool:
+    """Return True if an attribute of a class is a public method or property."""
     kinds = property, classmethod, staticmethod
-    return [
-        name
-        for name, value in vars(thing).items()
-        if not name.startswith("_") and (callable(value) or isinstance(value, kinds))
-    ]
+    return not name.startswith("_") and (inspect.isfunction(value) or isinstance(value, kinds))
+
+
+def is_plain(name: str, thing: Any) -> bool:
+    """Return True if the parameters of a documented object need no section."""
+    if isinstance(thing, type):
+        return dataclasses.is_dataclass(thing)  # whose attributes are described
+    if not callable(thing) or name in WITHOUT_PARAMETERS:
+        return True
+    return len(inspect.signature(thing).parameters.keys() - {"self"}) < 2
 
 
 @pytest.mark.parametrize(
@@ -107,10 +103,8 @@ def test_every_decorator_of_the_registries_is_in_the_reference() -> None:
     assert not missing, f"docs/reference/api.md lacks {', '.join(sorted(missing))}"
 
 
-@pytest.mark.parametrize("name", with_methods())
-def test_every_public_name_has_a_docstring_of_the_numpy_convention(name: str) -> None:
-    has_attributes = dataclasses.is_dataclass(documented().get(name))  # which are its parameters
-    ignored = {"PR01"} if has_attributes or name in WITHOUT_PARAMETERS else set()
-    errors = validate(name)["errors"]
-    faults = [f"{code}: {text}" for code, text in errors if code not in NOT_ASKED_FOR | ignored]
+@pytest.mark.parametrize(("name", "thing"), with_methods().items(), ids=with_methods())
+def test_every_public_name_has_a_docstring_of_the_numpy_convention(name: str, thing: Any) -> None:
+    ignored = NOT_ASKED_FOR | ({"PR01"} if is_plain(name, thing) else set())
+    faults = [f"{code}: {text}" for code, text in validate(name)["errors"] if code not in ignored]
     assert not faults
