@@ -18,7 +18,7 @@ import nni_jackpot.errors
 import nni_jackpot.speedup
 
 PAGE = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
-DIRECTIVES = re.findall(r"^\.\. auto(\w+):: (\S+)$", PAGE, re.MULTILINE)
+DIRECTIVES = re.findall(r"^\.\. auto\w+:: (\S+)$", PAGE, re.MULTILINE)
 # Functions that register algorithms, wherever they are defined.
 DECORATORS = {
     name
@@ -43,7 +43,7 @@ WITHOUT_PARAMETERS = {
 def documented() -> dict[str, object]:
     """Return the objects that the page documents, by their dotted names."""
     found: dict[str, object] = {}
-    for _, path in DIRECTIVES:
+    for path in DIRECTIVES:
         module, _, name = path.rpartition(".")
         thing = getattr(import_module(module), name)
         if isinstance(thing, ModuleType):
