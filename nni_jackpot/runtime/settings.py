@@ -9,6 +9,8 @@ from dataclasses import MISSING, field
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
+import numpy as np
+
 
 class SettingError(ValueError):
     """A setting is out of its range, or does not go with the others.
@@ -67,7 +69,9 @@ def option(doc: str, rule: Rule = ANY, default: Any = MISSING) -> Any:
 
 
 def validate(settings: Any) -> None:
-    """Check the type and the rule of every field of a settings dataclass.
+    """Check the type and the rule of every field of a settings dataclass, which gets plain numbers.
+
+    Integers count as floats, and NumPy's numbers as Python's.
 
     Raises
     ------
@@ -76,8 +80,14 @@ def validate(settings: Any) -> None:
     """
     kinds = get_type_hints(type(settings))
     for entry in dataclasses.fields(settings):
-        if "rule" in entry.metadata:
-            check(entry.name, kinds[entry.name], entry.metadata["rule"], getattr(settings, entry.name))
+        if "rule" not in entry.metadata:
+            continue
+        kind, value = without_none(kinds[entry.name]), getattr(settings, entry.name)
+        if isinstance(value, np.generic):
+            value = value.item()
+        check(entry.name, kinds[entry.name], entry.metadata["rule"], value)
+        if value is not None and kind in (bool, int, float, str):
+            object.__setattr__(settings, entry.name, kind(value))
 
 
 def check(name: str, kind: Any, rule: Rule, value: Any) -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import CONFIG_LIST, Batches, ConvNet, make_evaluator, training_step
 
-from nni_jackpot import LotteryJackpotPruner
+from nni_jackpot import EdgePopup, LotteryJackpotPruner
 from nni_jackpot.errors import CheckpointError
 from nni_jackpot.runtime.files import load_tensors
 from nni_jackpot.runtime.plain import as_plain
@@ -219,14 +219,14 @@ def test_a_length_is_a_positive_whole_number(name: str, length: Any, batches: Ba
         {"pruned_score": np.nan},
         {"kept_score": np.inf},
         {"temperature": np.nan},
-        {"growth": np.nan},
-        {"hardening": -0.1},
+        {"ramp_end": np.nan},
+        {"anneal_end": -0.1},
     ],
     ids=str,
 )
 def test_numbers_that_no_search_survives_are_refused(option: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(option))):
-        LotteryJackpotPruner(ConvNet(), CONFIG_LIST, **option)
+        EdgePopup(**option)
 
 
 def test_a_state_of_another_budget_keeps_the_budget_that_was_asked_for(batches: Batches) -> None:
