@@ -8,7 +8,8 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from nni_jackpot.errors import MaskError, SpeedupError
-from nni_jackpot.masks import Masks, apply_masks, check_shape, join, match_names, named_masks
+from nni_jackpot.masks import Masks, apply_masks, check_shape, match_names, named_masks
+from nni_jackpot.modules.parameters import join
 from nni_jackpot.speedup.calls import Call, Inputs
 from nni_jackpot.speedup.outputs import check_same, copy_of, outputs_of, reason
 
@@ -32,7 +33,7 @@ def masked_matrices(model: nn.Module, masks: Masks) -> dict[str, Tensor]:
     for name, module in layers.items():
         weight = join(name, "weight")
         if weight in by_weight and not (mask := by_weight[weight].bool()).all():
-            check_shape(weight, mask, cast(Tensor, module.weight))
+            check_shape(weight, mask, cast(Tensor, module.weight).shape)
             found.setdefault(module, (name, mask.flatten(1)))
     return dict(found.values())
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nni_jackpot.errors import MaskError, SpeedupError
-from nni_jackpot.masks import Masks, check_unwrapped, join
+from nni_jackpot.masks import Masks, check_unwrapped
+from nni_jackpot.modules.parameters import join
 from nni_jackpot.speedup.calls import Inputs
 from nni_jackpot.speedup.matrices import masked_matrices, nothing_to_do, with_layers
 

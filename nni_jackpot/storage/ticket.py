@@ -333,7 +333,7 @@ def masks_by_name(masks: Masks, state: Mapping[str, Tensor]) -> dict[str, Tensor
     for name, mask in by_name.items():
         if name not in state:
             raise MaskError(f"the model has no parameter {escaped(name)}")
-        check_shape(escaped(name), mask, state[name])
+        check_shape(escaped(name), mask, state[name].shape)
     for first, name in aliases(state, by_name):
         if not torch.equal(by_name[first].bool(), by_name[name].to(by_name[first].device).bool()):
             raise _two_masks(first, name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
-from nni_jackpot.masks import join
+from nni_jackpot.modules.parameters import join
 from nni_jackpot.runtime.terminal import escaped
 from nni_jackpot.storage import norm_statistics
 from nni_jackpot.storage.formats import coded_mask, mask_codec, sealed_format

@@ -246,7 +246,7 @@ def test_a_place_can_be_looked_at_first(tmp_path: Path) -> None:
     check_folder("new")
     assert target_of(tmp_path / "none") == Path(os.path.realpath(tmp_path / "none"))
     for folder in ("file", "file/below"):
-        with pytest.raises(OutputFolderError, match=r"cannot write to .*file is no folder"):
+        with pytest.raises(OutputFolderError, match=r"cannot write to .*file is not a folder"):
             check_folder(tmp_path / folder)
     assert os.listdir(tmp_path) == ["file"]
 

@@ -14,6 +14,8 @@ import torch
 import torch.fx
 from torch.utils import _pytree
 
+from nni_jackpot.runtime.files import defaultdicts_allowed
+
 
 def import_without_registering_twice() -> None:
     """nni/compression/speedup/utils.py:32-33 registers fx's immutable containers as pytree nodes.
@@ -82,11 +84,10 @@ def load_masks_files() -> None:
     init = ModelSpeedup.__init__
     if hasattr(init, "__wrapped__") or _loads_defaultdict():
         return
-    allowed: list[Any] = [(_plain_dict, "collections.defaultdict"), (dict, "builtins.dict")]
 
     @functools.wraps(init)
     def with_defaultdict(*args: Any, **kwargs: Any) -> None:
-        with torch.serialization.safe_globals(allowed):
+        with defaultdicts_allowed():
             init(*args, **kwargs)
 
     ModelSpeedup.__init__ = with_defaultdict
@@ -147,7 +148,3 @@ def _loads_defaultdict() -> bool:
     except pickle.UnpicklingError:
         return False
     return True
-
-
-def _plain_dict(default_factory: Any = None) -> dict[Any, Any]:
-    return {}
