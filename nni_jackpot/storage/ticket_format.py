@@ -1,6 +1,6 @@
-"""The rules of tickets, in the order in which they are checked, and the check of what a ticket says.
+"""The rules of the ticket format, in the order of the checks, and the parser of a ticket's content.
 
-No model is looked at, and nothing is decoded: the rules after `SAID` are checked when it is.
+The parser needs no model and decodes nothing; the rules in `DECODED` are checked on decoding.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from nni_jackpot.storage.formats.rules import Rule, saying
 CodedMasks: TypeAlias = Mapping[str, Mapping[str, CodedMask | None]]
 
 DIGEST_SIZE = 32
-# How the names of inputs and outputs begin, NNI's INPUT_PREFIX and OUTPUT_PREFIX.
+# Prefixes of the targets for inputs and outputs: NNI's INPUT_PREFIX and OUTPUT_PREFIX.
 ACTIVATIONS = ("_input_", "_output_")
 _WEIGHTS, _WEIGHTS_A_BYTE = 1 << 26, 1 << 17
 
@@ -60,19 +60,19 @@ RULES = SAID + DECODED
 
 
 def parse(content: Any, parts: Mapping[str, bytes]) -> tuple[CodedMasks, dict[str, bytes], dict[str, Form]]:
-    """Return masks, hashes of the base, and forms of the statistics, of a ticket that breaks no rule.
+    """Check a ticket, and return its masks, the hashes of its base and the forms of its statistics.
 
     Parameters
     ----------
     content
-        As the sealed file has it.
+        The JSON content of the sealed file.
     parts
-        Bytes of its tensors.
+        The bytes of the file's tensors, by name.
 
     Raises
     ------
     TicketError
-        If it breaks a rule.
+        If the ticket breaks a rule.
     """
     if not isinstance(content, dict) or content.keys() != {"masks", "base", "statistics", "metadata"}:
         raise CONTENT.broken("the content")
@@ -98,12 +98,12 @@ def parse(content: Any, parts: Mapping[str, bytes]) -> tuple[CodedMasks, dict[st
 
 
 def check_claim(coded: CodedMasks, size: int) -> None:
-    """See that masks in tensors of ``size`` bytes can be decoded all at once, no model being known.
+    """Bound the memory for decoding all masks of a ticket with ``size`` bytes of tensors, without a model.
 
     Raises
     ------
     TicketError
-        If they claim to be too large.
+        If the masks claim to be larger.
     """
     weights = sum(mask.size for *_, mask in named(coded))
     if weights > _WEIGHTS + _WEIGHTS_A_BYTE * size:
@@ -111,7 +111,7 @@ def check_claim(coded: CodedMasks, size: int) -> None:
 
 
 def named(coded: CodedMasks) -> Iterator[tuple[str, str, CodedMask]]:
-    """Iterate over the name in the state dict, NNI's target, and the mask; those that are None left out."""
+    """Iterate over ``(name in the state dict, NNI's target, mask)``, without the masks that are None."""
     for module, targets in coded.items():
         for target, mask in targets.items():
             if mask is not None:
@@ -119,7 +119,7 @@ def named(coded: CodedMasks) -> Iterator[tuple[str, str, CodedMask]]:
 
 
 def is_parameter(target: str) -> bool:
-    """Tell whether NNI's target is a parameter, not an input or output."""
+    """Return True if NNI's target is a parameter, not an input or output."""
     return not target.startswith(ACTIVATIONS)
 
 

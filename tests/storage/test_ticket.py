@@ -229,7 +229,7 @@ def test_masks_of_activations_are_kept_but_not_written(tmp_path: Path, model: nn
     ticket = load_ticket(tmp_path / "a.ticket")
     assert torch.equal(ticket.masks["fc"]["_output_0"], masks["fc"]["_output_0"])
     before = state_copy(model)
-    with pytest.raises(MaskError, match=r"prunes fc\._output_0, which is no parameter"):
+    with pytest.raises(MaskError, match=r"prunes fc\._output_0, which is not a parameter"):
         ticket.apply(model)
     assert equal(state_copy(model), before)
     masks["fc"]["_output_0"].fill_(1)

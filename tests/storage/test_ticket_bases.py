@@ -98,7 +98,7 @@ def test_weights_with_the_name_of_a_statistic_are_part_of_the_base(
     forged.take_from_base(name)
     forged.set_statistics({name: torch.full_like(base.state_dict()[name], 9)})
     path.write_bytes(forged.sealed())
-    refused_and_untouched(path, base, OtherBaseError, f"{name} is no norm statistic")
+    refused_and_untouched(path, base, OtherBaseError, f"{name} is not a norm statistic")
 
 
 def test_a_model_tells_parameters_from_statistics_where_a_state_dict_cannot(
@@ -114,7 +114,7 @@ def test_a_model_tells_parameters_from_statistics_where_a_state_dict_cannot(
     path.write_bytes(forged.sealed())
     before = copy_of(base.state_dict())
     for apply in (load_ticket(path).apply, lambda base: TicketBox(base).add("forged", load_ticket(path))):
-        with pytest.raises(OtherBaseError, match="running_mean is no norm statistic"):
+        with pytest.raises(OtherBaseError, match="running_mean is not a norm statistic"):
             apply(base)
     assert equal(base.state_dict(), before)
 
@@ -287,7 +287,7 @@ def test_sparse_checkpoints_of_types_that_no_file_has(path: Path) -> None:
         ({"curve": list(range(50_000))}, "no more than 32,768 values"),
         ({"log": "x" * 600_000}, "no more than 512 KiB"),
         ({"big": 10**50}, "no more than 40 characters"),
-        ({1: 1, "1": 2}, "a key that is there twice"),
+        ({1: 1, "1": 2}, "a key occurs twice"),
     ],
 )
 def test_metadata_that_no_reader_takes_are_not_saved(path: Path, metadata: dict, words: str) -> None:
@@ -309,7 +309,7 @@ def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", "/dev/zero", "a\0b", "x" * 5000):
         for load in (load_ticket, load_sparse):
-            with pytest.raises(TicketError, match="is no "):
+            with pytest.raises(TicketError, match="is not a "):
                 load(path)
 
 

@@ -75,7 +75,7 @@ def test_foreign_files_are_named_escaped(run, tmp_path: Path) -> None:
         assert (code, out) == (2, "")
         assert err.count("\n") == 1
         assert is_safe(err)
-        assert "is no jackpot ticket" in err
+        assert "is not a jackpot ticket" in err
 
 
 @pytest.mark.parametrize(
