@@ -1,4 +1,4 @@
-"""Search in a loop of your own: no evaluator, any optimizer, masks that follow the scores by themselves.
+"""Search in your own training loop: no evaluator, any optimizer; masks follow the scores automatically.
 
 Run it with: python examples/own_loop.py
 """
@@ -31,7 +31,7 @@ def accuracy():
         return (model(images[1400:]).argmax(1) == labels[1400:]).float().mean().item()
 
 
-train(torch.optim.Adam(model.parameters(), lr=1e-3), epochs=15)  # stands for your pre-trained checkpoint
+train(torch.optim.Adam(model.parameters(), lr=1e-3), epochs=15)  # replace by your pre-trained checkpoint
 print(f"dense:          {accuracy():.1%}")
 
 pruner = LotteryJackpotPruner(
@@ -42,5 +42,5 @@ print(f"magnitude mask: {accuracy():.1%}")
 train(torch.optim.SGD(pruner.score_parameters(), lr=5.0, momentum=0.9), epochs=15)
 print(f"jackpot:        {accuracy():.1%}, at 95% sparsity")
 
-model, masks = pruner.compress()  # the masks as they stand
+model, masks = pruner.compress()  # the current masks
 print({name: f"{int(mask['weight'].sum())} of {mask['weight'].numel()} kept" for name, mask in masks.items()})

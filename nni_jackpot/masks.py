@@ -199,7 +199,7 @@ def check_unwrapped(model: nn.Module, error: type[JackpotError] = MaskError) -> 
 
 
 def check_shape(name: str, mask: Tensor, shape: Sequence[int]) -> None:
-    """Check that a mask has the shape of its parameter.
+    """Check that the mask of a target has the target's shape.
 
     Raises
     ------
@@ -207,7 +207,7 @@ def check_shape(name: str, mask: Tensor, shape: Sequence[int]) -> None:
         If the shapes differ.
     """
     if tuple(mask.shape) != tuple(shape):
-        raise MaskError(f"the mask of {name} has shape {tuple(mask.shape)}, its parameter {tuple(shape)}")
+        raise MaskError(f"the mask of {name} has shape {tuple(mask.shape)}, expected {tuple(shape)}")
 
 
 def named_masks(masks: Masks) -> dict[str, Tensor]:

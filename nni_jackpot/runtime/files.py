@@ -9,7 +9,7 @@ import pickle
 import secrets
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -217,8 +217,10 @@ def load_tensors(path: str | os.PathLike[str], kind: str) -> Any:
     CheckpointError
         If the file is missing, unreadable, or contains more than tensors and plain containers.
     """
+    # NNI's pruners return defaultdicts, which the safe unpickler cannot fill: read them as dicts.
+    allowed: list[Any] = [(lambda factory=None: {}, "collections.defaultdict"), dict]
     try:
-        with defaultdicts_allowed():
+        with torch.serialization.safe_globals(allowed):
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"there is no {kind} {path}") from None
@@ -243,17 +245,3 @@ def load_state_dict(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     ):
         raise CheckpointError(f"{path} is not a state dict: tensors by name are wanted")
     return state
-
-
-def defaultdicts_allowed() -> AbstractContextManager[None]:
-    """Let ``torch.load`` read a ``defaultdict`` as a dict: NNI's pruners return masks in one.
-
-    The safe unpickler does not run other classes, so such a file still cannot execute code.
-    """
-    allowed: list[Any] = [(_plain_dict, "collections.defaultdict"), (dict, "builtins.dict")]
-    return torch.serialization.safe_globals(allowed)
-
-
-def _plain_dict(default_factory: Any = None) -> dict[Any, Any]:
-    """Replace ``defaultdict``, which the safe unpickler cannot fill."""
-    return {}

@@ -1,4 +1,4 @@
-"""Forged tickets for the tests: for each rule of the format what breaks it, the digest being right."""
+"""Forged tickets for the tests: violations of each rule of the format, with correct digests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def model() -> ConvNet:
 
 
 def good(folder: Path) -> Forged:
-    """Return a ticket of the model, of masks of all kinds, to be changed."""
+    """Return a ticket of the model with all kinds of masks, to be changed."""
     base = model()
     masks = {
         "conv1": {"weight": torch.rand(8, 1, 3, 3) < 0.3, "bias": None},
@@ -55,18 +55,18 @@ def said(**changes: Any) -> Change:
 
 
 def mask(**changes: Any) -> Change:
-    """Change what is said of a mask."""
+    """Change the description of a mask."""
     return lambda forged: forged.content["masks"]["conv1"]["weight"].update(changes)
 
 
 def another(module: str, target: str, **described: Any) -> Change:
-    """Have a mask without a stream more."""
+    """Add a mask without a stream."""
     whole = {"dtype": "float32", "shape": [8], "ones": 0, **described}
     return lambda forged: forged.content["masks"].setdefault(module, {}).update({target: whole})
 
 
 def constant(**described: Any) -> Change:
-    """Have a mask without a stream in the place of another."""
+    """Replace a mask by one without a stream."""
 
     def change(forged: Forged) -> None:
         forged.tensors.pop("mask.conv1.weight")
@@ -80,7 +80,7 @@ def statistic(name: str, form: Any) -> Change:
 
 
 def values(name: str, value: float) -> Change:
-    """Bring another value of a statistic along."""
+    """Change the value of a statistic."""
 
     def change(forged: Forged) -> None:
         changed = statistics()
@@ -111,7 +111,7 @@ def text(old: str, new: str) -> Change:
 
 
 def more(value: str) -> Change:
-    """Have a JSON text in the metadata."""
+    """Set the JSON text in the metadata."""
     return text('"metadata": {', f'"metadata": {{"more": {value}, ')
 
 

@@ -1,4 +1,4 @@
-"""A command in a process of its own that comes to a certain end; no test of its own.
+"""A command in a separate process with a planned end; not a test.
 
 The process is forked from one that has loaded everything, so that a run of half a second takes no longer.
 """
@@ -37,7 +37,7 @@ Fate = Callable[[], None]
 
 @dataclass(frozen=True)
 class End:
-    """How a process ended.
+    """The end of a process.
 
     Attributes
     ----------
@@ -52,7 +52,7 @@ class End:
 
 
 class Attempt:
-    """A command that runs.
+    """A running command.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ def _run(arguments: list[str], fate: Fate | None, stderr: int) -> int:
 
 
 def at_event(root: Path, number: int, act: Callable[[str], None]) -> Fate:
-    """Return the fate to act before the change of a file below a folder that has a number, and all later ones."""
+    """Return the fate that acts before the n-th change of a file below a folder, and before all later changes."""
 
     def prepare() -> None:
         seen = 0
@@ -132,23 +132,23 @@ def _is_below(root: Path, place: object) -> bool:
 
 
 def kill(event: str) -> None:
-    """Die as by kill -9."""
+    """Die like kill -9."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def no_space(event: str) -> None:
-    """Have no room on the disk for what needs some."""
+    """Simulate a full disk for changes that need space."""
     if event in ("open", "os.mkdir", "os.rename"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def no_file_above(size: int) -> Fate:
-    """Return the fate to have room for files up to a size in bytes only."""
+    """Return the fate that limits files to a size in bytes."""
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 def events_of(root: Path, arguments: list[str]) -> int:
-    """Return how many changes of files below a folder a command makes, if it goes well."""
+    """Return the number of changes of files below a folder that a successful command makes."""
     reader, writer = os.pipe()
     os.set_inheritable(writer, True)
     end = Attempt(arguments, at_event(root, 1, lambda event: os.write(writer, b"x") and None)).wait()

@@ -317,7 +317,7 @@ def test_swaps_cannot_be_limited_where_rows_keep_their_number(model: nn.Module) 
 
 
 def test_swaps_are_limited_and_annealed() -> None:
-    """The gradient of a score is its weight: all that are kept at first are to leave, as many are to enter."""
+    """The gradient of a score is its weight: all initial members leave, and equally many others enter."""
 
     def flips(swap_limit: float | None) -> list[int]:
         model = nn.Sequential(nn.Linear(24, 36, bias=False))

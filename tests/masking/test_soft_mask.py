@@ -74,7 +74,7 @@ def test_equal_scores_are_half_kept() -> None:
 
 @pytest.fixture
 def relaxed() -> tuple[RelaxedMask, nn.Parameter, nn.Parameter, Tensor]:
-    """A relaxed mask that keeps 6 of 20 weights, the weights, the scores and the mask."""
+    """A relaxed mask that keeps 6 of 20 weights, with its weights, scores and mask."""
     weight = nn.Parameter(torch.randn(4, 5), requires_grad=False)
     score = nn.Parameter(torch.randn(4, 5))
     grains = Grains((4, 5))

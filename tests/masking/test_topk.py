@@ -34,7 +34,7 @@ every_kind = pytest.mark.parametrize("make", SCORES.values(), ids=SCORES)
 
 
 def reference(scores: Tensor, keep: int, previous: Tensor) -> Tensor:
-    """The rule spelled out: higher score first, then kept before, then lower index."""
+    """The rule, literally: higher score first, then previously kept, then lower index."""
     flat, before = scores.flatten().tolist(), previous.flatten().tolist()
     order = sorted(range(len(flat)), key=lambda i: (-flat[i], not before[i], i))
     kept = torch.zeros(len(flat), dtype=torch.bool)
@@ -146,7 +146,7 @@ def test_one_row_is_like_no_rows() -> None:
 
 
 def swap_reference(kept: Tensor, before: Tensor, scores: Tensor, limit: int) -> Tensor:
-    """The rule spelled out: the best of those that would enter, the worst of those that would leave."""
+    """The rule, literally: the best entering members and the worst leaving members."""
     flat, to, start = scores.flatten().tolist(), kept.flatten().tolist(), before.flatten().tolist()
     entrants = sorted((i for i in range(len(flat)) if to[i] and not start[i]), key=lambda i: (-flat[i], i))
     leavers = sorted((i for i in range(len(flat)) if start[i] and not to[i]), key=lambda i: (flat[i], i))
@@ -188,7 +188,7 @@ def test_limit_of_swaps_must_not_be_negative() -> None:
 
 
 def long(make, generator: Generator, n: int) -> Tensor:
-    """Scores of a kind, of any number: in blocks that differ by chance only."""
+    """Scores of one kind, of any number, in blocks that differ only by chance."""
     return torch.cat([make(generator) for _ in range(-(-n // 40))])[:n]
 
 
@@ -211,7 +211,7 @@ def test_an_update_keeps_exactly_the_top(make, n: int, few: int, monkeypatch: py
 @every_kind
 @pytest.mark.parametrize("few", [0, 10**6])
 def test_many_updates_in_a_row(make, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The threshold of the last update is a hint only, whatever the scores do: drift, jump, or stand still."""
+    """The last threshold is only a hint, whether scores drift, jump or stand still."""
     monkeypatch.setattr(selection, "_CHUNK", 512)
     monkeypatch.setattr(selection, "_FEW", few)
     generator = Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""In the company of NNI's other compressors: schedules of sparsity, distillers, quantizers."""
+"""Combinations with NNI's other compressors: scheduled pruners, distillers, quantizers."""
 
 from __future__ import annotations
 

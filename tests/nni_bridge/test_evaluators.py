@@ -1,4 +1,4 @@
-"""Every evaluator of NNI, and the ways in which a loop may step: mixed precision, clipping, several optimizers."""
+"""NNI's evaluators, with mixed precision, gradient clipping and several optimizers."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def plain_search(net: nn.Module, batches: Batches, clip: float | None) -> dict[s
 def check_equals_plain_search(
     pruner: LotteryJackpotPruner, batches: Batches, clip: float | None, **length: Any
 ) -> None:
-    """Check what a search finds; network and batches are in double precision."""
+    """Check the masks that a search finds; network and batches are in double precision."""
     expected = plain_search(fresh_net().double(), batches, clip)
     pruner.compress(**{"max_steps": None, "max_epochs": None, **length})
     found = {name.removeprefix("net."): masks["weight"] for name, masks in pruner.get_masks().items()}

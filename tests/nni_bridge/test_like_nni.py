@@ -1,4 +1,4 @@
-"""What NNI's own suite asks of its pruners, asked of ours: one model, plain and as a LightningModule.
+"""The requirements of NNI's test suite for pruners, on one model, plain and as a LightningModule.
 
 Counterparts of test_pruner.py and test_fusion_compress.py in NNI's test/algo/compression. Here zeros are
 counted before every step, and the sped-up model must compute what the masked one computes.
@@ -89,7 +89,7 @@ class Branches(nn.Module):
 
 
 def make(kind: str, batches: Batches, folder: Path) -> tuple[Any, Evaluator, str]:
-    """Return the model, its evaluator, and what the names of its layers begin with."""
+    """Return the model, its evaluator, and the prefix of its layers' names."""
     torch.manual_seed(0)
     net = Branches()
     if kind == "torch":
@@ -167,7 +167,7 @@ def check_channels(masks: dict[str, dict[str, Tensor]], wish: str) -> None:
 
 
 def search(model: Any, pruner: LotteryJackpotPruner, wish: str, run: str, last: Any = None) -> Any:
-    """Search, check the masks on the way, and return the compressor that did: the last one of a chain."""
+    """Search, check the masks on the way, and return the last compressor of the chain."""
     scheduled, steps, epochs, shares = RUNS[run]
     compressor = last or (scheduled(pruner, interval_steps=2, total_times=4) if scheduled else pruner)
     start, seen = masks_of(pruner), []

@@ -1,4 +1,4 @@
-"""What is written takes its place whole or not at all, and nothing else is touched."""
+"""Writes are atomic, and change no other file."""
 
 from __future__ import annotations
 

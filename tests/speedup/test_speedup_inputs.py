@@ -1,4 +1,4 @@
-"""A model's inputs may be a tensor, a tuple, a list or a dict, nested as the model takes them."""
+"""A model's inputs may be a tensor, a tuple, a list or a dict, nested as the model requires."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ X, Y = torch.randn(2, 4, generator=GENERATOR), torch.randn(2, 3, generator=GENER
 
 
 class Net(nn.Module):
-    """Its masked channels go, of whatever form its inputs are."""
+    """A model whose masked channels can be removed, with inputs of any form."""
 
     def __init__(self) -> None:
         super().__init__()

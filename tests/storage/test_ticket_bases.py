@@ -1,4 +1,4 @@
-"""What a ticket may change of a base: zeros where its masks say, statistics of norm layers, all of it or nothing."""
+"""A ticket changes only masked weights and norm statistics of its base, completely or not at all."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def as_statistic(forged: Forged, name: str, value: Tensor) -> None:
-    """Leave a tensor out of the base, and bring another value of it along as a statistic."""
+    """Move a tensor from the base to the statistics, with another value."""
     forged.take_from_base(name)
     module, _, target = name.rpartition(".")
     forged.content["masks"].get(module, {}).pop(target, None)
@@ -43,7 +43,7 @@ def as_statistic(forged: Forged, name: str, value: Tensor) -> None:
 
 
 def refused_and_untouched(path: Path, base: Any, error: type[Exception], words: str) -> None:
-    """See that a ticket is refused by a model, its state dict, and a box, and changes nothing."""
+    """Check that a model, its state dict and a box refuse a ticket, and that nothing changes."""
     state = base.state_dict()
     before = copy_of(state)
     for apply in (
@@ -67,7 +67,7 @@ def test_a_weight_that_is_said_to_be_a_statistic_is_not_replaced(
 
 
 class Odd(nn.Module):
-    """Weights that are named as norm statistics are."""
+    """Weights with names of norm statistics."""
 
     def __init__(self, weights: dict[str, Tensor], buffers: dict[str, Tensor] | None = None) -> None:
         super().__init__()

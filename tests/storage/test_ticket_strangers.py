@@ -1,4 +1,4 @@
-"""Files of strangers on the command line: one line says what is wrong, and no terminal acts on what they hold."""
+"""Untrusted files on the command line: one line reports the error, without control characters."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def is_safe(text: str) -> bool:
 @pytest.fixture
 def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     def run(command: str, *names: str, output: str | None = None) -> tuple[int, str, str]:
-        """Run a command on files of the folder; return the exit code, and what was printed."""
+        """Run a command on files of the folder; return the exit code and the output."""
         line = [command, *(str(tmp_path / name) for name in names)]
         code = cli.main([*line, "-o", str(tmp_path / output)] if output else line)
         printed = capsys.readouterr()

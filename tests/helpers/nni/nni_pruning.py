@@ -1,4 +1,4 @@
-"""Prune a model with NNI and shrink it, beside the masked model; no test of its own."""
+"""Prune a model with NNI and shrink it, next to the masked model; not a test."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CONVOLUTIONS: list[dict[str, Any]] = [{"op_types": ["Conv2d"], "sparse_ratio": 0
 
 
 class Recording(ModelSpeedup):
-    """Keeps the masks that the speedup makes real: the user's, widened where layers must agree."""
+    """A speedup that keeps its final masks: the user's masks, extended where layers must agree."""
 
     fixed: dict[str, dict[str, Tensor | None]]
 
@@ -26,7 +26,7 @@ class Recording(ModelSpeedup):
 
 
 def set_activations_to_scale(model: nn.Module, x: Tensor) -> None:
-    """Set the batch norms so that neither a masked channel leaks (it must stay 0) nor all outputs vanish."""
+    """Set the batch norms so that masked channels stay 0 and not all outputs vanish."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = 1.0

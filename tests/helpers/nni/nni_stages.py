@@ -1,6 +1,6 @@
-"""Run each repair's check before the repair and after it, and print as JSON how each failed; no test of its own.
+"""Run each patch's check before and after the patch, and print the failures as JSON; not a test.
 
-In a process that has not imported nni_jackpot: each check must fail in its own way, which its repair must end.
+The process has not imported nni_jackpot: each check must fail in its own way until its patch is applied.
 """
 
 from __future__ import annotations

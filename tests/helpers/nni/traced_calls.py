@@ -1,4 +1,4 @@
-"""Calls of torch.nn.functional and torchvision.ops, for the tracer to go through; no test of its own.
+"""Calls of torch.nn.functional and torchvision.ops for the tracer; not a test.
 
 An expression is what a forward returns: of a feature map ``x`` of (8, 4, 8, 8), the same as a sequence ``v`` of
 (8, 4, 64), as vectors ``t`` of (8, 4), as a volume ``u`` of (8, 4, 3, 8, 8), of boxes ``a`` and ``b``, and of

@@ -1,4 +1,4 @@
-"""Layers of torch.nn and torchvision.ops, for the tracer to go through; no test of its own.
+"""Layers of torch.nn and torchvision.ops for the tracer; not a test.
 
 A call goes to ``layer`` with the inputs that traced_calls.py names.
 """

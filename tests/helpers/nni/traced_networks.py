@@ -1,4 +1,4 @@
-"""Networks made of source, which NNI's tracer reads; no test of its own."""
+"""Networks generated as source code, which NNI's tracer reads; not a test."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def indent_all(lines: Sequence[str]) -> list[str]:
 
 
 def returning(expression: str) -> str:
-    """Return a forward that computes an expression of the feature map."""
+    """Return a forward that evaluates an expression of the feature map."""
     shapes = [f"{name} = {shape}" for name, shape in SHAPES.items() if re.search(rf"\b{name}\b", expression)]
     return "\n".join(
         ["def forward(self, x):", *indent_all(["x = self.conv(x)", *shapes, f"return {expression}"])]
@@ -93,7 +93,7 @@ def returning(expression: str) -> str:
 
 
 def check_traced(model: nn.Module) -> Any:
-    """Assert that the traced network computes what the network does; return the trace."""
+    """Assert that the traced network gives the network's outputs; return the trace."""
     x = image()
     expected = model(x)
     traced = concrete_trace(model, (x,))

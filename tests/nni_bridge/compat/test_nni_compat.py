@@ -1,4 +1,4 @@
-"""NNI's pruning and speedup on the installed PyTorch and Python, with each repair and without."""
+"""NNI's pruning and speedup on the installed PyTorch and Python, with and without each patch."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[str | None]], list[str]]:
-    """Return how each repair's check failed before and after the repair, and the checks that fail in the end."""
+    """Return each check's failure before and after its patch, and the checks that fail with all patches."""
     folder = tmp_path_factory.mktemp("stages")
     script = HELPERS / "nni" / "nni_stages.py"
     result = run(str(script), nni_compat.__file__, str(folder / "masks.pth"))
