@@ -34,8 +34,7 @@ IDIOM = {
     r"(then|left|stays?|leaves?|are|is) as (it|they) (was|were|is|are)": "'is unchanged', 'is restored'",
     r"as (it|they) stands?": "'current', 'unchanged'",
     r"leaves? with the|leave with what|that there were": "'restore ... after the block'",
-    r"(?<!there\s)(is|are|was|were) no (?!longer|more|less|fewer|better|worse|different|need|match|one\b)[a-z]+":
-        "'is not a', 'has no'",
+    r"(?<!there\s)(is|are|was|were) no (?!longer|more|less|fewer|better|worse|need)[a-z]+": "'is not a'",
     r"none such": "'no such ...'",
     r"lest": "'so that ... not'",
     r"but for": "'except', 'without'",
@@ -48,7 +47,7 @@ IDIOM = {
     r"mends?|mended": "'fix', 'patch'",
     r"comes? to (lie|where)": "'is written to', 'reaches'",
     r"comes? through": "'propagates'",
-    r"(is|are) told|tells? of": "'is notified', 'reports'",
+    r"tells? of": "'reports'",
     r"(?-i:Tell) whether": "'Return True if'",
     r"(?-i:See) (that|whether)|and sees? that": "'Check that'",
     r"says? of (a|the|it|itself|its|them|themselves)": "'define', 'describe'",
@@ -62,14 +61,14 @@ IDIOM = {
     r"least of all": "'in particular'",
     r"of one's own": "'your own ...'",
     r"a \w+ of its own": "'its own ...', 'a separate ...'",
-    r"(of|by|in|along|into) (each of )?so many|every so many(-th)?": "the number, such as 'of n', 'every n-th'",
+    r"(of|by|in|along|into) (each of )?so many|every so many(-th)?": "'of n', 'every n-th'",
     r"made aside|makes? \w+ \w+ aside": "'temporary file'",
     r"as far as (can be|they are|it has)": "'if'",
     r"(whatever|all|as often as) it likes": "'any ...'",
     r"over and over|for ever": "'repeatedly', 'forever'",
     r"over at once": "'returns immediately'",
     r"amid|hitherto|thereby|whence": "'within', 'so far', 'by this'",
-}  # fmt: skip
+}
 # A phrase may be broken over lines, and a line may begin with the mark of a comment.
 _PATTERNS = {
     re.compile(rf"(?<![\w-])(?:{phrase})(?![\w-])".replace(" ", r"[\s#]+"), re.IGNORECASE): plain
@@ -107,7 +106,7 @@ def texts_of(path: Path) -> Iterator[tuple[int, str]]:
 def findings_in(path: Path) -> set[tuple[int, str, str]]:
     """Return the line, the phrase and the plain wording of each finding in a file."""
     return {
-        (line + text.count("\n", 0, found.start()), " ".join(found[0].split()), plain)
+        (line + text.count("\n", 0, found.start()), " ".join(found[0].replace("#", " ").split()), plain)
         for line, text in texts_of(path)
         for pattern, plain in _PATTERNS.items()
         for found in pattern.finditer(text)

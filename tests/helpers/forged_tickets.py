@@ -148,7 +148,7 @@ def with_header(whole: bytes) -> Callable[[bytes], bytes]:
     return lambda raw: len(whole).to_bytes(8, "little") + whole
 
 
-# What breaks the rules of the file, byte by byte.
+# Violations of the rules of the file, byte by byte.
 FILES: dict[Rule, list[Callable[[bytes], bytes]]] = {
     sealed_format.HEAD: [lambda raw: raw[:7], lambda raw: b"\xff" * 8 + raw[8:], lambda raw: raw[:60], lambda raw: b""],
     sealed_format.HEADER_SIZE: [with_header(f"[{','.join(['[]'] * 200_000)}]".encode()), with_header(b" " * 600_000)],
@@ -165,7 +165,7 @@ FILES: dict[Rule, list[Callable[[bytes], bytes]]] = {
     sealed_format.DIGEST: [lambda raw: raw[:-1] + bytes([raw[-1] ^ 1]), lambda raw: raw.replace(b"conv1.w", b"conv3.w")],
 }  # fmt: skip
 
-# What breaks the rules of what a ticket says.
+# Violations of the rules of a ticket's content.
 SAID: dict[Rule, list[Change]] = {
     sealed_format.VALUES: [more(f"[{','.join(['[]'] * 40_000)}]"), more("[" * 40_000 + "]" * 40_000)],
     sealed_format.JSON: [
@@ -256,7 +256,7 @@ SAID: dict[Rule, list[Change]] = {
     ],
 }  # fmt: skip
 
-# What breaks the rules of what a ticket is decoded to.
+# Violations of the rules checked on decoding.
 DECODED: dict[Rule, list[Change]] = {
     mask_codec.DECODED: [
         mask(ones=30),

@@ -24,9 +24,9 @@ ConfigList = Sequence[Mapping[str, Any]]
 Inputs = tuple[Any, ...] | Mapping[str, Any]
 """Arguments of a model, positional or by name."""
 
-# How many roundings of the largest number of a tensor may lie between two results of the same numbers, where a
-# kernel adds up a row of the at most some hundred products of a small layer in another order, in several layers.
-# PyTorch picks kernels by which parameters have gradients, so that this holds of gradients as well.
+# Tolerance in roundings of a tensor's largest number, for kernels that sum some hundred products per row in
+# another order, over several layers. PyTorch picks kernels by the parameters that need gradients, so that
+# gradients have the same tolerance.
 OTHER_KERNEL = 32
 
 
@@ -55,7 +55,7 @@ def check_law(
         Entries that select by ``op_types`` and ``exclude_op_names``, all at one ``sparse_ratio``.
     exact
         Whether model and copy run the same kernels on the same numbers, so that outputs are equal bit for bit.
-        They do not where PyTorch has a fused kernel for layers that nobody looks into.
+        False if PyTorch runs a fused kernel for layers without hooks.
     """
     model, plain, start = (_make(make_model) for _ in range(3))
     expected = _selected(plain, config_list)

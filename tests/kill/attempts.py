@@ -19,7 +19,7 @@ from typing import Any
 
 from nni_jackpot import cli
 
-# Of the events that Python's audit hooks hear of before they come to pass, those that change files.
+# The events of Python's audit hooks that change files; hooks run before the change.
 _CHANGES = {
     "os.rename",
     "os.remove",
@@ -44,7 +44,7 @@ class End:
     code
         Its exit code; the negative number of the signal that ended it.
     said
-        What it wrote to stderr.
+        Its output to stderr.
     """
 
     code: int
@@ -57,9 +57,9 @@ class Attempt:
     Parameters
     ----------
     arguments
-        Of the command line.
+        Command line arguments.
     fate
-        What the process prepares for itself before the command.
+        Function that prepares the planned end, called in the process before the command.
     """
 
     def __init__(self, arguments: list[str], fate: Fate | None = None) -> None:
@@ -74,7 +74,7 @@ class Attempt:
     def send(self, number: signal.Signals, after: float) -> End:
         """Send a signal after some seconds, and wait for the end."""
         time.sleep(after)
-        os.kill(self._process, number)  # also to one that has ended, for nobody has waited for it
+        os.kill(self._process, number)  # also to a process that has ended, which is not reaped yet
         return self.wait()
 
     def wait(self) -> End:
@@ -89,7 +89,7 @@ def _run(arguments: list[str], fate: Fate | None, stderr: int) -> int:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(stderr, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells ignore in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it for background processes
     try:
         if fate is not None:
             fate()

@@ -27,10 +27,10 @@ from tiny_runs import copied, files_in, outcome, write_file
 from nni_jackpot.errors import JackpotError
 from nni_jackpot.experiment.folder.result import load_result
 
-# Settings for the shortest runs that have every phase: a step each of pre-training and tuning, two of search.
+# Settings for the shortest runs with every phase: one step of pre-training and of tuning, two of search.
 SHORT = "data.train_images=32", "data.validation_images=32", "data.batch_size=32", "finetune.under=initial"
 OTHERS = "seed=1", "search.lr=0.5", "finetune.epochs=0"
-# What a command says that finds another process, or its results, in the folder.
+# Messages of a command that finds another process, or its results, in the folder.
 REFUSALS = "is in use by process", "holds a finished run of other settings"
 BEGIN, END = "<!-- campaign -->\n", "<!-- end of campaign -->"
 
@@ -42,13 +42,13 @@ class Row:
     Attributes
     ----------
     command, tried
-        In words.
+        The command and the interruption, in words.
     tries
-        How often.
+        Number of tries.
     hit
-        How often the process was ended by what was tried, and not by its own end just before.
+        Number of processes that the interruption ended; others ended by themselves before it.
     wrong
-        What was not as it should be, a line for each.
+        Violated expectations, one line each.
     """
 
     command: str
@@ -77,7 +77,7 @@ class Campaign:
     root
         An empty folder.
     share
-        Which part of the tries is made: one in so many.
+        One of ``share`` tries is made.
     """
 
     def __init__(self, root: Path, share: int) -> None:
@@ -89,7 +89,7 @@ class Campaign:
         self.whole = self._reference(self.search())
         self.seconds = self._seconds(self.search())
         copied(self.out, self.kept / "finished")
-        # For runs that need no training of weights, and that end a finished run.
+        # Kept for runs that skip the training of weights, and for runs that replace a finished one.
         copied(root / "cache", self.kept / "cache")
 
     def search(self, *settings: str, flags: tuple[str, ...] = ()) -> list[str]:

@@ -223,7 +223,7 @@ def test_many_updates_in_a_row(make, few: int, monkeypatch: pytest.MonkeyPatch) 
             scores = long(make, generator, n)
         elif step % 4:
             scores = scores * 0.999 + 1e-4 * torch.randn(n, generator=generator).to(scores)
-            scores = scores.nan_to_num(0.0)  # of infinities that met
+            scores = scores.nan_to_num(0.0)  # NaN from opposite infinities
         expected = reference(scores, keep, kept)
         update_top(scores, keep, kept, n_kept=keep, threshold=threshold)
         assert torch.equal(kept, expected), step
@@ -271,7 +271,7 @@ def test_a_gap_seen_before_decides_nothing_by_itself(
     before = kept.clone()
     assert not len(update_top(scores, 30, kept, n_kept=30, threshold=threshold))
     assert torch.equal(kept, before)
-    for _ in range(3):  # a kept score falls below the others, one of these rises
+    for _ in range(3):  # one kept score falls below the others, and one of the others rises
         scores[kept.nonzero()[7, 0]] = 0.9
         scores[(~kept).nonzero()[150, 0]] = 0.96
         expected = reference(scores, 30, kept)
@@ -291,8 +291,8 @@ def test_a_steady_update_makes_nothing_of_the_size_of_the_scores() -> None:
     scores.mul_(0.99999)
     with Allocations() as allocations:
         flipped = update_top(scores, n // 10, kept, n_kept=n // 10, threshold=threshold)
-    assert not len(flipped)  # a product with one number keeps the order, and equals stay where they were
-    assert 0 < allocations.largest < n  # a byte a score would be as much
+    assert not len(flipped)  # scaling keeps the order and the ties
+    assert 0 < allocations.largest < n  # less than one byte per score
 
 
 @every_kind

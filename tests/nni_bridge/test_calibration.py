@@ -132,7 +132,7 @@ def test_nothing_changes(model: nn.Module, batches: Batches, train: bool) -> Non
     seen = seen_by(losses)
     snapshot.check()
     assert all(not weight.requires_grad for weight in weights)
-    assert log == seen  # the loop gets to know the loss
+    assert log == seen  # the loop sees the loss
     assert seen_by(losses) == seen
     snapshot.check()
 
@@ -148,7 +148,7 @@ def test_a_loop_that_changes_everything_itself(model: nn.Module, batches: Batche
     def after_step(model: nn.Module) -> None:
         with torch.no_grad():
             for p in model.parameters():
-                p.data = p.data.double().float() + 1  # other storage, as after a move to another device
+                p.data = p.data.double().float() + 1  # other storage, like after a move to another device
                 p.mul_(2)
         model._apply(lambda t: t + 1)  # other buffers
         sum(p.sum() for p in model.parameters()).backward()

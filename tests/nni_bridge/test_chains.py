@@ -30,7 +30,7 @@ def test_sparsity_that_grows(model: nn.Module, batches: Batches, scheduled: type
 
     def step(batch: Any, model: nn.Module) -> Tensor:
         loss = training_step(batch, model)
-        if schedules:  # SNIP takes a step of its own
+        if schedules:  # SNIP takes a separate step
             grown.append(zeros(schedules[0].bound_pruner)["conv2"])
         return loss
 
@@ -61,7 +61,7 @@ def test_given_masks_have_no_schedule(model: nn.Module, batches: Batches, schedu
 def test_a_schedule_comes_with_the_first_search(model: nn.Module, batches: Batches) -> None:
     pruner = LotteryJackpotPruner(model, CONVS, make_evaluator(model, batches))
     pruner.compress(2, None)
-    assert pruner._importance is None  # which takes as much memory as the weights
+    assert pruner._importance is None  # this takes as much memory as the weights
     with pytest.raises(ConfigListError, match="nor after a search without a schedule"):
         AGPPruner(pruner, interval_steps=3, total_times=4).compress(18, None)
 

@@ -47,7 +47,7 @@ def umask() -> Iterator[None]:
     os.umask(before)
 
 
-# -- the file that is made aside
+# -- temporary files
 
 
 def test_two_writers_and_a_reader_never_mix(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_what_a_killed_writer_left_goes(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.glob("*.part")] == ["of a user.part"]
 
 
-# -- what is in the place
+# -- existing files
 
 
 def test_links_are_followed_and_stay(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_file_and_folder_are_on_the_disk_in_this_order(
     assert events == ["file", "rename", "folder"]
 
 
-# -- what fails
+# -- failures
 
 
 def test_folders_that_were_made_for_nothing_go(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_equal_tensors_are_equal_files(tmp_path: Path) -> None:
     assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "b.pth").read_bytes()
 
 
-# -- places, before there is anything to write
+# -- checks of folders before writing
 
 
 def test_a_place_can_be_looked_at_first(tmp_path: Path) -> None:

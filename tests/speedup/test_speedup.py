@@ -246,7 +246,7 @@ def test_two_of_four_is_the_same(mixed: nn.Module, dtype: torch.dtype, layout: t
     semi_structured(mixed, masks, x)
 
 
-# --- what a form is held to
+# --- comparison of outputs
 
 
 def test_rounding_is_no_difference_and_nan_is() -> None:

@@ -158,7 +158,7 @@ def test_onnx_files_take_them(name: str, tmp_path: Path) -> None:
     model, inputs = made(name)
     export_onnx(model, tmp_path / "model.onnx", inputs)
     session = runtime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
-    # More rows than were exported, by the names of the inputs.
+    # More rows than exported, by input names.
     tensors = {node.name: Y if node.shape[-1:] == [3] else X for node in session.get_inputs() if node.shape}
     scalars = {node.name: torch.tensor(2.0) for node in session.get_inputs() if not node.shape}
     feed = {key: tensor.repeat(3, 1) for key, tensor in tensors.items()} | scalars

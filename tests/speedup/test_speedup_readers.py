@@ -216,7 +216,7 @@ def test_a_type_without_sparse_products_is_told_at_once(dtype: torch.dtype) -> N
             sparse_csr(model, linear_masks(model))
 
 
-# --- what is tried on an example
+# --- comparison on an example
 
 
 class Net(nn.Module):
@@ -322,7 +322,7 @@ def test_channels_whose_weights_are_read_are_never_silently_wrong() -> None:
     torch.testing.assert_close(small(X), masked(model, masks)(X))
 
 
-# --- 2:4, as far as a CPU can tell
+# --- 2:4, emulated on a CPU
 
 
 @pytest.fixture

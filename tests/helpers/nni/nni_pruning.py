@@ -20,7 +20,7 @@ class Recording(ModelSpeedup):
     fixed: dict[str, dict[str, Tensor | None]]
 
     def initialize_propagate(self, args: Any) -> None:
-        # A later step overwrites the masks in ways that no longer describe the small model.
+        # A later step overwrites the masks, which then no longer describe the small model.
         self.fixed = copy.deepcopy(self.masks)
         super().initialize_propagate(args)
 
@@ -64,7 +64,7 @@ def shrink(model: nn.Module, x: Tensor, masks: dict[str, dict[str, Tensor]]) -> 
             for target, mask in targets.items():
                 if mask is not None:
                     masked.get_submodule(name).get_parameter(target).mul_(mask)
-    model.eval()  # NNI leaves the modules it made in training mode.
+    model.eval()  # NNI leaves the modules that it creates in train mode.
     after = model(x)
     sum(output.sum() for output in _pytree.tree_leaves(after) if output.requires_grad).backward()
     left = sum(p.numel() for p in model.parameters()) / total

@@ -23,7 +23,7 @@ spec = importlib.util.spec_from_file_location(
     "nni_compat", module_path, submodule_search_locations=[str(Path(module_path).parent)]
 )
 nni_compat = importlib.util.module_from_spec(spec)
-sys.modules["nni_compat"] = nni_compat  # of which its files import each other
+sys.modules["nni_compat"] = nni_compat  # so that its files can import each other
 spec.loader.exec_module(nni_compat)
 (Path(masks_path).parent / "imported_late.py").write_text(
     "from typing import NamedTuple\n\n\nclass Pair(NamedTuple):\n    two: int\n", "utf-8"
@@ -185,7 +185,7 @@ def patch_loss():
 def patch_step():
     calls = []
     evaluator = transformers_evaluator()
-    evaluator.trainer.optimizer.optimizer = None  # as of an optimizer that holds another: not to be unwrapped
+    evaluator.trainer.optimizer.optimizer = None  # as in an optimizer that holds another one
     evaluator.patch_optimizer_step([lambda: calls.append("before")], [])
     evaluator.patch_optimizer_step([], [lambda: calls.append("after")])
     evaluator.train()

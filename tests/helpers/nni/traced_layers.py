@@ -196,7 +196,7 @@ LAYERS: dict[str, list[str]] = {
     ],
 }
 
-# Containers and bases, the settings of a loss, and names that are about to go.
+# Containers, base classes, settings of a loss, and deprecated names.
 NO_LAYERS = {
     "Container",
     "LinearCrossEntropyLoss",

@@ -13,7 +13,7 @@ import torch
 from nni.common.concrete_trace_utils import concrete_trace
 from torch import Tensor, nn
 
-# No annotations import: the annotations of these networks are evaluated.
+# No import of annotations from __future__: these networks' annotations are evaluated.
 BASE = """
 import functools
 import importlib
@@ -47,7 +47,7 @@ class Base(nn.Module):
     def forward(self, x):
         return self.conv(x)
 """
-# What expressions call the feature map in other shapes.
+# Names of the feature map in other shapes, for expressions.
 SHAPES = {
     "v": "x.flatten(2)",
     "t": "x.mean((2, 3))",

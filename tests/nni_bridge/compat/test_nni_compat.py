@@ -29,7 +29,7 @@ from nni_jackpot.nni_bridge import compat as nni_compat
 
 CURRENT_TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 14)
 NEW_BYTECODE = sys.version_info >= (3, 11)
-NEW_JUMPS = NEW_BYTECODE and sys.version_info[:2] != (3, 12)  # which has the old names again
+NEW_JUMPS = NEW_BYTECODE and sys.version_info[:2] != (3, 12)  # 3.12 has the old names again
 NEW_WRAPS = sys.version_info >= (3, 12)
 LIGHTNING = find_spec("pytorch_lightning") is not None
 TRANSFORMERS = find_spec("transformers") is not None and find_spec("accelerate") is not None
@@ -93,7 +93,7 @@ def test_nothing_is_left_to_repair(stages: tuple[dict[str, list[str | None]], li
 
 def test_import_prints_nothing_and_leaves_the_filters_alone() -> None:
     count = "; import warnings; print(len(warnings.filters))"
-    # Torch 2.6 leaves a temporary folder to be cleaned up as the process ends, once Lightning is imported.
+    # With Lightning imported, torch 2.6 leaves a temporary folder that is cleaned up at the end of the process.
     # Typeguard, which NNI imports, uses what Python 3.12 deprecates.
     options = ("-W", "default", "-W", "ignore::ResourceWarning", "-W", "ignore:ast.:DeprecationWarning", "-c")
     ours = run(*options, "import nni_jackpot" + count)

@@ -169,7 +169,7 @@ FORWARDS = {
     """,
 }
 
-# What NNI's tracer can't follow on any PyTorch or Python: the forward and the reason.
+# Code that NNI's tracer cannot follow with any PyTorch or Python: forward and reason.
 LIMITS = {
     "set": (
         """

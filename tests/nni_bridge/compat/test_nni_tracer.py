@@ -16,7 +16,9 @@ from traced_networks import check_traced, network, returning
 
 import nni_jackpot  # noqa: F401
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # of functions that PyTorch is to drop
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::UserWarning"  # of functions that PyTorch will remove
+)
 
 INITIALS = sorted({name[0] for name in FUNCTIONS})
 
