@@ -27,7 +27,7 @@ def check(*arguments: object) -> tuple[int, list[str]]:
         ("code.py", '"""Nothing."""\n\n\ndef f():\n    """See that it works."""\n', 5, "See that"),
         ("code.py", "x = 1\n# read by\n# whoever needs it\n", 3, "whoever"),
         ("code.py", "# the weights are\n# no floats\n", 1, "are no floats"),
-        ("nni_jackpot/code.py", "x = f'{y} is no folder: start anew'\n", 1, "is no folder"),
+        ("nni_jackpot/code.py", "x = f'{y} is no folder'\n", 1, "is no folder"),
     ],
 )
 def test_planted_phrases_are_found(tmp_path: Path, name: str, text: str, line: int, phrase: str) -> None:
