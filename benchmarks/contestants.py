@@ -19,7 +19,7 @@ from nni.compression.utils import TorchEvaluator
 
 TrainingStep = Callable[..., Tensor]
 Step = Callable[[], None]
-# Given a step, takes it as often as it likes; an evaluator's training loop ends when it returns.
+# Calls the given step any number of times; an evaluator's training loop ends when it returns.
 Use = Callable[[Step], None]
 
 SPARSE_RATIO = 0.9
