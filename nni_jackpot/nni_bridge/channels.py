@@ -133,7 +133,7 @@ def scaling_of(name: str, module: nn.Module, target: str, setting: Mapping[str, 
             f"{name}: the input of an embedding is indices, to which no mask can be applied"
         )
     if len(dims) != 1:
-        raise ConfigListError(f"{name}: align must name one dim of its source, the channels, got {dims}")
+        raise ConfigListError(f"{name}: align must name one of its source's dims, the channels, got {dims}")
     step = 1 if blocks is None else _step_along(channels, blocks)
     if step is None:
         raise ConfigListError(

@@ -51,7 +51,7 @@ class EventFile:
         self._path = folder / f"{_PATTERN[:-1]}{now:.6f}.{socket.gethostname()}"
         first = Event(wall_time=now, file_version="brain.Event:2")
         content = b"".join(map(_record, [first, *points.values()]))
-        replace_file(self._path, lambda aside: aside.write_bytes(content))
+        replace_file(self._path, lambda temporary: temporary.write_bytes(content))
         for path in earlier:
             path.unlink(missing_ok=True)
 

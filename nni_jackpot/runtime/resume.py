@@ -94,7 +94,7 @@ def write_state(path: Path, depends_on: Mapping[str, Any], state: Mapping[str, A
             "depends on": _with_processes(depends_on),
             **as_plain(state, "the state"),
         }
-        replace_file(path, lambda aside: save_tensors(content, aside))
+        replace_file(path, lambda temporary: save_tensors(content, temporary))
 
 
 def read_state(path: Path, work: str, depends_on: Mapping[str, Any]) -> dict[str, Any]:

@@ -66,9 +66,7 @@ def save_sparse(path: str | os.PathLike[str], model: Model, masks: Masks) -> Non
     tensors: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name not in coded:
-            tensors[f"whole.{name}"] = (
-                tensor.clone()
-            )  # tied weights would share memory, which safetensors refuses
+            tensors[f"whole.{name}"] = tensor.clone()  # safetensors refuses tied weights, which share memory
             continue
         tensors[f"kept.{name}"] = tensor.cpu()[decode(coded[name])]
         tensors[f"mask.{name}"] = from_bytes(coded[name].stream)
