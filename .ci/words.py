@@ -40,7 +40,8 @@ IDIOM = {
     r"but for": "'except', 'without'",
     # verbs
     r"anew": "'again', or a verb with re-: re-estimate, rebuild, restart",
-    r"go(es)? on (with|where|from|as|until|when|alone)|(to|and|can|could) go on(?! the| a)": "'resume', 'continue'",
+    r"go(es)? on (with|where|from|as|until|when|alone)": "'resume', 'continue'",
+    r"(to|and|can|could) go on(?! the| a)": "'resume', 'continue'",
     r"takes? leave": "'exit', 'end'",
     r"takes? (it|them|a wish) back": "'undo', 'decode', 'remove'",
     r"a wish|no wish|the wish|wishes": "'setting', 'requirement'",
