@@ -246,7 +246,7 @@ def _settings(name: str, module: nn.Module, entry: dict[str, Any]) -> dict[str, 
         known = ", ".join(PruningSetting.registry)
         raise ConfigListError(
             f"NNI does not know how to prune {name} ({kind}); it knows {known}; "
-            f"register others with nni.compression.base.setting.PruningSetting.register"
+            f"others are made known by nni.compression.base.setting.PruningSetting.register"
         )
     public = without_selection(entry)
     _check_target_names(name, module, entry)
