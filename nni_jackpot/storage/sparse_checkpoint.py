@@ -20,7 +20,7 @@ from nni_jackpot.storage.base_state import Model, state_of
 from nni_jackpot.storage.formats import coded_mask, sealed_format
 from nni_jackpot.storage.formats.coded_mask import CodedMask
 from nni_jackpot.storage.formats.mask_codec import DECODED, decode, encode
-from nni_jackpot.storage.formats.rules import Rule, saying
+from nni_jackpot.storage.formats.rules import Rule, error_prefix
 from nni_jackpot.storage.formats.sealed import read_sealed, write_sealed
 from nni_jackpot.storage.ticket import masks_by_name
 
@@ -85,7 +85,7 @@ def load_sparse(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         bounds the memory used.
     """
     content, tensors = read_sealed(path, KIND, VERSION)
-    with saying(f"{path} is damaged"):
+    with error_prefix(f"{path} is damaged"):
         coded = _masks(content, tensors)
         return {
             name: tensors[f"whole.{name}"] if mask is None else _dense(mask, tensors.pop(f"kept.{name}"))
@@ -119,7 +119,7 @@ def _mask(name: str, described: Any, tensors: Mapping[str, Tensor]) -> CodedMask
     stream, kept = tensors[f"mask.{name}"], tensors[f"kept.{name}"]
     if stream.dtype != torch.uint8 or stream.ndim != 1:
         raise TENSORS.broken(f"tensor mask.{name}")
-    with saying(f"the mask of {escaped(name)}"):
+    with error_prefix(f"the mask of {escaped(name)}"):
         mask = CodedMask.described(described, stream.numpy().tobytes())
     if kept.shape != (mask.kept,):
         raise TENSORS.broken(f"{list(kept.shape)} numbers for {mask.kept} places in {name}")

@@ -23,7 +23,7 @@ from nni_jackpot.runtime.terminal import escaped
 from nni_jackpot.storage.base_state import Model, aliases, base_state, check_writable, parameters_of, state_of
 from nni_jackpot.storage.formats.byte_planes import Form, pack, unpack
 from nni_jackpot.storage.formats.mask_codec import check, decode, encode
-from nni_jackpot.storage.formats.rules import saying
+from nni_jackpot.storage.formats.rules import error_prefix
 from nni_jackpot.storage.formats.sealed import (
     DTYPES,
     digest_of,
@@ -178,7 +178,7 @@ class Ticket:
                 raise MaskError(
                     f"the ticket prunes {escaped(name)}, which is not a parameter: pass its masks to NNI"
                 )
-            with saying(f"the mask of {escaped(name)}"):
+            with error_prefix(f"the mask of {escaped(name)}"):
                 check(mask)
         _ = self.statistics
 
@@ -312,7 +312,7 @@ def load_ticket(path: str | os.PathLike[str]) -> Ticket:
         If the file is missing, damaged, not a ticket, breaks a rule of the format, or is of a newer version.
     """
     content, parts = read_parts(path, KIND, VERSION)
-    with saying(f"{path} is damaged"):
+    with error_prefix(f"{path} is damaged"):
         coded, base, statistics = parse(content, parts)
     return Ticket(coded, base, content["metadata"], statistics, parts["statistics"])
 

@@ -1,6 +1,6 @@
 """The rules of the ticket format, in the order of the checks, and the parser of a ticket's content.
 
-The parser needs no model and decodes nothing; the rules in `DECODED` are checked on decoding.
+The parser needs no model and decodes nothing; the rules in `DECODING_RULES` are checked on decoding.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from nni_jackpot.storage import norm_statistics
 from nni_jackpot.storage.formats import coded_mask, mask_codec, sealed_format
 from nni_jackpot.storage.formats.byte_planes import FORM, PACKED, Form
 from nni_jackpot.storage.formats.coded_mask import CodedMask
-from nni_jackpot.storage.formats.rules import Rule, saying
+from nni_jackpot.storage.formats.rules import Rule, error_prefix
 
 CodedMasks: TypeAlias = Mapping[str, Mapping[str, CodedMask | None]]
 
@@ -42,7 +42,7 @@ CLAIM = Rule(
     "every byte of the tensors"
 )
 
-SAID = (
+CONTENT_RULES = (
     *sealed_format.PART_RULES,
     CONTENT,
     MASKS,
@@ -55,8 +55,8 @@ SAID = (
     FORM,
     norm_statistics.STATISTIC,
 )
-DECODED = (CLAIM, mask_codec.DECODED, PACKED, norm_statistics.VALUES)
-RULES = SAID + DECODED
+DECODING_RULES = (CLAIM, mask_codec.DECODED, PACKED, norm_statistics.VALUES)
+RULES = CONTENT_RULES + DECODING_RULES
 
 
 def parse(content: Any, parts: Mapping[str, bytes]) -> tuple[CodedMasks, dict[str, bytes], dict[str, Form]]:
@@ -144,7 +144,7 @@ def _masks(masks: Any, parts: Mapping[str, bytes]) -> CodedMasks:
 def _mask(name: str, described: Any, parts: Mapping[str, bytes]) -> CodedMask | None:
     if described is None:
         return None
-    with saying(f"the mask of {escaped(name)}"):
+    with error_prefix(f"the mask of {escaped(name)}"):
         return CodedMask.described(described, parts.get(f"mask.{name}", b""))
 
 

@@ -166,7 +166,7 @@ FILES: dict[Rule, list[Callable[[bytes], bytes]]] = {
 }  # fmt: skip
 
 # Violations of the rules of a ticket's content.
-SAID: dict[Rule, list[Change]] = {
+OF_CONTENT: dict[Rule, list[Change]] = {
     sealed_format.VALUES: [more(f"[{','.join(['[]'] * 40_000)}]"), more("[" * 40_000 + "]" * 40_000)],
     sealed_format.JSON: [
         *map(more, ("NaN", "-Infinity", "1e999", "9" * 41, "0." + "1" * 40, "[" * 70 + "]" * 70, "nul", '{"a":1,"a":1}')),

@@ -16,7 +16,7 @@ from conftest import ROOT, Allocations
 from forged_tickets import (
     DECODED,
     FILES,
-    SAID,
+    OF_CONTENT,
     Change,
     another,
     cases,
@@ -50,7 +50,7 @@ def test_the_page_states_every_rule_in_the_order_of_the_validator() -> None:
 
 
 def test_there_is_a_forgery_for_every_rule() -> None:
-    assert {*FILES, *SAID, *DECODED, CLAIM} == set(RULES)
+    assert {*FILES, *OF_CONTENT, *DECODED, CLAIM} == set(RULES)
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_files_that_break_a_rule_are_refused(
         load_ticket(path)
 
 
-@pytest.mark.parametrize(("rule", "change"), cases(SAID))
+@pytest.mark.parametrize(("rule", "change"), cases(OF_CONTENT))
 def test_tickets_that_break_a_rule_are_refused_before_a_model_is_looked_at(
     path: Path, tmp_path: Path, rule: Rule, change: Change
 ) -> None:

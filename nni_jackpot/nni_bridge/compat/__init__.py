@@ -47,12 +47,12 @@ def apply() -> None:
     """Apply all patches, once per process."""
     global _applied
     if not _applied:
-        for repair in REPAIRS:
-            repair()
+        for patch in PATCHES:
+            patch()
         _applied = True
 
 
-REPAIRS: tuple[Callable[[], None], ...] = (
+PATCHES: tuple[Callable[[], None], ...] = (
     import_without_registering_twice,
     wrap_types_without_their_parameters,
     skip_builtins_without_module,

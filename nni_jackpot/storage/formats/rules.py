@@ -33,7 +33,7 @@ class Rule:
 
 
 @contextmanager
-def saying(prefix: str) -> Iterator[None]:
+def error_prefix(prefix: str) -> Iterator[None]:
     """Prefix the message of any TicketError in the block, such as with the name of the file."""
     try:
         yield

@@ -25,7 +25,7 @@ from nni_jackpot.errors import TicketError
 from nni_jackpot.runtime.files import replace_file
 from nni_jackpot.runtime.tensor_bytes import as_bytes
 from nni_jackpot.runtime.terminal import escaped
-from nni_jackpot.storage.formats.rules import saying
+from nni_jackpot.storage.formats.rules import error_prefix
 from nni_jackpot.storage.formats.sealed_format import (
     BOOLEANS,
     BYTES,
@@ -107,7 +107,7 @@ def write_sealed(
     metadata = {kind: json.dumps(envelope, separators=(",", ":"))}
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     raw = save(whole, metadata)
-    with saying(f"{path} would not be a readable {kind}"):
+    with error_prefix(f"{path} would not be a readable {kind}"):
         header_of(io.BytesIO(raw), len(raw))
         envelope_of(metadata, kind, len(raw))
     # Not the library's save_file: it ignores the umask and makes files readable by their owner only.
@@ -148,19 +148,19 @@ def _read(
             raise TicketError(f"{path} is not a {kind}, and not a regular file")
         with Path(path).open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            with saying(f"{path} is not a {kind}, or is damaged"):
+            with error_prefix(f"{path} is not a {kind}, or is damaged"):
                 metadata, entries = header_of(file, size)
             if kind not in metadata:
                 found = escaped(" and ".join(metadata)) or "another safetensors file"
                 raise TicketError(f"{path} is not a {kind}, but {found}")
-            with saying(f"{path} is damaged"):
+            with error_prefix(f"{path} is damaged"):
                 envelope = envelope_of(metadata, kind, size)
             if is_newer(envelope, version):
                 raise TicketError(
                     f"{path} is a {kind} of version {envelope['version']}, and this nni_jackpot reads up to "
                     f"{version}: take a newer nni_jackpot"
                 )
-            with saying(f"{path} is damaged"):
+            with error_prefix(f"{path} is damaged"):
                 return _sealed_in(file, entries, kind, envelope, take, digest)
     except TicketError:
         raise

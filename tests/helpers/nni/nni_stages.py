@@ -241,8 +241,8 @@ def failure(name):
 
 
 stages = {}
-for repair in nni_compat.REPAIRS:
-    before = failure(repair.__name__)
-    repair()
-    stages[repair.__name__] = [before, failure(repair.__name__)]
+for patch in nni_compat.PATCHES:
+    before = failure(patch.__name__)
+    patch()
+    stages[patch.__name__] = [before, failure(patch.__name__)]
 print(json.dumps([stages, [name for name in CHECKS if failure(name)]]))

@@ -51,7 +51,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[str
 
 
 @pytest.mark.parametrize(
-    ("repair", "symptom", "needed"),
+    ("patch", "symptom", "needed"),
     [
         ("wrap_types_without_their_parameters", "__type_params__", NEW_WRAPS),
         ("skip_builtins_without_module", "no attribute 'startswith'", CURRENT_TORCH),
@@ -77,18 +77,18 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[str
         ("add_parameters_beside_those_of_the_model", "list index out of range", True),
     ],
 )
-def test_each_repair_ends_its_symptom(
-    stages: tuple[dict[str, list[str | None]], list[str]], repair: str, symptom: str, needed: bool
+def test_each_patch_ends_its_symptom(
+    stages: tuple[dict[str, list[str | None]], list[str]], patch: str, symptom: str, needed: bool
 ) -> None:
-    before, after = stages[0][repair]
+    before, after = stages[0][patch]
     if needed:
         assert symptom in (before or "")
     assert symptom not in (after or "")
 
 
-def test_nothing_is_left_to_repair(stages: tuple[dict[str, list[str | None]], list[str]]) -> None:
+def test_nothing_is_left_to_patch(stages: tuple[dict[str, list[str | None]], list[str]]) -> None:
     assert stages[1] == []
-    assert list(stages[0]) == [repair.__name__ for repair in nni_compat.REPAIRS]
+    assert list(stages[0]) == [patch.__name__ for patch in nni_compat.PATCHES]
 
 
 def test_import_prints_nothing_and_leaves_the_filters_alone() -> None:
@@ -140,11 +140,11 @@ def state() -> list[Any]:
     ]
 
 
-def test_repairs_are_idempotent() -> None:
+def test_patches_are_idempotent() -> None:
     before = state()
     nni_compat.apply()
-    for repair in nni_compat.REPAIRS:
-        repair()
+    for patch in nni_compat.PATCHES:
+        patch()
     assert state() == before
 
 
