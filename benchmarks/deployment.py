@@ -134,7 +134,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=Case.parse, nargs="*", default=[Case.parse(case) for case in CASES])
-    parser.add_argument("--seconds", type=float, default=10, help="for each row; four rounds at least")
+    parser.add_argument("--seconds", type=float, default=10, help="time per row; at least four rounds")
     args = arguments(parser, "deployment")
     if args.device.type != "cpu":
         parser.error("these engines run on a CPU")

@@ -254,9 +254,9 @@ def _bits(tensor: Tensor) -> Tensor:
 def main() -> None:
     """Print the table; exit with 1 if a corrupted ticket did harm."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=100_000, help="of corrupted tickets")
+    parser.add_argument("--count", type=int, default=100_000, help="number of corrupted tickets")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--smoke", action="store_true", help="only see whether it runs, on next to nothing")
+    parser.add_argument("--smoke", action="store_true", help="only check that it runs, on tiny inputs")
     args = parser.parse_args()
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:

@@ -62,7 +62,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_options(parser, CASES)
-    parser.add_argument("--only", choices=CONTESTANTS, help="measure this one in this process")
+    parser.add_argument("--only", choices=CONTESTANTS, help="measure only this contestant, in this process")
     args = arguments(parser, "memory")
     if args.only is not None:
         print(json.dumps(growth(args.cases[0], args.only, args)))

@@ -66,8 +66,10 @@ def targets_of(model: nn.Module) -> list[nn.Module]:
 def add_options(parser: argparse.ArgumentParser, cases: list[str]) -> None:
     """Add the options of a training step."""
     parser.add_argument("--cases", type=Case.parse, nargs="+", default=[Case.parse(case) for case in cases])
-    parser.add_argument("--amp", action="store_true", help="forward passes in bfloat16 where that is safe")
-    parser.add_argument("--channels-last", action="store_true", help="weights and images in that layout")
+    parser.add_argument("--amp", action="store_true", help="forward passes with autocast to bfloat16")
+    parser.add_argument(
+        "--channels-last", action="store_true", help="weights and images in the channels-last layout"
+    )
 
 
 @dataclass

@@ -64,9 +64,13 @@ def masks_by_pruner(model: nn.Module, config_list: list[dict[str, Any]]) -> Mask
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--case", type=Case.parse, default=Case("vgg19", 32, 1), help="its batch is not used")
+    parser.add_argument(
+        "--case", type=Case.parse, default=Case("vgg19", 32, 1), help="the batch size is ignored"
+    )
     parser.add_argument("--sparse-ratio", type=float, default=0.9)
-    parser.add_argument("--seconds", type=float, default=5, help="for ours, before NNI's turn and after it")
+    parser.add_argument(
+        "--seconds", type=float, default=5, help="time for our runs, before and after NNI's run"
+    )
     args = arguments(parser, "ranking")
     if args.smoke:
         args.case, args.seconds, args.sparse_ratio = Case("tiny", 8, 1), 0.0, 0.5

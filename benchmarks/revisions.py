@@ -108,13 +108,13 @@ def compare(old: Path, new: Path, network: str, turns: int) -> str:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--old", type=Path, help="a checkout, as git worktree add makes it")
+    parser.add_argument("--old", type=Path, help="the old checkout, such as from git worktree add")
     parser.add_argument(
-        "--new", type=Path, default=Path(__file__).parents[1], help="another; default: this one"
+        "--new", type=Path, default=Path(__file__).parents[1], help="the new checkout; default: this one"
     )
-    parser.add_argument("--turns", type=int, default=50, help=f"of {_TURN} steps each")
+    parser.add_argument("--turns", type=int, default=50, help=f"number of turns, each of {_TURN} steps")
     parser.add_argument("--work", choices=_NETWORKS, help=argparse.SUPPRESS)
-    parser.add_argument("--smoke", action="store_true", help="only see whether it runs, on next to nothing")
+    parser.add_argument("--smoke", action="store_true", help="only check that it runs, on tiny inputs")
     args = parser.parse_args()
     args.turns = 2 if args.smoke else args.turns
     if args.work:

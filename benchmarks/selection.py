@@ -105,8 +105,8 @@ def free_memory(device: torch.device) -> int:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--counts", type=int, nargs="+", default=COUNTS, help="of scores")
-    parser.add_argument("--seconds", type=float, default=15, help="for each count; four rounds at least")
+    parser.add_argument("--counts", type=int, nargs="+", default=COUNTS, help="numbers of scores")
+    parser.add_argument("--seconds", type=float, default=15, help="time per count; at least four rounds")
     args = arguments(parser, "selection")
     if args.smoke:
         args.counts, args.seconds = [1000, 2000], 0.0

@@ -79,14 +79,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_options(parser, CASES)
     parser.add_argument(
-        "--seconds", type=float, default=75, help="for each case, half of them for those that are close"
+        "--seconds", type=float, default=75, help="time per case; half of it for close contestants"
     )
     parser.add_argument(
         "--against",
         choices=CONTESTANTS,
         nargs="*",
         default=list(CONTESTANTS),
-        help="what takes turns with it",
+        help="the contestants to compare with",
     )
     args = arguments(parser, "step")
     keep_freed_memory()

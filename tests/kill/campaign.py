@@ -305,9 +305,9 @@ def table(rows: list[Row]) -> str:
 def main() -> int:
     """Run the campaign, print its table, and return 1 if an expectation was violated."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--small", action="store_true", help="one try in twenty")
-    parser.add_argument("--save", metavar="FILE", type=Path, help="page to put the table into")
-    parser.add_argument("--seed", type=int, help="of the random moments")
+    parser.add_argument("--small", action="store_true", help="only one of twenty tries")
+    parser.add_argument("--save", metavar="FILE", type=Path, help="page that contains the table")
+    parser.add_argument("--seed", type=int, help="seed of the random moments")
     options = parser.parse_args()
     seed = random.randrange(1000) if options.seed is None else options.seed
     random.seed(seed)
