@@ -1,4 +1,4 @@
-"""What the benchmarks have in common: options, interleaved timing, the machine's name, tables and plots."""
+"""Shared parts of the benchmarks: options, interleaved timing, the machine's name, tables and plots."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 
 
 def arguments(parser: argparse.ArgumentParser, name: str) -> argparse.Namespace:
-    """Read the command line, and find out first what would spoil a report in the end."""
+    """Parse the command line, and check everything that the report needs before the benchmark starts."""
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda")
     parser.add_argument("--save", type=Path, nargs="?", const=PAGE, help=f"write into a page, {PAGE.name}")
-    parser.add_argument("--smoke", action="store_true", help="only see whether it runs, on next to nothing")
+    parser.add_argument("--smoke", action="store_true", help="only check that it runs, on tiny inputs")
     args = parser.parse_args()
     args.name = name if args.device.type == "cpu" else f"{name}-{args.device.type}"
     if args.save is not None:
@@ -34,7 +34,7 @@ def arguments(parser: argparse.ArgumentParser, name: str) -> argparse.Namespace:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a device has done what it was given to do."""
+    """Wait until a device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -46,9 +46,9 @@ def interleave(
     before_round: Callable[[], Any] = lambda: None,
     least: int = 4,
 ) -> dict[str, list[float]]:
-    """Return what each run took, in seconds, round by round: a, b, a, b, ... until the time is up.
+    """Time runs alternately (a, b, a, b, ...) until the time is up, and return the seconds per round.
 
-    What slows the machine down for a while slows down all of them. The first fifth of the rounds is dropped.
+    A temporary slowdown of the machine affects all runs alike. The first fifth of the rounds is dropped.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
     begin, rounds = time.perf_counter(), 0
@@ -65,13 +65,13 @@ def interleave(
 
 
 def ratio(a: Sequence[float], b: Sequence[float]) -> str:
-    """Return the ratio of two medians, and in brackets the middle half of the ratios within a round."""
+    """Return the ratio of two medians, with the quartiles of the ratios per round in brackets."""
     low, _, high = quantiles([x / y for x, y in zip(a, b, strict=True)], n=4, method="inclusive")
     return f"{median(a) / median(b):.3g} ({low:.3g} to {high:.3g})"
 
 
 def machine(device: torch.device) -> str:
-    """Name what the numbers depend on."""
+    """Describe the hardware and software that the numbers depend on."""
     if device.type == "cuda":
         hardware = torch.cuda.get_device_name(device)
     else:
@@ -96,7 +96,7 @@ def report(
     rows: Sequence[Sequence[str]],
     draw: Callable[[Any], None],
 ) -> None:
-    """Print a table as Markdown; with ``--save`` put it into its place in the page, and a plot beside it."""
+    """Print a table as Markdown; with ``--save`` also write it into the page, with a plot."""
     lines = [header, ["---"] + ["--:"] * (len(header) - 1), *rows]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
@@ -121,7 +121,7 @@ def report(
 
 
 def bars(axes: Any, groups: Sequence[str], series: Mapping[str, Sequence[float]]) -> None:
-    """Draw a group of bars for each case, a bar for each of the series, each with its value."""
+    """Draw a group of bars per case, with one labelled bar per series."""
     width = 0.8 / len(series)
     for i, (label, values) in enumerate(series.items()):
         places = [group + width * (i - (len(series) - 1) / 2) for group in range(len(groups))]

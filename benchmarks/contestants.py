@@ -1,4 +1,4 @@
-"""What takes turns in the benchmarks: steps of a search, of training, and of other ways to search."""
+"""The methods compared in the benchmarks: steps of our search, of training, and of other searches."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.optim import SGD, Optimizer
 
-from nni_jackpot import EdgePopup, LotteryJackpotPruner  # isort: skip  # before NNI's pruners: mends what they need
+from nni_jackpot import EdgePopup, LotteryJackpotPruner  # isort: skip  # before NNI's pruners: patches NNI
 from nni.compression.pruning import MovementPruner
 from nni.compression.utils import TorchEvaluator
 
 TrainingStep = Callable[..., Tensor]
 Step = Callable[[], None]
-# Given a step, takes it as often as it likes; an evaluator's training loop ends when it returns.
+# Calls the given step any number of times; an evaluator's training loop ends when it returns.
 Use = Callable[[Step], None]
 
 SPARSE_RATIO = 0.9
@@ -40,7 +40,7 @@ def _sgd(parameters: Any, lr: float) -> Optimizer:
 
 
 def floor(job: Job, use: Use) -> None:
-    """Forward and backward of the dense network with the gradients that a search needs, and no more."""
+    """Run only forward and backward of the dense network, with the gradients that a search needs."""
     job.model.requires_grad_(False)
     for module in targets_of(job.model):
         module.weight.requires_grad_(True)
@@ -53,12 +53,12 @@ def floor(job: Job, use: Use) -> None:
 
 
 def dense(job: Job, use: Use) -> None:
-    """Train all weights, by the optimizer that a search has."""
+    """Train all weights with the search's optimizer."""
     _train(job, job.training_step, _sgd(job.model.parameters(), 1e-3), use)
 
 
 class _GetSubnet(torch.autograd.Function):
-    """The mask as the authors of edge-popup make it: by a full sort, at every forward."""
+    """The mask as in the authors' code for edge-popup: a full sort in every forward."""
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, sparse_ratio: float) -> Tensor:
@@ -84,7 +84,7 @@ class _EdgePopup(nn.Module):
 
 
 def reference(job: Job, use: Use) -> None:
-    """A plain edge-popup, with the optimizer that a search has: only how masks are made differs."""
+    """Search by plain edge-popup with the same optimizer; only the computation of the masks differs."""
     job.model.requires_grad_(False)
     scores = []
     for module in targets_of(job.model):
@@ -109,19 +109,19 @@ class _FineMovementPruner(MovementPruner):
 
 
 def movement(job: Job, use: Use) -> None:
-    """NNI's nearest: scores trained along with the weights, masks made anew at every step."""
+    """Search by NNI's closest pruner: it trains scores and weights together, with new masks at every step."""
     _through_evaluator(
         lambda *given: _FineMovementPruner(*given, warmup_step=0, cooldown_begin_step=1), job, use
     )
 
 
 def search(job: Job, use: Use) -> None:
-    """A search by the paper's recipe, which the plain one has as well, through NNI's evaluator."""
+    """Search by the paper's recipe, as `reference` does, through NNI's evaluator."""
     _through_evaluator(partial(LotteryJackpotPruner, method=EdgePopup.paper()), job, use)
 
 
 def soft_search(job: Job, use: Use) -> None:
-    """A search by the default recipe, in the part of it where training sees soft masks."""
+    """Search by the default recipe, in its phase with soft masks."""
     _through_evaluator(partial(LotteryJackpotPruner, method=EdgePopup()), job, use)
 
 

@@ -1,8 +1,8 @@
-"""Tables what a jackpot comes to when it is deployed: form, what it needs, file size, latency, accuracy.
+"""Compare deployed jackpots: form, requirements, file size, latency, accuracy.
 
-A form takes turns with the dense model in the same engine, and with the dense model in PyTorch. The small
-ResNet is trained and searched here, on the digits of scikit-learn; the large networks have random weights and
-random masks.
+Each form is timed alternately with the dense model in the same engine and with the dense model in PyTorch.
+The small ResNet is trained and searched here, on scikit-learn's digits; the large networks have random
+weights and random masks.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ class Form:
 
 
 def in_torch(model: nn.Module, file: Path, engine: str = "PyTorch") -> Form:
-    """Return a form that PyTorch runs."""
+    """Return a form that runs in PyTorch."""
     torch.save(model.state_dict(), file)
     return Form(engine, torch.no_grad()(model.forward), file)
 
 
 def in_onnxruntime(file: Path, engine: str) -> Form:
-    """Return a form that onnxruntime runs, with as many threads as PyTorch."""
+    """Return a form that runs in onnxruntime, with PyTorch's number of threads."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
@@ -62,7 +62,7 @@ def in_onnxruntime(file: Path, engine: str) -> Form:
 
 
 def in_openvino(file: Path, engine: str) -> Form:
-    """Return a form that OpenVINO runs, in float32, though it would take bfloat16 where a CPU has it."""
+    """Return a form that runs in OpenVINO, in float32; its default is bfloat16 on CPUs that support it."""
     settings: dict[str, Any] = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "INFERENCE_PRECISION_HINT": "f32",
@@ -95,7 +95,7 @@ def forms(masked: Masked, folder: Path) -> Iterator[Form]:
 
 
 def sizes(file: Path) -> tuple[float, float]:
-    """Return the MiB of a file, and when it is zipped."""
+    """Return the size of a file in MiB, and its zipped size."""
     archive = file.with_name("archive.zip")
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as zipped:
         zipped.write(file)
@@ -103,7 +103,7 @@ def sizes(file: Path) -> tuple[float, float]:
 
 
 def accuracy(run: Run, masked: Masked) -> str:
-    """Return the share of test images that are classified rightly, where there are any."""
+    """Return the share of test images that are classified correctly, if there are test images."""
     if masked.labelled is None:
         return "-"
     images, labels = masked.labelled
@@ -134,7 +134,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=Case.parse, nargs="*", default=[Case.parse(case) for case in CASES])
-    parser.add_argument("--seconds", type=float, default=10, help="for each row; four rounds at least")
+    parser.add_argument("--seconds", type=float, default=10, help="time per row; at least four rounds")
     args = arguments(parser, "deployment")
     if args.device.type != "cpu":
         parser.error("these engines run on a CPU")

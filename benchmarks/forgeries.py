@@ -1,7 +1,7 @@
-"""Forged tickets: what a ticket says, changed as someone would who knows the format, and sealed anew.
+"""Forged tickets: content changed by an attacker who knows the format, with a recomputed digest.
 
-Each forgery is of one kind, and has a right digest. Many of them are tickets that contradict themselves, the
-format or the base; some are other tickets.
+Each forgery has one kind and a correct digest. Many contradict themselves, the format or the base; some are
+valid tickets with other content.
 """
 
 from __future__ import annotations
@@ -92,22 +92,22 @@ CODES = {dtype: code for code, dtype in TYPES.items()}
 
 @dataclass
 class Forged:
-    """A ticket to be changed: what it says, its tensors, and how these are written down.
+    """A ticket to change: its content, its tensors, and edits of their serialized form.
 
     Attributes
     ----------
     content
-        Plain data.
+        Plain data of the ticket.
     tensors
-        By name.
+        Tensors by name.
     version
-        That the file says.
+        Version in the file.
     edit_text
-        Changes the JSON of version and content.
+        Edits the JSON of version and content.
     edit_header
-        Changes the header, all but its metadata.
+        Edits the header except its metadata.
     tail
-        What follows the tensors.
+        Bytes after the tensors.
     """
 
     content: dict[str, Any]
@@ -118,7 +118,7 @@ class Forged:
     tail: bytes = b""
 
     def sealed(self) -> bytes:
-        """Return the file, its digest being that of what a lenient reader finds in it."""
+        """Return the bytes of the file, with the digest that a lenient reader computes."""
         text = self.edit_text(json.dumps({"version": self.version, "content": self.content}))
         header: dict[str, Any] = {}
         data = b""
@@ -134,12 +134,12 @@ class Forged:
         return len(whole).to_bytes(8, "little") + whole + data + self.tail
 
     def set_statistics(self, statistics: dict[str, Tensor], packed: bytes | None = None) -> None:
-        """Bring other statistics along."""
+        """Replace the statistics."""
         self.content["statistics"] = {n: [name_of(t.dtype), list(t.shape)] for n, t in statistics.items()}
         self.tensors["statistics"] = from_bytes(pack(list(statistics.values())) if packed is None else packed)
 
     def take_from_base(self, name: str) -> None:
-        """Leave a tensor out of the base, its hash as well."""
+        """Remove a tensor and its hash from the base."""
         at = self.content["base"].index(name)
         del self.content["base"][at]
         hashes = self.tensors["base"]
@@ -152,11 +152,11 @@ class Forger:
     Parameters
     ----------
     base
-        Its state dict.
+        State dict of the base.
     statistics
-        The names in it of the norm statistics.
+        Names of the norm statistics in the state dict.
     choice
-        Of all choices.
+        Generator of all random choices.
     """
 
     def __init__(self, base: dict[str, Tensor], statistics: list[str], choice: random.Random) -> None:
@@ -179,7 +179,7 @@ class Forger:
         }
 
     def weight_as_statistic(self, forged: Forged) -> None:
-        """Leave a weight out of the base, and bring other values of it along."""
+        """Move a weight from the base to the statistics, with other values."""
         statistics = self._statistics()
         for name in self.random.sample(forged.content["base"], self.random.choice([1, 1, 2, 3])):
             forged.take_from_base(name)
@@ -192,7 +192,7 @@ class Forger:
         forged.set_statistics(statistics)
 
     def other_statistics(self, forged: Forged) -> None:
-        """Bring statistics along of values, types or shapes that there are none of, or some of them only."""
+        """Give statistics invalid values, types or shapes, or omit some."""
         statistics = self._statistics()
         name = self.random.choice(list(statistics))
         own = statistics[name]
@@ -215,7 +215,7 @@ class Forger:
         forged.set_statistics(statistics)
 
     def deflated(self, forged: Forged) -> None:
-        """Deflate other bytes than the statistics', up to a few million zeros."""
+        """Replace the deflated statistics by other bytes, up to a few million zeros."""
         zeros = zlib.compress(bytes(self.random.choice([0, 1, 100, 10**5, 4 * 10**6])), 9)
         whole = forged.tensors["statistics"].numpy().tobytes()
         packed = [zeros, whole[:-1], whole + b"x", whole + zeros, zeros[:-4], self.random.randbytes(50), b""]
@@ -225,7 +225,7 @@ class Forger:
             forged.content["statistics"][name][1] = [self.random.choice([10**5, 10**6, 2**40])]
 
     def names(self, forged: Forged) -> None:
-        """Rename what has a name: modules, targets, and tensors of the base, of statistics or of the file."""
+        """Rename modules, targets, or tensors of the base, of the statistics or of the file."""
         content = forged.content
         module = self.random.choice(list(content["masks"]))
         lists = [
@@ -247,7 +247,7 @@ class Forger:
                     forged.tensors[f"mask.{name}{tensor[5 + len(old) :]}"] = forged.tensors.pop(tensor)
 
     def twice(self, forged: Forged) -> None:
-        """Have two masks of one name, or a mask of a statistic."""
+        """Add a second mask of a name, or a mask of a statistic."""
         name = self.random.choice([*forged.content["base"], *self.statistics])
         module, _, target = name.rpartition(".")
         mask = encode(torch.rand(self.base[name].shape) < 0.5)
@@ -259,7 +259,7 @@ class Forger:
             forged.tensors[f"mask.{name}"] = from_bytes(mask.stream)
 
     def masks(self, forged: Forged) -> None:
-        """Have another mask, of any tensor of the base or of none, in its shape or another."""
+        """Add a mask of any tensor of the base or of an unknown tensor, in the right or another shape."""
         name = self.random.choice([*self.base, "8.weight"])
         shape = self.base[name].shape if name in self.base and self.random.random() < 0.8 else (8, 4)
         mask = encode(
@@ -272,7 +272,7 @@ class Forger:
             forged.tensors[f"mask.{name}"] = from_bytes(mask.stream)
 
     def sizes(self, forged: Forged) -> None:
-        """Give a mask or a statistic another size, type, group, or number of ones."""
+        """Change the size, type, group, or number of ones of a mask or a statistic."""
         masks = [mask for targets in forged.content["masks"].values() for mask in targets.values() if mask]
         described = self.random.choice(masks)
         for _ in range(self.random.choice([1, 1, 2, 3])):
@@ -289,7 +289,7 @@ class Forger:
             form[self.random.randrange(2)] = self.random.choice([*SHAPES, *VALUES, *DTYPES])
 
     def activations(self, forged: Forged) -> None:
-        """Have a mask of an input or output, kept or pruned, as large as can be said."""
+        """Add a mask of an input or output, kept or pruned, of up to the largest size."""
         size = self.random.choice([1, 8, 2**20, 2**26, 2**32, 2**33])
         mask = {"dtype": "float32", "shape": [size], "ones": self.random.choice([0, 1, size])}
         if self.random.random() < 0.5:
@@ -298,7 +298,7 @@ class Forger:
         forged.content["masks"].setdefault(self.random.choice(["0", "5", "nowhere"]), {})[target] = mask
 
     def other_tensors(self, forged: Forged) -> None:
-        """Have a tensor more or less, or of another length, type or shape."""
+        """Add or remove a tensor, or change its length, type or shape."""
         name = self.random.choice(list(forged.tensors))
         kind = self.random.randrange(4)
         if kind == 0:
@@ -317,7 +317,7 @@ class Forger:
             )
 
     def header(self, forged: Forged) -> None:
-        """Have tensors overlap, leave a gap, or say another type, shape or place of themselves."""
+        """Let tensors overlap, leave a gap, or change their type, shape or offsets in the header."""
 
         def edit(header: dict[str, Any]) -> None:
             entry = self.random.choice(list(header.values()))
@@ -333,7 +333,7 @@ class Forger:
         forged.tail = self.random.choice([b"", b"", bytes(8), bytes(4096)])
 
     def text(self, forged: Forged) -> None:
-        """Have a text that readers take differently, or that takes more memory than it has bytes."""
+        """Write JSON that parsers read differently, or that needs more memory than its size."""
         count = self.random.choice([10, 1000, 10**4, 10**5])
         large = [
             lambda: f"[{','.join(['[]'] * count)}]",
@@ -360,7 +360,7 @@ class Forger:
 
 
 def _read(entry: Any, data: bytes) -> Tensor:
-    """Return the tensor that a header speaks of, or any other if there is none."""
+    """Return the tensor of a header entry, or any tensor if the entry is invalid."""
     try:
         begin, end = entry["data_offsets"]
         return from_bytes(data[begin:end]).view(TYPES[entry["dtype"]]).view(entry["shape"])

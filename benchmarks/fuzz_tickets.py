@@ -1,8 +1,8 @@
-"""Corrupts and forges tickets in every way there is, and sees that none does harm.
+"""Corrupt and forge tickets in many ways, and check that none does harm.
 
-A forged ticket is sealed anew, as an attacker would: its digest is right, and its content is not. Such a file
-may be a ticket, if another one; it must then be applied as a whole, and change norm statistics and masked
-weights alone. No file may take more memory than twice its bytes and the model's.
+A forged ticket has a recomputed digest, as by an attacker: the digest is right, the content is wrong. Such a
+file may be another valid ticket; it must then be applied completely, and change only norm statistics and
+masked weights. No file may take more memory than twice its size plus the model's size.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from nni_jackpot.storage.ticket import KIND, VERSION
 from nni_jackpot.storage.ticket_format import is_parameter, named
 
 OUTCOMES = ["refused", "equal", "another, whole", "WRONG WEIGHTS", "CRASH, OR MUCH MEMORY"]
-# What the values of a header of half a MiB take, the most that is allowed whatever the size of the file.
+# Memory for the values of a header of half a MiB, which is allowed for files of any size.
 ALLOWANCE = 6 << 20
 STATISTICS = [
     f"{layer}.{kind}" for layer in (1, 3) for kind in ("running_mean", "running_var", "num_batches_tracked")
@@ -64,21 +64,21 @@ def build() -> tuple[nn.Module, dict[str, dict[str, Tensor]]]:
 
 
 class Fuzzer:
-    """Two tickets of one base, their corruptions, and a count of what became of these.
+    """Two tickets of one base, their corruptions, and the counts of outcomes.
 
     Parameters
     ----------
     folder
-        For the files.
+        Folder for the files.
     seed
-        Of all choices.
+        Seed of all random choices.
 
     Attributes
     ----------
     outcomes
-        How often what happened, by the way to corrupt.
+        Counts of outcomes, by kind of corruption.
     excess
-        Most bytes that a ticket took beyond twice the file and the model, of all but ``ALLOWANCE``.
+        Maximal memory in bytes beyond twice the file plus the model and ``ALLOWANCE``.
     """
 
     def __init__(self, folder: Path, seed: int) -> None:
@@ -98,7 +98,7 @@ class Fuzzer:
         self.excess = -math.inf
 
     def corruptions(self) -> dict[str, Callable[[], bytes]]:
-        """Return the ways to corrupt, by name."""
+        """Return the kinds of corruption, by name."""
         forger = Forger(self.base, STATISTICS, self.random)
         forged = {f"forged: {kind}": partial(self._forge, forge) for kind, forge in forger.kinds().items()}
         return {
@@ -116,7 +116,7 @@ class Fuzzer:
         }
 
     def run(self, count: int) -> None:
-        """Try so many corrupted tickets, all ways in turn."""
+        """Try ``count`` corrupted tickets, with all kinds of corruption in turn."""
         ways = list(self.corruptions().items())
         for i in range(count):
             way, corrupt = ways[i % len(ways)]
@@ -150,7 +150,7 @@ class Fuzzer:
         return OUTCOMES[4]
 
     def _judged(self, ticket: Ticket, state: dict[str, Tensor]) -> str:
-        """Tell what was done to the base, by what the ticket says and by what no ticket may do."""
+        """Classify the changes of the base: as described by the ticket, or forbidden."""
         if _same(state, self.expected):
             return OUTCOMES[1]
         statistics = ticket.statistics
@@ -224,7 +224,7 @@ class Fuzzer:
         forged.tensors[name] = torch.tensor(stream, dtype=torch.uint8)
 
     def _edit(self, node: Any) -> None:
-        """Change one thing somewhere in plain data: replace, drop, add or rename it."""
+        """Make one random edit in plain data: replace, remove, add or rename a value."""
         while isinstance(node, dict | list) and node:
             key = self.random.choice(list(node) if isinstance(node, dict) else range(len(node)))
             child = node[key]
@@ -254,9 +254,9 @@ def _bits(tensor: Tensor) -> Tensor:
 def main() -> None:
     """Print the table; exit with 1 if a corrupted ticket did harm."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=100_000, help="of corrupted tickets")
+    parser.add_argument("--count", type=int, default=100_000, help="number of corrupted tickets")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--smoke", action="store_true", help="only see whether it runs, on next to nothing")
+    parser.add_argument("--smoke", action="store_true", help="only check that it runs, on tiny inputs")
     args = parser.parse_args()
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:

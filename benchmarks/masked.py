@@ -1,4 +1,4 @@
-"""Models with masks to deploy: jackpots of a small network, and large networks under random masks."""
+"""Models with masks for the deployment benchmark: jackpots of a small network, random masks of large ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KINDS = ("channels 50%", "2:4", *SPARSE)
 
 @dataclass(frozen=True)
 class Masked:
-    """A network with its masks: one of `KINDS`, or dense, without any."""
+    """A network with its masks of one of the `KINDS`, or dense without masks."""
 
     kind: str
     model: nn.Module
@@ -41,7 +41,7 @@ class Masked:
 
 
 def digits(batch: int, epochs: int, kinds: Iterable[str]) -> Iterable[Masked]:
-    """Train the small ResNet on the digits, and find a jackpot of each kind in it."""
+    """Train the small ResNet on the digits, and search a jackpot of each kind in it."""
     torch.manual_seed(0)
     pixels, all_labels = load_digits(return_X_y=True)
     images, labels = torch.tensor(pixels).float().view(-1, 1, 8, 8) / 16, torch.tensor(all_labels)
@@ -75,7 +75,7 @@ def digits(batch: int, epochs: int, kinds: Iterable[str]) -> Iterable[Masked]:
             model,
             _config_list(dense, kind),
             TorchEvaluator(train, optimizer, training_step),
-            # Batch norm in train mode takes the gradient of the scale of a channel away.
+            # Batch norm in train mode removes the gradient of a channel's scale.
             norm="freeze" if kind == "channels 50%" else "adapt",
         )
         _, masks = pruner.compress(None, 2 * epochs)
@@ -102,7 +102,7 @@ def _config_list(model: nn.Module, kind: str) -> list[dict[str, Any]]:
 
 
 def random(case: Case, kinds: Iterable[str]) -> Iterable[Masked]:
-    """Return a network of random weights under random masks, which speed does not depend on."""
+    """Return a network with random weights and random masks; speed does not depend on the values."""
     images = torch.randn(case.batch, 3, case.pixels, case.pixels)
     yield Masked("dense", case.build().eval(), {}, images, None)
     for kind in kinds:
@@ -137,7 +137,7 @@ def _random_channels(model: nn.Module) -> dict[str, dict[str, Tensor]]:
 
 
 def _inner_channels(model: nn.Module) -> Iterable[tuple[str, str | None]]:
-    """Return the layers whose channels no shortcut depends on, each with its norm layer if it has one."""
+    """Return the layers without a shortcut on their channels, each with its norm layer if it has one."""
     for name, module in model.named_modules():
         parent, _, last = name.rpartition(".")
         blocks = isinstance(module, nn.Conv2d) and parent.startswith(("layer", "stage"))

@@ -1,7 +1,7 @@
-"""Measures how much memory a search takes at its peak, beyond the dense model, against dense training.
+"""Measure the peak memory of a search beyond the dense model, compared with dense training.
 
-Every contestant (see `contestants`) has a process of its own. On a CPU it is the peak of the resident memory,
-on a GPU that of PyTorch's allocations. Bytes a weight count the weights that are searched.
+Every contestant (see `contestants`) runs in a separate process. The number is the peak of resident memory on
+a CPU, and the peak of PyTorch's allocations on a GPU. Bytes per weight count the searched weights.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from models import Case, Job, add_options, targets_of
 from resident import give_back, reset_peak, resident
 
 CASES = ["vgg19@32:16", "vgg19@32:64", "resnet50@64:64", "resnet50@224:16"]
-# What is freed goes back to the system at once: what is resident is what is in use, not what once was.
+# Return freed memory to the system at once, so that resident memory equals used memory.
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 def three_times(step: Step) -> None:
-    """Take steps of a contestant; from the second one on its optimizer has its state."""
+    """Take three steps of a contestant; its optimizer has its state from the second step on."""
     for _ in range(3):
         step()
 
 
 def growth(case: Case, name: str, args: argparse.Namespace) -> tuple[int, int]:
-    """Return how many bytes a contestant takes beyond model and batch, and how many weights there are."""
-    for tried in (Case("tiny", case.pixels, 2), case):  # once for what is loaded at first use
+    """Return the bytes that a contestant takes beyond model and batch, and the number of weights."""
+    for tried in (Case("tiny", case.pixels, 2), case):  # a tiny run first loads libraries
         job = Job.of(tried, args)
         n_weights = sum(module.weight.numel() for module in targets_of(job.model))
         if args.device.type == "cuda":
@@ -41,7 +41,7 @@ def growth(case: Case, name: str, args: argparse.Namespace) -> tuple[int, int]:
             before = torch.cuda.memory_allocated()
         else:
             give_back()
-            with suppress(OSError):  # where this is not allowed the peak of loading NNI counts, if higher
+            with suppress(OSError):  # if not permitted, the peak while loading NNI may count
                 reset_peak()
             before = resident("VmRSS")
         CONTESTANTS[name](job, three_times)
@@ -50,7 +50,7 @@ def growth(case: Case, name: str, args: argparse.Namespace) -> tuple[int, int]:
 
 
 def in_own_process(case: Case, name: str, args: argparse.Namespace) -> tuple[int, int]:
-    """Return the growth as a new process measures it."""
+    """Return the growth measured in a new process."""
     command = [sys.executable, __file__, "--cases", str(case), "--only", name, "--device", str(args.device)]
     command += ["--amp"] * args.amp + ["--channels-last"] * args.channels_last
     output = subprocess.run(command, env=os.environ | ENVIRONMENT, check=True, stdout=subprocess.PIPE).stdout
@@ -62,7 +62,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_options(parser, CASES)
-    parser.add_argument("--only", choices=CONTESTANTS, help="measure this one in this process")
+    parser.add_argument("--only", choices=CONTESTANTS, help="measure only this contestant, in this process")
     args = arguments(parser, "memory")
     if args.only is not None:
         print(json.dumps(growth(args.cases[0], args.only, args)))

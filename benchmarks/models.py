@@ -1,4 +1,4 @@
-"""The models of the benchmarks by name, and what a step of training is given."""
+"""The models of the benchmarks by name, and the inputs of a training step."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
 
 
 class Case(NamedTuple):
-    """A model, the size of its images, and how many there are in a batch; written ``vgg19@32:64``."""
+    """A model, its image size and its batch size, written ``vgg19@32:64``."""
 
     name: str
     pixels: int
@@ -42,14 +42,14 @@ class Case(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Case:
-        """Read ``name@pixels:batch``."""
+        """Parse ``name@pixels:batch``."""
         name, sizes = text.split("@")
         if name not in MODELS:
             raise ValueError(name)
         return cls(name, *map(int, sizes.split(":")))
 
     def build(self) -> nn.Module:
-        """Return the model with random weights, always the same; its speed does not depend on them."""
+        """Return the model with random weights from a fixed seed; speed does not depend on the values."""
         torch.manual_seed(0)
         model = MODELS[self.name](self.pixels)
         for module in targets_of(model):  # torchvision's ViT ends in zeros, which let no gradient through
@@ -59,20 +59,22 @@ class Case(NamedTuple):
 
 
 def targets_of(model: nn.Module) -> list[nn.Module]:
-    """Return the modules whose weights are searched: those that NNI takes for ``Conv2d`` and ``Linear``."""
+    """Return the modules whose weights are searched: NNI's ``Conv2d`` and ``Linear`` modules."""
     return [module for module in model.modules() if type(module) in TARGET_TYPES]
 
 
 def add_options(parser: argparse.ArgumentParser, cases: list[str]) -> None:
-    """Add the options that say what a step is."""
+    """Add the options of a training step."""
     parser.add_argument("--cases", type=Case.parse, nargs="+", default=[Case.parse(case) for case in cases])
-    parser.add_argument("--amp", action="store_true", help="forward passes in bfloat16 where that is safe")
-    parser.add_argument("--channels-last", action="store_true", help="weights and images in that layout")
+    parser.add_argument("--amp", action="store_true", help="forward passes with autocast to bfloat16")
+    parser.add_argument(
+        "--channels-last", action="store_true", help="weights and images in the channels-last layout"
+    )
 
 
 @dataclass
 class Job:
-    """A model, one batch, and how the loss is computed."""
+    """A model, one batch and the loss."""
 
     model: nn.Module
     batch: tuple[Tensor, Tensor]
@@ -80,7 +82,7 @@ class Job:
 
     @classmethod
     def of(cls, case: Case, args: argparse.Namespace) -> Job:
-        """Return the job of a case, where and as the options say."""
+        """Create the job of a case from the command line options."""
         layout = torch.channels_last if args.channels_last else torch.contiguous_format
         model = case.build().to(args.device)
         if args.channels_last:
@@ -90,7 +92,7 @@ class Job:
         return cls(model.train(), (images, labels), args.amp)
 
     def training_step(self, batch: tuple[Tensor, Tensor], model: nn.Module) -> Tensor:
-        """Return the loss, as an evaluator's training step does."""
+        """Return the loss, with the signature of an evaluator's training step."""
         images, labels = batch
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.amp):
             return F.cross_entropy(model(images), labels)

@@ -1,7 +1,7 @@
-"""Times the masks of one ranking over all layers (``global_group_id``) against those that NNI makes.
+"""Time global ranking over all layers (``global_group_id``) against NNI's implementation.
 
 NNI ranks by a heap in Python and takes more than a minute for VGG-19's 20 million weights, so it runs once,
-between two halves of our runs. The masks may differ where magnitudes equal the threshold, and only there.
+between two halves of our runs. The masks may differ only for magnitudes equal to the threshold.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from common import arguments, bars, interleave, report
 from models import Case, targets_of
 from torch import Tensor, nn
 
-from nni_jackpot import LotteryJackpotPruner  # isort: skip  # before NNI's pruners: mends what they need
+from nni_jackpot import LotteryJackpotPruner  # isort: skip  # before NNI's pruners: patches NNI
 from nni.compression.pruning import LevelPruner
 
 from nni_jackpot.masking.budgets import Unit, by_global_rank
@@ -29,7 +29,7 @@ Masks = dict[str, Tensor]
 
 
 def ranking(weights: dict[str, Tensor], sparse_ratio: float) -> Masks:
-    """Rank all weights, share out the zeros, and make the masks: what LotteryJackpotPruner does to begin."""
+    """Rank all weights, distribute the zeros and build the masks, as LotteryJackpotPruner does first."""
     importance = CRITERIA["magnitude"](weights)
     units = {name: Unit(weight.numel(), 1, sparse_ratio) for name, weight in weights.items()}
     budgets = by_global_rank(units, importance)
@@ -37,14 +37,14 @@ def ranking(weights: dict[str, Tensor], sparse_ratio: float) -> Masks:
 
 
 def timed(run: Callable[[], Any]) -> tuple[float, Any]:
-    """Return what a single run takes, and its result."""
+    """Return the time of a single run, and its result."""
     start = time.perf_counter()
     result = run()
     return time.perf_counter() - start, result
 
 
 def different_ties(weights: dict[str, Tensor], ours: Masks, theirs: Masks) -> int:
-    """Return at how many places masks differ; where these are no ties the benchmark is worth nothing."""
+    """Return the number of elements in which masks differ; any difference that is not a tie is an error."""
     magnitudes = torch.cat([weight.detach().abs().flatten() for weight in weights.values()])
     kept, expected = (torch.cat([mask[name].flatten().bool() for name in weights]) for mask in (ours, theirs))
     differing = magnitudes[kept != expected]
@@ -54,7 +54,7 @@ def different_ties(weights: dict[str, Tensor], ours: Masks, theirs: Masks) -> in
 
 
 def masks_by_pruner(model: nn.Module, config_list: list[dict[str, Any]]) -> Masks:
-    """Return the masks that the pruner begins with, and leave the model as it was."""
+    """Return the pruner's initial masks, and restore the model."""
     pruner = LotteryJackpotPruner(model, config_list)
     masks = {name: of_module["weight"] for name, of_module in pruner.get_masks().items()}
     pruner.unwrap_model()
@@ -64,9 +64,13 @@ def masks_by_pruner(model: nn.Module, config_list: list[dict[str, Any]]) -> Mask
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--case", type=Case.parse, default=Case("vgg19", 32, 1), help="its batch is not used")
+    parser.add_argument(
+        "--case", type=Case.parse, default=Case("vgg19", 32, 1), help="the batch size is ignored"
+    )
     parser.add_argument("--sparse-ratio", type=float, default=0.9)
-    parser.add_argument("--seconds", type=float, default=5, help="for ours, before NNI's turn and after it")
+    parser.add_argument(
+        "--seconds", type=float, default=5, help="time for our runs, before and after NNI's run"
+    )
     args = arguments(parser, "ranking")
     if args.smoke:
         args.case, args.seconds, args.sparse_ratio = Case("tiny", 8, 1), 0.0, 0.5

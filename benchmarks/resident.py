@@ -1,4 +1,4 @@
-"""Resident memory of this process, as Linux tells it."""
+"""Resident memory of this process, as reported by Linux."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def growth(run: Callable[[], Any]) -> float:
-    """Return how many bytes the peak of the resident memory is above what there is before; nan if unknown."""
+    """Return the peak of resident memory during a run minus the memory before, in bytes; NaN if unknown."""
     if not _CLEAR.exists():
         run()
         return float("nan")
@@ -23,19 +23,19 @@ def growth(run: Callable[[], Any]) -> float:
 
 
 def reset_peak() -> None:
-    """Reset ``VmHWM`` to the resident memory of now; raises OSError where Linux does not allow it."""
+    """Reset ``VmHWM`` to the current resident memory; raises OSError if Linux does not allow it."""
     _CLEAR.write_text("5", encoding="utf-8")
 
 
 def give_back() -> None:
-    """Give freed memory back to the system, or what is taken next would be taken from it unseen."""
+    """Return freed memory to the system, as allocations from it would not be measured."""
     gc.collect(0)
     if hasattr(_LIBC, "malloc_trim"):
         _LIBC.malloc_trim(0)
 
 
 def resident(key: str) -> int:
-    """Return bytes by a key of the status, ``VmRSS`` or ``VmHWM``."""
+    """Return the bytes of a status key, ``VmRSS`` or ``VmHWM``."""
     lines = STATUS.read_text(encoding="utf-8").splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key))
 

@@ -1,7 +1,7 @@
-"""Times a search step of two checkouts of this repository against each other, in turns of a few steps.
+"""Compare the time of a search step between two checkouts of this repository, in turns of a few steps.
 
-Each checkout has a process of its own; while one takes its turn, the other waits. The ratio is that of two
-turns, one right after the other, so that what slows the machine down for a while slows down both.
+Each checkout runs in a separate process; while one takes its turn, the other waits. Ratios are computed from
+consecutive turns, so that a temporary slowdown of the machine affects both checkouts alike.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _NETWORKS = ("resnet18", "vit")
 
 
 def work(network: str, turns: int) -> None:
-    """Search in this process: a turn for every line that comes in, and the times of all steps at the end."""
+    """Search in this process: take a turn per input line, and print the times of all steps at the end."""
     import time
 
     import nni
@@ -28,7 +28,7 @@ def work(network: str, turns: int) -> None:
     import torchvision
     from torch.nn import functional as F
 
-    from nni_jackpot import LotteryJackpotPruner  # isort: skip  # before NNI: mends what NNI needs
+    from nni_jackpot import LotteryJackpotPruner  # isort: skip  # before NNI: patches NNI
     from nni.compression.utils import TorchEvaluator
 
     torch.set_num_threads(1)
@@ -64,7 +64,7 @@ def work(network: str, turns: int) -> None:
 
 
 class Checkout:
-    """A process that works with the code of a checkout."""
+    """A process that runs the code of a checkout."""
 
     def __init__(self, folder: Path, network: str, turns: int) -> None:
         environment = {**os.environ, "PYTHONPATH": str(folder)}
@@ -76,7 +76,7 @@ class Checkout:
         self._wait()
 
     def take_turn(self) -> None:
-        """Take a turn, and wait for the end of it."""
+        """Take a turn, and wait for its end."""
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
@@ -108,13 +108,13 @@ def compare(old: Path, new: Path, network: str, turns: int) -> str:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--old", type=Path, help="a checkout, as git worktree add makes it")
+    parser.add_argument("--old", type=Path, help="the old checkout, such as from git worktree add")
     parser.add_argument(
-        "--new", type=Path, default=Path(__file__).parents[1], help="another; default: this one"
+        "--new", type=Path, default=Path(__file__).parents[1], help="the new checkout; default: this one"
     )
-    parser.add_argument("--turns", type=int, default=50, help=f"of {_TURN} steps each")
+    parser.add_argument("--turns", type=int, default=50, help=f"number of turns, each of {_TURN} steps")
     parser.add_argument("--work", choices=_NETWORKS, help=argparse.SUPPRESS)
-    parser.add_argument("--smoke", action="store_true", help="only see whether it runs, on next to nothing")
+    parser.add_argument("--smoke", action="store_true", help="only check that it runs, on tiny inputs")
     args = parser.parse_args()
     args.turns = 2 if args.smoke else args.turns
     if args.work:

@@ -1,7 +1,7 @@
-"""Times the refresh of a mask against other ways to find the largest scores, and shows how each one grows.
+"""Time the refresh of a mask against other ways to select the largest scores, for growing numbers of scores.
 
-Between two rounds all scores shrink a little, as by weight decay, and move by noise. The refresh ends with a
-mask, ties decided; its rivals are charged for no more than an order, the largest scores or their smallest.
+Between two rounds all scores shrink slightly, as by weight decay, and move by noise. The refresh produces a
+mask with ties broken; the alternatives only sort, select the largest scores or find the threshold.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from nni_jackpot.masking.topk import Threshold, update_top, update_tops
 
 COUNTS = [10_000, 100_000, 1_000_000, 10_000_000, 25_500_000, 100_000_000]
 SPARSE_RATIO = 0.9
-NOISE = 1e-3  # in standard deviations of the scores; some 0.01 % of the places flip
+NOISE = 1e-3  # in standard deviations of the scores; about 0.01 % of the mask flips
 _OWN = ("refresh", "comparing pass")
 
 
 class Selection:
-    """Scores on their way, and the mask that follows them."""
+    """Moving scores, and the mask that follows them."""
 
     def __init__(self, count: int, device: torch.device) -> None:
         torch.manual_seed(0)
@@ -43,19 +43,19 @@ class Selection:
         if device.type == "cuda":
             self._changes = torch.empty((2, count), dtype=torch.bool, device=device)
             self._weight, self._values = torch.zeros(2, count, device=device)
-        for _ in range(3):  # the steady state is when it is known how the threshold moves
+        for _ in range(3):  # afterwards the threshold's movement is known
             self.move()
             self.refresh()
 
     def move(self) -> None:
-        """Do what a step of an optimizer does, and forget what was found without a past."""
+        """Move the scores as an optimizer step does, and reset the mask of the cold start."""
         is_mask = self._changed.dtype == torch.bool
         self.flips.append(int(self._changed.count_nonzero()) if is_mask else len(self._changed))
         self.scores.mul_(1 - 1e-4).add_(self._noise.normal_(std=NOISE))
         self._cold_mask.zero_()
 
     def refresh(self) -> None:
-        """Refresh the mask as a search does on this device."""
+        """Refresh the mask as a search on this device does."""
         if self.scores.device.type == "cpu":
             self._changed = update_top(self.scores, self.keep, self.mask, self._n_kept, self.threshold)
         else:
@@ -63,14 +63,14 @@ class Selection:
         self._n_kept = self.keep
 
     def first(self) -> None:
-        """Find the mask for the first time."""
+        """Compute the mask without a previous mask."""
         if self.scores.device.type == "cpu":
             update_top(self.scores, self.keep, self._cold_mask, 0, Threshold())
         else:
             self._update_on_gpu(self._cold_mask, self._changes[1])
 
     def _update_on_gpu(self, mask: torch.Tensor, changes: torch.Tensor) -> torch.Tensor:
-        """Update a mask, and masked weights with it, by kernels; by others where many scores are equal."""
+        """Update a mask and its masked weights by Triton kernels; without them if there are surplus ties."""
         layer = kernels().Layer(self.scores, self.keep, mask, self._weight, self._values)
         (is_done,) = kernels().update_masks([layer], [changes])
         if not is_done:
@@ -78,7 +78,7 @@ class Selection:
         return changes
 
     def runs(self) -> dict[str, Callable[[], Any]]:
-        """Return what takes turns."""
+        """Return the runs to time alternately."""
         at, above = self.scores.numel() - self.keep, torch.empty_like(self.mask)
         runs: dict[str, Callable[[], Any]] = {
             "refresh": self.refresh,
@@ -105,21 +105,21 @@ def free_memory(device: torch.device) -> int:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--counts", type=int, nargs="+", default=COUNTS, help="of scores")
-    parser.add_argument("--seconds", type=float, default=15, help="for each count; four rounds at least")
+    parser.add_argument("--counts", type=int, nargs="+", default=COUNTS, help="numbers of scores")
+    parser.add_argument("--seconds", type=float, default=15, help="time per count; at least four rounds")
     args = arguments(parser, "selection")
     if args.smoke:
         args.counts, args.seconds = [1000, 2000], 0.0
     rows = []
     medians: dict[str, list[float]] = {}
     for count in args.counts:
-        if free_memory(args.device) < 80 * count:  # pairs of a value and an index, several times
+        if free_memory(args.device) < 80 * count:  # several copies of (value, index) pairs
             print(f"{count} scores: not enough memory, left out", file=sys.stderr)
             continue
         selection = Selection(count, args.device)
         times = interleave(selection.runs(), args.seconds, args.device, selection.move)
         own = times["refresh"]
-        flips = median(selection.flips[-len(own) + 1 :])  # those of the last round are not counted
+        flips = median(selection.flips[-len(own) + 1 :])  # the flips of the last round are not recorded
         per_score = f"{1e9 * median(own) / count:.3g} ns"
         row = [f"{count:,}", str(len(own)), f"{1e3 * median(own):.3g} ms", per_score, f"{flips:,.0f}"]
         row.append(ratio(own, times["comparing pass"]))

@@ -1,6 +1,6 @@
-"""Times a search step against what it cannot do without, against dense training, and against other ways.
+"""Time a search step against its forward and backward alone, dense training, and other searches.
 
-All take turns in one process, each with its own copy of the model and the same batch; see `contestants`.
+All contestants alternate in one process, each with a copy of the model and the same batch; see `contestants`.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from common import arguments, bars, interleave, ratio, report
 from contestants import CONTESTANTS, Step, Use
 from models import Case, Job, add_options
 
-# Of glibc's mallopt.
+# Constants of glibc's mallopt.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _FLOOR = "forward and backward"
-# What take about as long as each other, so that many rounds are needed to tell them apart.
+# Contestants with similar times, which need many rounds to be distinguished.
 _CLOSE = (_FLOOR, "dense training", "recipe jackpot", "search")
 
 CASES = ["vgg19@32:16", "vgg19@32:64", "resnet50@224:16", "resnet50@64:64", "vit_b_16@224:4"]
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep the memory that is freed, as other allocators do.
+    """Let glibc keep freed memory, as other allocators do.
 
-    It would give large blocks back to the system, and fetch them anew page by page in the next step: in one
-    contestant's and not in another's, as blocks happen to lie.
+    Otherwise it returns large blocks to the system and maps them page by page in the next step, for some
+    contestants and not for others, depending on the position of the blocks.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
@@ -47,7 +47,7 @@ def all_at_once(
     use: Callable[[list[Step]], None],
     steps: Sequence[Step] = (),
 ) -> None:
-    """Enter the training loops of all contestants, one within the other, and use all their steps."""
+    """Enter the training loops of all contestants, nested, and use all their steps."""
     if len(steps) == len(contestants):
         use(list(steps))
         return
@@ -59,7 +59,7 @@ Times = dict[str, list[float]]
 
 
 def measure(case: Case, names: Sequence[str], args: argparse.Namespace) -> tuple[Times, Times]:
-    """Return the times of steps where those that are close take turns, and where the others and search do."""
+    """Return the step times of the close contestants, and of the other contestants with the search."""
     found: list[Times] = []
 
     def use(steps: list[Step]) -> None:
@@ -69,7 +69,7 @@ def measure(case: Case, names: Sequence[str], args: argparse.Namespace) -> tuple
             found.append(interleave(runs, args.seconds / 2, args.device) if len(runs) > 1 else {})
 
     all_at_once([CONTESTANTS[name] for name in names], Job.of(case, args), use)
-    gc.collect()  # wrapped models are in cycles
+    gc.collect()  # wrapped models contain reference cycles
     close, others = found
     return close, others
 
@@ -79,14 +79,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_options(parser, CASES)
     parser.add_argument(
-        "--seconds", type=float, default=75, help="for each case, half of them for those that are close"
+        "--seconds", type=float, default=75, help="time per case; half of it for close contestants"
     )
     parser.add_argument(
         "--against",
         choices=CONTESTANTS,
         nargs="*",
         default=list(CONTESTANTS),
-        help="what takes turns with it",
+        help="the contestants to compare with",
     )
     args = arguments(parser, "step")
     keep_freed_memory()

@@ -1,7 +1,7 @@
-"""Sizes and times of tickets: random masks on the shapes of networks, against entropy and other files.
+"""Sizes and times of tickets: random masks in the shapes of networks, against entropy and other formats.
 
-Norm statistics are noise, which compresses as badly as any. A time is the median of some runs, files in the
-cache of the system; memory is what the peak of the resident memory grows by.
+Norm statistics are noise, the worst case for compression. A time is the median of some runs with the files in
+the system's cache; memory is the growth of the peak resident memory.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 
 
 def build(name: str, sparsity: float) -> tuple[nn.Module, dict[str, dict[str, Tensor]]]:
-    """Return a network with random norm statistics, and random masks of its layers."""
+    """Return a network with random norm statistics, and random masks for its layers."""
     torch.manual_seed(0)
     model = NETWORKS[name]()
     for buffer_name, buffer in model.named_buffers():
@@ -72,7 +72,7 @@ def seconds(run: Callable[[], Any], runs: int) -> float:
 
 
 def zipped(model: nn.Module) -> int:
-    """Return the bytes of the state dict in a zip archive, zeros and all."""
+    """Return the size in bytes of the zipped state dict, including zeros."""
     raw, archive = io.BytesIO(), io.BytesIO()
     torch.save(model.state_dict(), raw)
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
@@ -81,7 +81,7 @@ def zipped(model: nn.Module) -> int:
 
 
 def measure(name: str, sparsity: float, folder: Path, runs: int) -> tuple[list[str], dict[str, float]]:
-    """Return the cells of one network, and its sizes in MB by file."""
+    """Return the table cells of one network, and its sizes in MB by file format."""
     model, masks = build(name, sparsity)
     path, sparse = folder / "a.ticket", folder / "a.sparse"
     write_memory = growth(lambda: save_ticket(path, masks, model)) / MB

@@ -1,4 +1,4 @@
-"""A channel jackpot: whole output channels are searched, and ModelSpeedup makes the network smaller.
+"""Search a channel jackpot: prune whole output channels, then shrink the network with ModelSpeedup.
 
 Run it with: python examples/channels.py
 """
@@ -50,7 +50,7 @@ def report(name, model):
 
 @torch.no_grad()
 def seconds(models, runs=30):
-    """Return each model's median time for 256 images, the models taking turns."""
+    """Return each model's median time for 256 images; models are timed alternately."""
     times = [[] for _ in models]
     for _ in range(runs):
         for model, taken in zip(models, times, strict=True):
@@ -70,7 +70,7 @@ report("dense", model)
 dense = ResNet(depth=8, width=16, num_classes=10, in_channels=1)
 dense.load_state_dict(model.state_dict())
 
-# The first convolution of every block, whose channels nothing else depends on, and the norm that follows it.
+# The first convolution of every block, whose channels no shortcut uses, and the norm layer after it.
 config_list = [{"op_names_re": [r"stage.*conv1"], "sparse_ratio": 0.5, "granularity": "out_channel"}]
 for name, _ in model.named_modules():
     if name.endswith("bn1") and name != "bn1":
@@ -78,7 +78,7 @@ for name, _ in model.named_modules():
         settings = {target: {"align": source} for target in ("weight", "bias")}
         config_list.append({"op_names": [name], "target_settings": settings})
 
-optimizer = nni.trace(torch.optim.SGD)(model.parameters(), lr=0.1)  # drives the loop; it finds no gradient
+optimizer = nni.trace(torch.optim.SGD)(model.parameters(), lr=0.1)  # drives the loop, but gets no gradients
 evaluator = TorchEvaluator(training_func, optimizer, training_step)
 pruner = LotteryJackpotPruner(model, config_list, evaluator, method=EdgePopup.paper(), norm="freeze")
 pruner.reestimate_norm(images[train].split(200))

@@ -1,7 +1,7 @@
-"""Pre-trained network -> jackpot -> int8 -> a file for onnxruntime, smaller and faster than the dense one.
+"""Deploy: pre-trained network -> jackpot -> int8 -> ONNX file, smaller and faster than the dense network.
 
-NNI's quantizers simulate int8 in PyTorch: they tell what it will cost, with the masks held under them. The
-file itself is made by onnxruntime. Needs: pip install "nni-jackpot[deploy]"
+NNI's quantizers simulate int8 in PyTorch and show the loss of accuracy, with the masks fixed. onnxruntime
+writes the file itself. Needs: pip install "nni-jackpot[deploy]"
 
 Run it with: python examples/deploy.py
 """
@@ -71,7 +71,7 @@ class Session:
 
 
 def seconds(sessions, runs=30):
-    """Return each session's median time for 256 images, the sessions taking turns."""
+    """Return each session's median time for 256 images; sessions are timed alternately."""
     times = [[] for _ in sessions]
     for _ in range(runs):
         for session, taken in zip(sessions, times, strict=True):
@@ -82,7 +82,7 @@ def seconds(sessions, runs=30):
 
 
 def kib(name):
-    """Return the size of a file, and when it is zipped."""
+    """Return the size of a file, and its zipped size."""
     with zipfile.ZipFile(folder / f"{name}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.write(folder / name, name)
     return [(folder / file).stat().st_size / 1024 for file in (name, f"{name}.zip")]
@@ -95,7 +95,7 @@ export_onnx(model, folder / "dense.onnx", images[:1])
 
 # The jackpot, and its masks in NNI's format.
 config_list = [{"op_types": ["Conv2d"], "sparse_ratio": 0.9, "global_group_id": 0}]
-optimizer = nni.trace(torch.optim.SGD)(model.parameters(), lr=0.1)  # drives the loop; it finds no gradient
+optimizer = nni.trace(torch.optim.SGD)(model.parameters(), lr=0.1)  # drives the loop, but gets no gradients
 evaluator = TorchEvaluator(training_func, optimizer, training_step)
 pruner = LotteryJackpotPruner(model, config_list, evaluator)
 pruner.compress(max_steps=None, max_epochs=20)
@@ -103,8 +103,8 @@ report("jackpot", logits(model))
 save_masks(pruner.get_masks(), folder / "masks.pth")
 pruner.unwrap_model()
 
-# What int8 will cost, as NNI simulates it. The masks are held, by a learning rate of 0, and so are the norm
-# statistics that the search has adapted.
+# Accuracy in int8, simulated by NNI. A learning rate of 0 keeps the masks, and the adapted norm statistics
+# are frozen too.
 masks = load_masks(folder / "masks.pth")
 hold = {"init": masks, "method": EdgePopup.paper(lr=0.0), "norm": "freeze"}
 held = LotteryJackpotPruner(model, config_list, evaluator, **hold)
@@ -114,7 +114,7 @@ quantizer.compress(max_steps=None, max_epochs=1)
 report("jackpot, int8 simulated", logits(model))
 quantizer.unwrap_model()
 
-# The files: the plain sparse network, and that in int8.
+# The files: the sparse network in float32 and in int8.
 apply_masks(model, masks)
 export_onnx(model, folder / "jackpot.onnx", images[:1])
 quantize_onnx(folder / "jackpot.onnx", folder / "int8.onnx", images[train][:256].split(64))

@@ -1,4 +1,4 @@
-"""A jackpot without labels: NNI's distiller lets the dense network teach the search.
+"""Search a jackpot without labels: the dense network is the teacher, through NNI's distiller.
 
 Run it with: python examples/distill.py
 """
@@ -30,7 +30,7 @@ def with_labels(batch, model):
 
 def without_labels(batch, model):
     images, _ = batch
-    return model(images).mean()  # a forward for the distiller to look at; the loss is all its own
+    return model(images).mean()  # a forward for the distiller to observe; the distiller adds the loss
 
 
 def training_func(model, optimizer, training_step, lr_scheduler=None, max_steps=None, max_epochs=None):
@@ -44,7 +44,7 @@ def training_func(model, optimizer, training_step, lr_scheduler=None, max_steps=
 
 
 def evaluator(model, training_step):
-    optimizer = nni.trace(torch.optim.SGD)(model.parameters(), lr=0.1)  # drives the loop, finds no gradient
+    optimizer = nni.trace(torch.optim.SGD)(model.parameters(), lr=0.1)  # drives the loop, gets no gradients
     return TorchEvaluator(training_func, optimizer, training_step)
 
 
@@ -69,7 +69,7 @@ report("magnitude mask, norm re-estimated", model)
 model = copy.deepcopy(dense)
 pruner = LotteryJackpotPruner(model, config_list, evaluator(model, with_labels))
 pruner.compress(max_steps=None, max_epochs=epochs)
-pruner.reestimate_norm(images[train].split(200))  # a short search leaves statistics of its soft masks
+pruner.reestimate_norm(images[train].split(200))  # the search ends with statistics of soft masks
 report("jackpot found by labels", model)
 
 model = copy.deepcopy(dense)
@@ -79,7 +79,7 @@ distiller = DynamicLayerwiseDistiller(
     evaluator(model, without_labels),
     teacher_model=dense.eval(),
     teacher_predict=lambda batch, teacher: teacher(batch[0]),
-    origin_loss_lambda=0.0,  # the training step's own loss does not count
+    origin_loss_lambda=0.0,  # ignore the training step's own loss
 )
 pruner = LotteryJackpotPruner.from_compressor(distiller, config_list)
 pruner.compress(max_steps=None, max_epochs=epochs)

@@ -1,4 +1,4 @@
-"""Find a lottery jackpot with NNI's evaluator: 90% of the weights gone, none of the others changed.
+"""Find a lottery jackpot with NNI's evaluator: 90 % of the weights pruned, the others unchanged.
 
 Run it with: python examples/quickstart.py
 """
@@ -26,7 +26,7 @@ model = nn.Sequential(
 )
 
 
-# What an NNI user has: a training step, a training loop, a traced optimizer.
+# The NNI part: a training step, a training loop, a traced optimizer.
 def training_step(batch, model):
     images, labels = batch
     return F.cross_entropy(model(images), labels)
@@ -49,10 +49,10 @@ def accuracy(model):
 
 
 optimizer = nni.trace(torch.optim.SGD)(model.parameters(), lr=0.05, momentum=0.9)
-training_func(model, optimizer, training_step, max_epochs=15)  # stands for your pre-trained checkpoint
+training_func(model, optimizer, training_step, max_epochs=15)  # replace by your pre-trained checkpoint
 print(f"dense:          {accuracy(model):.1%}")
 
-# The pruner, where any NNI pruner would stand.
+# The pruner, used like any NNI pruner.
 config_list = [{"op_types": ["Conv2d"], "sparse_ratio": 0.9, "global_group_id": 0}]
 evaluator = TorchEvaluator(training_func, optimizer, training_step)
 pruner = LotteryJackpotPruner(model, config_list, evaluator)
@@ -64,7 +64,7 @@ model, masks = pruner.compress(max_epochs=10, norm_batches=images[train].split(6
 print(f"jackpot:        {accuracy(model):.1%}, at 90% sparsity")
 print(f"overlap of jackpot and magnitude mask: {mask_overlap(masks, magnitude_masks).total:.1%}")
 
-pruner.unwrap_model()  # the model as it came, weights bit for bit
+pruner.unwrap_model()  # the original model, weights unchanged bit for bit
 save_masks(masks, "runs/quickstart/masks.pth")  # NNI's format
 apply_masks(model, masks)  # a plain sparse PyTorch model
 zeros = sum(int((model[i].weight == 0).sum()) for i in (0, 3, 6))

@@ -1,6 +1,6 @@
-"""NNI's quick start on today's PyTorch: prune channels, make the model physically smaller, then search in it.
+"""NNI's quick start on current PyTorch: prune channels, shrink the model, then search in it.
 
-``import nni_jackpot`` is all that NNI's pruners and ModelSpeedup need to work. The smaller model is then the
+``import nni_jackpot`` is enough for NNI's pruners and ModelSpeedup to work. The smaller model is then the
 base of a jackpot, whose masks ModelSpeedup reads from a file.
 
 Run it with: python examples/speedup.py
@@ -33,7 +33,7 @@ def seconds(model, x, runs=15):
 
 nni.silence_stdout()  # of the lines that NNI's speedup logs for every module
 torch.manual_seed(0)
-model = torchvision.models.resnet18(num_classes=10).eval()  # stands for your pre-trained checkpoint
+model = torchvision.models.resnet18(num_classes=10).eval()  # replace by your pre-trained checkpoint
 x = torch.randn(4, 3, 64, 64)
 size, latency = parameters(model), seconds(model, x)
 

@@ -1,6 +1,6 @@
-"""A jackpot as a file: search, save a ticket, and apply it in a process that has the base checkpoint alone.
+"""Save a jackpot as a ticket, and apply it in a process that only has the base checkpoint.
 
-Then tickets of two sparsities take turns in one model in memory, which is the base again afterwards.
+Then switch between tickets of two sparsities in one model in memory, and restore the base.
 
 Run it with: python examples/ticket.py
 """
@@ -49,7 +49,7 @@ def accuracy(model):
     return (logits(model).argmax(1) == labels[test]).float().mean().item()
 
 
-if sys.argv[1:] == ["apply"]:  # all that a user of the ticket does
+if sys.argv[1:] == ["apply"]:  # everything a user of the ticket has to do
     model = build()
     model.load_state_dict(torch.load(FOLDER / "base.pth"))
     load_ticket(FOLDER / "90.ticket").apply(model)
@@ -59,7 +59,7 @@ if sys.argv[1:] == ["apply"]:  # all that a user of the ticket does
 base = build()
 fit(base, torch.optim.SGD(base.parameters(), lr=0.05, momentum=0.9), epochs=10)
 FOLDER.mkdir(parents=True, exist_ok=True)
-torch.save(base.state_dict(), FOLDER / "base.pth")  # stands for your public or deployed checkpoint
+torch.save(base.state_dict(), FOLDER / "base.pth")  # replace by your public or deployed checkpoint
 print(f"dense:       {accuracy(base):.1%}, {(FOLDER / 'base.pth').stat().st_size:,} bytes")
 
 for percent in (90, 95):

@@ -1,7 +1,9 @@
-"""Errors of input and of runs, each of its own type, all of them `JackpotError`.
+"""Error types for bad input and failed runs, all derived from `JackpotError`, and the wording they share.
 
-An argument that no call could take, whatever the model and the files, is a plain ValueError.
+An argument that is invalid for every model and file raises a plain ValueError.
 """
+
+from collections.abc import Sequence
 
 
 class JackpotError(Exception):
@@ -9,7 +11,7 @@ class JackpotError(Exception):
 
 
 class ConfigListError(JackpotError, ValueError):
-    """An entry of an NNI config list is malformed, or asks for what cannot be honoured."""
+    """An entry of an NNI config list is malformed, or asks for something unsupported."""
 
 
 class EmptyMatchError(ConfigListError):
@@ -21,23 +23,23 @@ class SparseRatioError(ConfigListError):
 
 
 class TargetWithoutParametersError(ConfigListError):
-    """The config list selects a module or target that holds no parameter to prune."""
+    """The config list selects a module or target without a parameter to prune."""
 
 
 class WeightDtypeError(JackpotError, TypeError):
-    """A target's weights have no values, or none that scores can have a gradient of."""
+    """A target's weights have no values, or a dtype without gradients."""
 
 
 class WeightValueError(JackpotError, ValueError):
-    """A target's weights are NaN or infinite, so that they cannot be ranked."""
+    """A target's weights are NaN or infinite and cannot be ranked."""
 
 
 class NothingSearchedError(JackpotError, RuntimeError):
-    """A search took no step, or scores had no gradient: the masks would be those that it started from."""
+    """A search took no step, or scores had no gradient: the masks would equal the initial masks."""
 
 
 class NothingKeptError(ConfigListError):
-    """A target is so small, or its budget so low, that none of its weights would be kept."""
+    """A target is too small, or its budget too low, to keep any weight."""
 
 
 class MaskError(JackpotError, ValueError):
@@ -45,7 +47,7 @@ class MaskError(JackpotError, ValueError):
 
 
 class CalibrationError(JackpotError, ValueError):
-    """The evaluator's training loop does not give the losses that a pruning criterion needs."""
+    """The evaluator's training loop does not produce the losses that a pruning criterion needs."""
 
 
 class SearchDivergedError(JackpotError, FloatingPointError):
@@ -53,11 +55,11 @@ class SearchDivergedError(JackpotError, FloatingPointError):
 
 
 class TrainingDivergedError(JackpotError, FloatingPointError):
-    """The loss became NaN or infinite while weights were trained, before or beside the search."""
+    """The loss became NaN or infinite while weights were trained (pretraining or a comparator)."""
 
 
 class SpeedupError(JackpotError):
-    """A model cannot be had in a faster form, or that form does not compute what the model computes."""
+    """A model cannot be converted to a faster form, or the converted model computes something else."""
 
 
 class MissingLibraryError(JackpotError, ImportError):
@@ -69,15 +71,15 @@ class CheckpointError(JackpotError):
 
 
 class TicketError(CheckpointError, ValueError):
-    """A ticket or a sparse checkpoint is damaged, no such file, or of a newer version."""
+    """A ticket or sparse checkpoint is damaged, a different kind of file, or of a newer version."""
 
 
 class OtherBaseError(TicketError):
-    """A ticket was found on other weights than those it is to be applied to."""
+    """A ticket is applied to weights that differ from the weights it was found on."""
 
 
 class RunFolderError(JackpotError, ValueError):
-    """A folder holds no finished run, or one of a run's files is damaged."""
+    """A folder contains no finished run, or a file of the run is damaged."""
 
 
 class OutputFolderError(JackpotError, OSError):
@@ -90,3 +92,14 @@ class DatasetNotFoundError(JackpotError, FileNotFoundError):
 
 class ExperimentConfigError(JackpotError, ValueError):
     """A YAML file has an unknown key, a value of the wrong type or a value out of range."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the error's type if it has no message."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def first_few(findings: Sequence[str]) -> str:
+    """Join the first three findings, and count the others."""
+    more = f" and {len(findings) - 3} more" if len(findings) > 3 else ""
+    return f"{'; '.join(findings[:3])}{more}"

@@ -1,14 +1,14 @@
-"""NNI masks as values: compared, counted, saved, loaded and written into a model.
+"""Compare, count, save, load and apply NNI masks.
 
-Masks are NNI's: ``{module name: {target name: 0/1 tensor of the target's shape, or None}}``. Every function
-here raises `MaskError` for what is not of this form.
+Masks have NNI's form: ``{module name: {target name: 0/1 tensor of the target's shape, or None}}``. Every
+function here raises `MaskError` for any other form.
 """
 
 from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from nni_jackpot.errors import CheckpointError, JackpotError, MaskError
-from nni_jackpot.modules.parameters import names_of_all, parametrized, remove_parametrizations
+from nni_jackpot.errors import CheckpointError, JackpotError, MaskError, first_line
+from nni_jackpot.modules.parameters import join, names_of_all, parametrized, remove_parametrizations
 from nni_jackpot.runtime.files import load_tensors, replace_file, save_tensors
 
 Masks: TypeAlias = Mapping[str, Mapping[str, Tensor | None]]
 
-# What wrappers put into names: (Distributed)DataParallel, torch.compile, FSDP, activation checkpointing.
+# Parts of names added by (Distributed)DataParallel, torch.compile, FSDP and activation checkpointing.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
 
@@ -33,7 +33,7 @@ class MaskOverlap:
     Attributes
     ----------
     total
-        Over the weights of all targets together.
+        Overlap over the weights of all targets.
     per_target
         ``{"module.target": overlap}``.
     """
@@ -43,14 +43,14 @@ class MaskOverlap:
 
 
 def mask_overlap(masks_a: Masks, masks_b: Masks) -> MaskOverlap:
-    """Return the share of weights on which two masks agree, kept or pruned alike (Eq. 7).
+    """Return the share of weights that both masks keep or both prune (Eq. 7).
 
-    Targets that neither mask prunes, such as biases, are no part of the sparse structure and do not count.
+    Targets that neither mask prunes, such as biases, do not count.
 
     Raises
     ------
     MaskError
-        If the masks are not about the same targets.
+        If the masks have different targets or shapes.
     """
     a, b = named_masks(masks_a), named_masks(masks_b)
     names = match_names(b, a)
@@ -77,12 +77,12 @@ def mask_overlap(masks_a: Masks, masks_b: Masks) -> MaskOverlap:
 
 
 def densities(masks: Masks) -> dict[str, float]:
-    """Return the share of ones per target, ``{"module.target": density}``."""
+    """Return the share of kept weights per target, ``{"module.target": density}``."""
     return {name: int(mask.bool().sum()) / max(mask.numel(), 1) for name, mask in named_masks(masks).items()}
 
 
 def sparsity_of(masks: Masks) -> float:
-    """Return the share of zeros over all targets that are pruned at all, together."""
+    """Return the share of zeros over all targets with at least one zero."""
     pruned = [kept for mask in named_masks(masks).values() if not (kept := mask.bool()).all()]
     zeros = sum(int(kept.logical_not().sum()) for kept in pruned)
     return zeros / max(1, sum(kept.numel() for kept in pruned))
@@ -94,25 +94,25 @@ def save_masks(masks: Masks, path: str | os.PathLike[str]) -> None:
     Raises
     ------
     MaskError
-        If they are no masks.
+        If the masks do not have NNI's form.
     OutputFolderError
-        If the folder cannot be written; the file is whole or not there.
+        If the folder cannot be written. The write is atomic.
     """
     named_masks(masks)
     plain = {
         module: {target: None if mask is None else mask.cpu() for target, mask in targets.items()}
         for module, targets in masks.items()
     }
-    replace_file(path, lambda aside: save_tensors(plain, aside))
+    replace_file(path, lambda temporary: save_tensors(plain, temporary))
 
 
 def load_masks(path: str | os.PathLike[str]) -> dict[str, dict[str, Tensor | None]]:
-    """Load masks saved by `save_masks` or by NNI's ``torch.save(masks, path)``; no code of the file is run.
+    """Load masks saved by `save_masks` or by ``torch.save(masks, path)``, without executing code of the file.
 
     Raises
     ------
     CheckpointError
-        If the file is missing, unreadable, or holds no masks.
+        If the file is missing, unreadable, or does not contain masks.
     """
     masks = load_tensors(path, "mask file")
     try:
@@ -123,9 +123,9 @@ def load_masks(path: str | os.PathLike[str]) -> dict[str, dict[str, Tensor | Non
 
 
 def apply_masks(model: nn.Module, masks: Masks) -> nn.Module:
-    """Write the masks' zeros into the weights of a plain model, in place; kept weights stay bit for bit.
+    """Set the pruned weights of a model to zero, in place; kept weights are unchanged bit for bit.
 
-    A masked weight that parametrizations compute becomes a parameter of its own, with the value that it has.
+    A masked weight that parametrizations compute becomes a plain parameter with its current value.
 
     Parameters
     ----------
@@ -142,8 +142,7 @@ def apply_masks(model: nn.Module, masks: Masks) -> nn.Module:
     Raises
     ------
     MaskError
-        If the model is still wrapped by NNI, or one of the masks cannot be applied; the model is then
-        unchanged.
+        If the model is still wrapped by NNI, or a mask cannot be applied; the model is then unchanged.
     """
     fitting = fit_masks(model, masks)
     remove_parametrizations(model, fitting)
@@ -155,27 +154,27 @@ def apply_masks(model: nn.Module, masks: Masks) -> nn.Module:
 
 
 def fit_masks(model: nn.Module, masks: Masks) -> dict[str, Tensor]:
-    """Return masks by the names that their parameters have in the model, sure that they can be applied.
+    """Check that masks can be applied to a model, and return them by the names of their parameters there.
 
     Raises
     ------
     MaskError
-        If the model is still wrapped by NNI, a mask has no parameter, not its shape, or differs from another
-        mask of the same parameter, or a parameter cannot be written to.
+        If the model is still wrapped by NNI, a mask has no parameter, has another shape than its parameter,
+        or differs from another mask of the same parameter, or a parameter cannot be written.
     """
     check_unwrapped(model)
     parameters = parameters_of(model)
     given = named_masks(masks)
     names = match_names(given, parameters)
-    first: dict[Tensor, str] = {}  # tied weights are one parameter of several names
+    first: dict[Tensor, str] = {}  # tied weights are one parameter with several names
     for name, mask in given.items():
         if name not in names:
             bare = _without_wrappers(name)
-            also = f", nor a single one that is {bare} but for wrappers" if bare != name else ""
+            also = f", nor exactly one that is {bare} without wrappers" if bare != name else ""
             raise MaskError(f"the model has no parameter {name}{also}")
         parameter = parameters[names[name]]
         _check_writable(name, parameter)
-        check_shape(name, mask, parameter)
+        check_shape(name, mask, parameter.shape)
         other = given[first.setdefault(parameter, name)]
         if other is not mask and not torch.equal(other.bool(), mask.to(other.device).bool()):
             raise MaskError(f"{first[parameter]} and {name} are one parameter, and their masks differ")
@@ -183,42 +182,41 @@ def fit_masks(model: nn.Module, masks: Masks) -> dict[str, Tensor]:
 
 
 def parameters_of(model: nn.Module) -> dict[str, Tensor]:
-    """Return all that a mask can be applied to, by name; tied weights under each of theirs."""
+    """Return all tensors that a mask can be applied to, by name; tied weights under each of their names."""
     return {**names_of_all(model), **parametrized(model)}
 
 
 def check_unwrapped(model: nn.Module, error: type[JackpotError] = MaskError) -> None:
-    """See that no module of a model is wrapped by NNI.
+    """Check that no module of a model is wrapped by NNI.
 
     Raises
     ------
     JackpotError
-        Of the given type, if one is.
+        If a module is wrapped; the error has the type ``error``.
     """
     if any(hasattr(module, "_nni_wrapper") for module in model.modules()):
         raise error("the model is still wrapped by NNI: call pruner.unwrap_model() first")
 
 
-def check_shape(name: str, mask: Tensor, parameter: Tensor) -> None:
-    """See that a mask has the shape of its parameter.
+def check_shape(name: str, mask: Tensor, shape: Sequence[int]) -> None:
+    """Check that the mask of a target has the target's shape.
 
     Raises
     ------
     MaskError
-        If it has not.
+        If the shapes differ.
     """
-    if parameter.shape != mask.shape:
-        expected, found = tuple(parameter.shape), tuple(mask.shape)
-        raise MaskError(f"the mask of {name} has shape {found}, its parameter {expected}")
+    if tuple(mask.shape) != tuple(shape):
+        raise MaskError(f"the mask of {name} has shape {tuple(mask.shape)}, expected {tuple(shape)}")
 
 
 def named_masks(masks: Masks) -> dict[str, Tensor]:
-    """Return ``{"module.target": mask}`` of all targets that have a mask.
+    """Return ``{"module.target": mask}`` for all targets with a mask.
 
     Raises
     ------
     MaskError
-        If they are not masks of NNI's form, of zeros and ones.
+        If the masks do not have NNI's form, or contain values other than 0 and 1.
     """
     if not isinstance(masks, Mapping):
         raise MaskError(f"masks are {{module: {{target: mask}}}}, not a {type(masks).__name__}")
@@ -237,7 +235,7 @@ def named_masks(masks: Masks) -> dict[str, Tensor]:
 
 
 def match_names(names: Iterable[str], known: Iterable[str]) -> dict[str, str]:
-    """Return which known name each name is, as it stands or but for wrappers, where there is exactly one."""
+    """Map names to known names: the equal one, or the only one that is equal without wrappers."""
     known = set(known)
     bare: defaultdict[str, list[str]] = defaultdict(list)
     for name in known:
@@ -246,16 +244,11 @@ def match_names(names: Iterable[str], known: Iterable[str]) -> dict[str, str]:
     return {name: matches[0] for name, matches in found.items() if len(matches) == 1}
 
 
-def join(module: str, target: str) -> str:
-    """Return the name of a target in the model; those of the model itself have no module's name."""
-    return f"{module}.{target}" if module else target
-
-
 def _nested(name: str, mask: object) -> str:
-    """Return what is wrong with masks that are not nested, and what would be right."""
+    """Return the error message for masks that are not nested."""
     form = "masks are {module: {target: mask}}"
     if not isinstance(name, str) or not isinstance(mask, Tensor):
-        return f"{form}: that of {name!r} is a {type(mask).__name__}"
+        return f"{form}: the entry {name!r} is a {type(mask).__name__}"
     module, _, target = name.rpartition(".")
     if not module and target not in ("weight", "bias"):
         module, target = target, "weight"
@@ -276,12 +269,12 @@ def _check_writable(name: str, parameter: Tensor) -> None:
     if is_lazy(parameter) or parameter.is_meta:
         raise MaskError(f"{name} has no values yet: load or initialise the model first")
     if not parameter.is_leaf:
-        raise MaskError(f"{name} is computed from other tensors: mask those of them that are parameters")
+        raise MaskError(f"{name} is computed from other tensors: mask the parameters among these")
     try:
         with torch.no_grad():
             parameter.masked_fill_(torch.zeros((), dtype=torch.bool, device=parameter.device), 0)
-    except RuntimeError as error:  # an inference tensor, a type without such an operation
-        reason = str(error).splitlines()[0]
+    except RuntimeError as error:  # an inference tensor, a dtype without this operation
+        reason = first_line(error)
         raise MaskError(f"zeros cannot be written into {name}, of {parameter.dtype}: {reason}") from None
 
 

@@ -146,7 +146,7 @@ NO_MASKS: list[tuple[Any, str]] = [
     ({"0": EYE}, r'write \{"0": \{"weight": mask\}\} for "0"'),
     ({"bias": EYE}, r'write \{"": \{"bias": mask\}\} for "bias"'),
     ({"0": {"weight": EYE}, "1.weight": EYE}, r'for "1\.weight"'),
-    ({"0": None}, "that of '0' is a NoneType"),
+    ({"0": None}, "the entry '0' is a NoneType"),
     ([EYE], "not a list"),
     ((two(), {"0": {"weight": EYE}}), "not a tuple"),
     (None, "not a NoneType"),
@@ -230,9 +230,7 @@ def test_masks_fit_with_and_without_a_wrapper(wrap: Callable[[nn.Module], nn.Mod
 def test_a_name_that_does_not_fit_apart_from_its_wrapper_is_told() -> None:
     model = two()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(
-        MaskError, match=r"no parameter module\.7\.weight, nor a single one that is 7\.weight"
-    ):
+    with pytest.raises(MaskError, match=r"no parameter module\.7\.weight, nor exactly one that is 7\.weight"):
         apply_masks(model, {"module.0": {"weight": EYE}, "module.7": {"weight": EYE}})
     ambiguous = nn.ModuleDict({"module": two(), "_orig_mod": two()})
     with pytest.raises(MaskError, match=r"no parameter 0\.weight"):

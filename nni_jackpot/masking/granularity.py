@@ -1,4 +1,4 @@
-"""What one score stands for: a single weight, a channel or a block, and how these share out the zeros."""
+"""Grains: sets of weights that share one score, such as a single weight, a channel or a block."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ Reduce = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Grains:
-    """The grains of a target: the sets of weights that are kept or pruned as one, each with one score.
+    """The grains of a target: sets of weights that are kept or pruned together, with one score each.
 
     Parameters
     ----------
     shape
         Shape of the target.
     scaler
-        NNI's scaling of the target's ``granularity``; None makes every weight a grain of its own.
+        NNI's scaling of the target's ``granularity``; None if every weight is a grain.
     rows
-        The grains fall into so many rows of equal length, each of which keeps the same number
-        (``internal_metric_block``, or the groups of an N:M pattern).
+        Number of rows of equal length into which the grains are divided; each row keeps the same number of
+        grains (``internal_metric_block``, or the groups of an N:M pattern).
     row_dim
         Dimension along which the rows run; None for rows in memory order.
     """
@@ -43,7 +43,7 @@ class Grains:
 
     @property
     def score_shape(self) -> tuple[int, ...]:
-        """Shape of the scores: that of the target, reduced dimensions kept as 1."""
+        """Shape of the scores: the target's shape with every dimension reduced to its number of blocks."""
         if self.scaler is None:
             return self.shape
         kernel = self.scaler.kernel_size
@@ -53,17 +53,17 @@ class Grains:
 
     @property
     def count(self) -> int:
-        """How many grains there are."""
+        """Number of grains."""
         return math.prod(self.score_shape)
 
     @property
     def size(self) -> int:
-        """How many weights a grain has."""
+        """Number of weights per grain."""
         return math.prod(self.shape) // max(1, self.count)
 
     @property
     def are_rows(self) -> bool:
-        """Whether a mask of the target's shape, looked at as rows, is that of the grains."""
+        """Whether a mask of the target's shape can be viewed as the rows of grains."""
         return self.scaler is None and self.row_dim is None
 
     def reduce(self, weights: Tensor, how: Reduce) -> Tensor:
@@ -71,19 +71,19 @@ class Grains:
         return weights if self.scaler is None else self.scaler.shrink(weights, how, keepdim=True)
 
     def of_mask(self, mask: Tensor) -> Tensor:
-        """Return which grains a mask of the target's shape keeps, boolean, of the scores' shape."""
+        """Return the grains that a mask of the target's shape keeps, boolean, in the scores' shape."""
         return self.reduce(mask, lambda weights: weights[..., 0]).bool()
 
     def expand(self, grains: Tensor) -> Tensor:
-        """Give every weight the value of its grain: of the target's shape, or broadcastable to it."""
+        """Return the value of each weight's grain, in the target's shape or broadcastable to it."""
         if self.scaler is None:
             return grains
         return self.scaler.expand(grains, list(self.shape), keepdim=True, full_expand=False)
 
     def select(self, scores: Tensor, keep: int, previous: Tensor | None = None) -> Tensor:
-        """Select the ``keep`` grains of largest score (Eq. 5), as many in every row; boolean.
+        """Select the ``keep`` grains with the largest scores (Eq. 5), equally many per row; boolean.
 
-        Ties are decided as in `nni_jackpot.masking.topk.keep_top`.
+        Ties are broken as in `nni_jackpot.masking.topk.keep_top`.
         """
         if self.rows == 1:
             return keep_top(scores, keep, previous)
@@ -91,12 +91,12 @@ class Grains:
         return self.of_rows(keep_top_by_row(self.by_row(scores), keep // self.rows, before))
 
     def by_row(self, values: Tensor) -> Tensor:
-        """Return a tensor of the scores' shape as one of shape (rows, grains of a row)."""
+        """Reshape a tensor from the scores' shape to (rows, grains per row)."""
         across = values if self.row_dim is None else values.movedim(self.row_dim, -1)
         return across.reshape(self.rows, -1)
 
     def of_rows(self, values: Tensor) -> Tensor:
-        """Return a tensor of shape (rows, grains of a row) as one of the scores' shape."""
+        """Reshape a tensor from (rows, grains per row) to the scores' shape."""
         if self.row_dim is None:
             return values.reshape(self.score_shape)
         shape = list(self.score_shape)
@@ -110,7 +110,7 @@ def parse_pattern(pattern: str) -> tuple[int, int]:
     Raises
     ------
     ConfigListError
-        If it is not of the form ``"N:M"`` with 0 < N < M.
+        If the pattern does not have the form ``"N:M"`` with 0 < N < M.
     """
     match = re.fullmatch(r"(\d+):(\d+)", pattern) if isinstance(pattern, str) else None
     if match is None or not 0 < int(match[1]) < int(match[2]):

@@ -1,4 +1,4 @@
-"""Masks not decided yet: numbers between 0 and 1, by how far scores lie from the smallest kept one."""
+"""Soft masks: a sigmoid of each score's distance from the top-k threshold."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from torch import Tensor
 
 from nni_jackpot.masking.granularity import Grains
 
-# Scores that the smallest kept one, and their deviation, are estimated from where there are many.
+# Sample size from which the threshold and the standard deviation of more scores are estimated.
 _SAMPLE = 1 << 14
-# What is taken for a deviation of zero.
+# Lower bound of temperature times standard deviation, for scores that are all equal.
 EQUAL = 1e-12
 
 
 def stride_of_sample(count: int) -> int:
-    """Return how many scores there are to one of the sample that stands for all of them."""
+    """Return the stride of the sample from which ``count`` scores are estimated."""
     return max(1, count // _SAMPLE)
 
 
@@ -22,30 +22,30 @@ def stride_of_sample(count: int) -> int:
 def soft_mask(
     score: Tensor, mask: Tensor, keep: int, grains: Grains, temperature: float, out: Tensor | None = None
 ) -> Tensor:
-    """Return what takes the place of a mask: ``sigmoid((score - threshold) / (temperature * deviation))``.
+    """Return the soft mask ``sigmoid((score - threshold) / (temperature * deviation))``.
 
-    The threshold is the smallest score that is kept, of each row its own, and the deviation that of all
-    scores. In one long row both are those of a sample, of every so many-th score.
+    The threshold is the smallest kept score of each row, and the deviation is the standard deviation of all
+    scores. For a single row both are estimated from a sample with a constant stride.
 
     Parameters
     ----------
     score
-        Of the grains' score shape.
+        Scores, in the grains' score shape.
     mask
-        That goes with it, boolean, of the target's shape.
+        The hard mask of these scores, boolean, in the target's shape.
     keep
-        How many grains it keeps.
+        Number of kept grains.
     grains
-        What a score stands for.
+        The grains of the target.
     temperature
-        In standard deviations of the scores, positive. The lower, the nearer to the mask.
+        Positive, in standard deviations of the scores. A lower temperature is closer to the hard mask.
     out
-        Of the score shape and dtype, for the result.
+        Optional tensor for the result, of the score's shape and dtype.
 
     Returns
     -------
     Tensor
-        Of the score shape and dtype. Where all grains are kept there is nothing to decide: all ones.
+        The soft mask, of the score's shape and dtype; all ones if all grains are kept.
     """
     if keep == grains.count:
         return torch.ones_like(score) if out is None else out.fill_(1)

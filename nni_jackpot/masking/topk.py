@@ -1,4 +1,4 @@
-"""From scores to the kept set: exactly k members, ties decided (Eq. 5 and Eq. 10)."""
+"""Top-k selection with exactly k members and deterministic ties (Eq. 5 and Eq. 10)."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ from torch import Tensor
 
 from nni_jackpot.errors import SearchDivergedError
 
-# Scores looked at in one go: few enough to stay in the cache from one comparison to the next.
+# Scores compared per chunk; a chunk stays in the CPU cache between comparisons.
 _CHUNK = 1 << 18
+# Up to this number of scores a guess of the threshold saves no time.
 _FEW = 1 << 15
 
 
 def keep_top(scores: Tensor, keep: int, previous: Tensor | None = None) -> Tensor:
     """Select the ``keep`` largest scores.
 
-    Scores begin as two values and weight decay keeps equal scores equal, so ties are the rule, not the
-    exception. Among scores equal to the smallest kept one, members of ``previous`` come first, then the lower
-    index (row-major): a mask changes only where a score says so, and the same scores give the same mask.
+    Ties are frequent: scores start with two values, and weight decay keeps equal scores equal. Among scores
+    equal to the threshold, members of ``previous`` come first, then lower indices (row-major). A mask
+    therefore changes only if scores change, and equal scores give equal masks.
 
     Parameters
     ----------
     scores
         Any shape, any real dtype.
     keep
-        How many to keep, from 0 to ``scores.numel()``.
+        Number of scores to keep, from 0 to ``scores.numel()``.
     previous
-        Boolean tensor of the shape of ``scores``: the set kept before. None counts as empty.
+        Boolean, of the shape of ``scores``: the previously kept set; None for the empty set.
 
     Returns
     -------
@@ -41,12 +42,12 @@ def keep_top(scores: Tensor, keep: int, previous: Tensor | None = None) -> Tenso
     Raises
     ------
     SearchDivergedError
-        If a score is NaN: there is no order then.
+        If a score is NaN, as scores are then unordered.
     """
     scores = scores.detach()
     if previous is not None:
         kept = previous.clone(memory_format=torch.contiguous_format)
-    else:  # what is kept for sure: no tie is, and so none is preferred
+    else:  # the certain members; ties are not among them, so that no tie is preferred
         low = _bracket_of_sample(scores.reshape(-1), keep, 3.0)[1] if 0 < keep < scores.numel() else math.inf
         kept = (scores > low).contiguous()
     update_top(scores, keep, kept)
@@ -55,23 +56,23 @@ def keep_top(scores: Tensor, keep: int, previous: Tensor | None = None) -> Tenso
 
 @dataclass
 class Threshold:
-    """The smallest kept score of a set that is updated over and over, and how it moves: steadily, mostly."""
+    """Prediction of the smallest kept score of a repeatedly updated set, which mostly moves steadily."""
 
     value: float = math.nan
     drift: float = math.nan
     reach: float = math.nan
-    # Whether many scores are equal to it, or nearly, as at first and where no gradient flows.
+    # Whether many scores are (nearly) equal to the threshold, as initially and without gradients.
     is_crowded: bool = False
-    # Above all scores outside of the set, and below all inside, when these were last looked at.
+    # At the last check, a number above all scores outside the set and below all scores inside.
     between: float = math.nan
 
     def bracket(self) -> tuple[float, float] | None:
-        """Return scores between which it should lie next; None until it has been seen to move."""
+        """Predict the interval of the next threshold; None before the second update."""
         expected = self.value + self.drift
         return None if math.isnan(self.reach) else (expected - self.reach, expected + self.reach)
 
     def learn(self, value: float) -> None:
-        """Take note of where it lies now."""
+        """Record the current threshold."""
         reach = 2 * abs(value - self.value - self.drift)
         self.reach = reach if math.isnan(self.reach) else max(reach, 0.7 * self.reach)
         self.drift = value - self.value
@@ -81,41 +82,41 @@ class Threshold:
 def update_top(
     scores: Tensor, keep: int, kept: Tensor, n_kept: int | None = None, threshold: Threshold | None = None
 ) -> Tensor:
-    """Turn the set kept before into that of the ``keep`` largest scores, in place; ties as in `keep_top`.
+    """Update a kept set to the ``keep`` largest scores, in place; ties are broken as in `keep_top`.
 
-    The cost is that of two comparisons a score and no memory of the size of the scores, as long as sets
-    differ little: few places are in doubt where it is known between which scores the smallest kept one lies,
-    and all is decided among these. That is known from the last update, or else from a sample.
+    If the set changes little, this costs two comparisons per score and no memory of the scores' size. An
+    interval that contains the threshold comes from the last update or from a sample; only members below its
+    upper end and others above its lower end are undecided, and the selection runs on these alone.
 
     Parameters
     ----------
     scores
         Any shape, any real dtype.
     keep
-        How many to keep, from 0 to ``scores.numel()``.
+        Number of scores to keep, from 0 to ``scores.numel()``.
     kept
-        Contiguous boolean tensor of the shape of ``scores``.
+        Contiguous boolean tensor of the shape of ``scores``: the previously kept set; updated.
     n_kept
-        How many are kept before, if that is known.
+        Number of previously kept scores, if known.
     threshold
-        What the last update of this set has found out; updated. The result does not depend on it.
+        Prediction from the earlier updates of this set; updated. It affects the speed, not the result.
 
     Returns
     -------
     Tensor
-        Indices of the flat places that have changed, int64, in no order.
+        Flat indices of the changed elements, int64, unordered.
 
     Raises
     ------
     SearchDivergedError
-        If a score is NaN; ``kept`` is then as it was.
+        If a score is NaN; ``kept`` is then unchanged.
     """
     flat, members = scores.detach().reshape(-1), kept.view(-1)
     _check_keep(keep, flat.numel())
     if keep in (0, flat.numel()):
         check_order(flat)
         flipped = (members != (keep > 0)).nonzero()[:, 0]
-        if len(flipped):  # or else the set is not written to, and stays of the same version
+        if len(flipped):  # a write without a change would increment the tensor's version
             members.fill_(keep > 0)
         return flipped
     if n_kept is None:
@@ -135,7 +136,7 @@ def update_top(
         wanted = keep - n_kept + int(before.count_nonzero())
         if 0 < wanted <= len(values):
             smallest = values.kthvalue(len(values) - wanted + 1).values.item()
-            if low <= smallest <= high:  # so that what is not in doubt is as it should be
+            if low <= smallest <= high:  # then all decided elements are correct
                 break
     if threshold is not None:
         threshold.learn(smallest)
@@ -152,8 +153,8 @@ def update_top(
 
 
 def _brackets(flat: Tensor, keep: int, threshold: Threshold | None) -> Iterator[tuple[float, float]]:
-    """Iterate over ever surer guesses between which scores the smallest kept one lies; the last is right."""
-    if len(flat) <= _FEW:  # no guess is worth its while
+    """Iterate over intervals that contain the threshold with increasing confidence; the last one is exact."""
+    if len(flat) <= _FEW:
         yield -math.inf, math.inf
     if threshold is not None and (bracket := threshold.bracket()) is not None:
         yield bracket
@@ -164,26 +165,25 @@ def _brackets(flat: Tensor, keep: int, threshold: Threshold | None) -> Iterator[
 
 
 def update_tops(sets: Sequence[tuple[Tensor, int, Tensor]]) -> list[Tensor]:
-    """Turn many sets into those of the largest scores of every row, in place; for an accelerator.
+    """Update many kept sets to the largest scores of every row, in place, on an accelerator.
 
-    The host waits for the device once, however many sets there are. Ties are decided as in `keep_top`, within
-    a row.
+    The host synchronizes with the device once for all sets. Ties are broken within a row, as in `keep_top`.
 
     Parameters
     ----------
     sets
-        Each of ``(scores, keep, kept)``: scores of shape (rows, n), how many every row keeps, and the boolean
-        set kept before, of the shape of ``scores``.
+        ``(scores, keep, kept)`` per set: scores of shape (rows, n), the number to keep per row, and the
+        previously kept set, boolean, of the shape of ``scores``.
 
     Returns
     -------
     list of Tensor
-        For each set a boolean tensor of its shape, true at the places that have changed.
+        For each set a boolean tensor of its shape, true for changed elements.
 
     Raises
     ------
     SearchDivergedError
-        If a score is NaN; all sets are then as they were.
+        If a score is NaN; all sets are then unchanged.
     """
     found, counts = [], []
     for scores, keep, _ in sets:
@@ -209,7 +209,7 @@ def update_tops(sets: Sequence[tuple[Tensor, int, Tensor]]) -> list[Tensor]:
 
 
 def _smallest_kept(scores: Tensor, keep: int) -> Tensor:
-    """Return the ``keep``-th largest score of every row, of shape (rows, 1); nobody waits for it."""
+    """Return the ``keep``-th largest score of every row, of shape (rows, 1), without synchronization."""
     n = scores.shape[1]
     _check_keep(keep, n)
     if keep == 0:  # an empty set has no smallest member
@@ -221,7 +221,7 @@ def _smallest_kept(scores: Tensor, keep: int) -> Tensor:
 
 
 def _stands(flat: Tensor, members: Tensor, threshold: Threshold) -> bool:
-    """Tell whether no score outside of a set exceeds one inside; ties leave it as it is, NaN never does."""
+    """Return True if a set already has the largest scores; ties do not matter, NaN returns False."""
     if not math.isnan(threshold.between) and _has_numpy(flat) and _is_split(flat, members, threshold.between):
         return True
     threshold.between = math.nan
@@ -240,7 +240,7 @@ def _stands(flat: Tensor, members: Tensor, threshold: Threshold) -> bool:
 
 
 def _is_split(flat: Tensor, members: Tensor, between: float) -> bool:
-    """Tell whether the members of a set are the scores above a number, and there is no NaN."""
+    """Return True if the members of a set are exactly the scores above a number, and no score is NaN."""
     scores, kept = flat.numpy(), members.numpy()
     above = np.empty(min(_CHUNK, len(flat)), dtype=np.bool_)
     for start in range(0, len(flat), _CHUNK):
@@ -253,14 +253,14 @@ def _is_split(flat: Tensor, members: Tensor, between: float) -> bool:
 
 
 def _has_numpy(flat: Tensor) -> bool:
-    """Return whether NumPy compares the scores: in a quarter of PyTorch's time, since it is vectorized."""
+    """Return True if NumPy can compare the scores; it takes a quarter of PyTorch's time, being vectorized."""
     return flat.is_cpu and flat.dtype in (torch.float32, torch.float64)
 
 
 def _places_in_doubt(flat: Tensor, members: Tensor, low: float, high: float) -> Tensor:
-    """Return the indices of members not above the bracket, and of others not below it; ascending.
+    """Return the ascending indices of members not above ``high``, and of others not below ``low``.
 
-    A NaN is neither above nor below, and so in doubt.
+    NaN compares as neither, and is therefore included.
     """
     if low == -math.inf and high == math.inf:
         return torch.arange(len(flat), device=flat.device)
@@ -279,9 +279,9 @@ def _places_in_doubt(flat: Tensor, members: Tensor, low: float, high: float) -> 
 
 
 def _bracket_of_sample(flat: Tensor, keep: int, deviations: float) -> tuple[float, float]:
-    """Return scores between which the smallest kept one lies, but for bad luck of so many deviations."""
+    """Return an interval that contains the threshold with ``deviations``-sigma confidence, from a sample."""
     stride = max(1, round(flat.numel() ** (1 / 3))) | 1
-    if stride % 3 == 0:  # out of step with kernels of 3 x 3 weights, as with powers of two
+    if stride % 3 == 0:  # coprime to 3 and 2, so that no position within 3 x 3 kernels is preferred
         stride += 2
     sample = flat[::stride]
     pruned = len(sample) * (1 - keep / flat.numel())
@@ -294,16 +294,16 @@ def _bracket_of_sample(flat: Tensor, keep: int, deviations: float) -> tuple[floa
 
 
 def keep_top_by_row(scores: Tensor, keep: int, previous: Tensor | None = None) -> Tensor:
-    """Select the ``keep`` largest scores of every row, ties decided within the row as by `keep_top`.
+    """Select the ``keep`` largest scores of every row; ties are broken within the row, as in `keep_top`.
 
     Parameters
     ----------
     scores
-        Of shape (rows, n), any real dtype; many short rows (N:M sparsity) or a few long ones.
+        Shape (rows, n), any real dtype; many short rows (N:M sparsity) or a few long rows.
     keep
-        How many to keep in each row, from 0 to n.
+        Number of scores to keep per row, from 0 to n.
     previous
-        Boolean tensor of the shape of ``scores``: the set kept before. None counts as empty.
+        Boolean, of the shape of ``scores``: the previously kept set; None for the empty set.
 
     Returns
     -------
@@ -313,7 +313,7 @@ def keep_top_by_row(scores: Tensor, keep: int, previous: Tensor | None = None) -
     Raises
     ------
     SearchDivergedError
-        If a score is NaN: there is no order then.
+        If a score is NaN, as scores are then unordered.
     """
     scores = scores.detach()
     n = scores.shape[1]
@@ -327,41 +327,42 @@ def keep_top_by_row(scores: Tensor, keep: int, previous: Tensor | None = None) -
     ties = scores == threshold
     stayers = ties & previous if previous is not None else torch.zeros_like(ties)
     others = ties & ~stayers
-    # Every tie's place in the row's queue, from 1: stayers by index, then the others by index.
+    # Position of every tie in the row's queue, from 1: stayers by index, then the others by index.
     behind = stayers.sum(1, keepdim=True) + others.cumsum(1)
     place = torch.where(stayers, stayers.cumsum(1), behind)
     return kept | (ties & (place <= keep - kept.sum(1, keepdim=True)))
 
 
 def swap_at_most(kept: Tensor, before: Tensor, scores: Tensor, limit: int) -> Tensor:
-    """Go from one mask towards another, by ``limit`` swaps at most.
+    """Limit the change from one mask to the next to ``limit`` swaps.
 
-    This is the short restriction on sparse masks of the paper's journal version. If more than ``limit``
-    members would enter, only those of highest score enter, and as many leave, those of lowest score; of equal
+    This is the short restriction on sparse masks in the paper's journal version. If more than ``limit``
+    members would enter, only the ``limit`` highest scores enter and the ``limit`` lowest leave; among equal
     scores the lower index goes first.
 
     Parameters
     ----------
     kept
-        Boolean, any shape: the set that the scores ask for.
+        Boolean, any shape: the top-k set.
     before
-        Boolean, of the shape of ``kept``, with as many members: the set kept before.
+        Boolean, of the shape of ``kept``: the previously kept set, with the same number of members.
     scores
-        Of the shape of ``kept``.
+        Scores, of the shape of ``kept``.
     limit
-        How many may enter, at least 0.
+        Maximal number of entering members, at least 0.
 
     Returns
     -------
     Tensor
-        Boolean, of the shape of ``kept``, with as many members. Counts of single rows are not preserved.
+        Boolean, of the shape of ``kept``, with the same number of members. The numbers of members per row are
+        not preserved.
 
     Raises
     ------
     ValueError
         If ``limit`` is negative.
     SearchDivergedError
-        If the score of a member that would enter or leave is NaN, and not all of them can.
+        If the limit applies, and the score of an entering or leaving member is NaN.
     """
     if limit < 0:
         raise ValueError(f"limit must not be negative, got {limit}")
@@ -375,10 +376,10 @@ def swap_at_most(kept: Tensor, before: Tensor, scores: Tensor, limit: int) -> Te
 
 def _check_keep(keep: int, available: int) -> None:
     if not 0 <= keep <= available:
-        raise ValueError(f"keep must lie between 0 and the {available} scores there are, got {keep}")
+        raise ValueError(f"keep must lie between 0 and the {available} scores, got {keep}")
 
 
 def check_order(scores: Tensor) -> None:
-    """Raise SearchDivergedError if a score is NaN, for which there is no order."""
+    """Raise SearchDivergedError if a score is NaN."""
     if scores.numel() and scores.max().isnan():
         raise SearchDivergedError("a score is NaN")

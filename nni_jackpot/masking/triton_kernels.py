@@ -1,6 +1,6 @@
-"""Masks of many layers at once on a GPU, by a number of kernels that does not depend on that of the layers.
+"""Triton kernels that update the masks of many layers at once; the number of launches is constant.
 
-A layer here is what has one threshold: single weights of one target. Scores are float32, contiguous.
+Here a layer is a target with one threshold and one score per weight. Scores are float32 and contiguous.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from nni_jackpot.errors import SearchDivergedError
 from nni_jackpot.masking.soft_mask import EQUAL, stride_of_sample
 
-# Places that one program looks at, and at how many in one go.
+# Elements per program, and per iteration of its loop.
 _BLOCK = tl.constexpr(1 << 14)
 _TILE = tl.constexpr(1 << 12)
 _TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
@@ -27,7 +27,7 @@ _TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: 
 
 @dataclass(frozen=True)
 class _Layers:
-    """Where tensors of layers lie, and which program looks where; all on the GPU, but for the numbers."""
+    """Addresses of the layers' tensors, and the block of each program; tensors are on the GPU."""
 
     addresses: Tensor  # int64 (kinds of tensors, layers)
     sizes: Tensor  # int64 (layers,)
@@ -37,18 +37,18 @@ class _Layers:
 
     @classmethod
     def of(cls, *kinds: Sequence[Tensor]) -> _Layers:
-        """Describe layers by their tensors: all scores, all masks, and so on."""
+        """Describe layers by lists of their tensors: all scores, all masks, and so on."""
         sizes = tuple(scores.numel() for scores in kinds[0])
         addresses = tuple(tuple(tensor.data_ptr() for tensor in kind) for kind in kinds)
         return _described(addresses, sizes, kinds[0][0].device)
 
     @property
     def places(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What every kernel begins with."""
+        """The first arguments of every kernel."""
         return self.addresses, self.sizes, self.layer_of, self.start_of
 
 
-# In the course of a search nothing moves, and there is nothing to send.
+# Cached, since tensors do not move during a search: nothing has to be sent to the GPU.
 @lru_cache(maxsize=16)
 def _described(
     addresses: tuple[tuple[int, ...], ...], sizes: tuple[int, ...], device: torch.device
@@ -67,15 +67,15 @@ def _described(
 
 @lru_cache(maxsize=16)
 def _numbers(numbers: tuple[int, ...], device: torch.device) -> Tensor:
-    """Return numbers as int32 on a device, without a wait."""
+    """Return numbers as int32 on a device, without synchronization."""
     on_host = torch.tensor(numbers, dtype=torch.int32, pin_memory=device.type == "cuda")
     return on_host.to(device, non_blocking=True)
 
 
 @triton.jit
 def _key(score):  # type: ignore[no-untyped-def]
-    """Return an int32 that is ordered as float32 scores are; its own inverse on the bits of a score."""
-    bits = tl.where(score == 0, 0.0, score).to(tl.int32, bitcast=True)  # the two zeros are one
+    """Map float32 scores to int32 keys in the same order; on a score's bits the map is its own inverse."""
+    bits = tl.where(score == 0, 0.0, score).to(tl.int32, bitcast=True)  # maps -0.0 to 0.0
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
@@ -83,7 +83,7 @@ def _key(score):  # type: ignore[no-untyped-def]
 def _count_digits(  # type: ignore[no-untyped-def]
     addresses, sizes, layer_of, start_of, prefix, counts, nans, SHIFT: tl.constexpr
 ):
-    """Count the digits of 8 bits at SHIFT of the keys that begin with the prefix, layer by layer."""
+    """Count the 8-bit digits at SHIFT per layer, over the keys that start with the prefix (radix select)."""
     layer = tl.load(layer_of + tl.program_id(0))
     start = tl.load(start_of + tl.program_id(0))
     scores = tl.load(addresses + layer).to(tl.pointer_type(tl.float32))
@@ -101,18 +101,18 @@ def _count_digits(  # type: ignore[no-untyped-def]
         else:
             counted = counted & (key >> (SHIFT + 8) == tl.load(prefix + layer))
             digit = (key >> SHIFT) & 255
-        # What is not counted is spread out, for threads that count in one bin wait for each other.
+        # Spread ignored elements over 256 extra bins, since threads that count in one bin serialize.
         found += tl.histogram(tl.where(counted, digit, 256 + (at & 255).to(tl.int32)), 512)
     bins = tl.arange(0, 512)
     tl.atomic_add(counts + layer * 256 + bins, found, mask=(bins < 256) & (found > 0))
-    if SHIFT == 24:  # noqa: SIM102  # which the compiler decides, and not the GPU
+    if SHIFT == 24:  # noqa: SIM102  # a compile-time condition, separate from the run-time condition
         if n_nans > 0:
             tl.atomic_add(nans + layer, n_nans)
 
 
 @triton.jit
 def _pick_digit(counts, prefix, rest, surplus, SHIFT: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Append to the prefix the digit of the smallest kept key; from there on the rest is kept."""
+    """Append the digit of the smallest kept key to the prefix, and update the number still to keep."""
     layer = tl.program_id(0)
     digit = tl.arange(0, 256)
     count = tl.load(counts + layer * 256 + digit)
@@ -130,7 +130,7 @@ def _pick_digit(counts, prefix, rest, surplus, SHIFT: tl.constexpr):  # type: ig
 
 @triton.jit
 def _in_weight(at, planes, pixels):  # type: ignore[no-untyped-def]
-    """Return where a place lies in a weight whose planes come last in memory."""
+    """Return the memory offset of a logical index in a channels-last weight."""
     within = at % (planes * pixels)
     return at - within + (within % pixels) * planes + within // pixels
 
@@ -139,7 +139,7 @@ def _in_weight(at, planes, pixels):  # type: ignore[no-untyped-def]
 def _keep_from(  # type: ignore[no-untyped-def]
     addresses, sizes, layer_of, start_of, layout, smallest, surplus, n_layers, WEIGHT: tl.constexpr
 ):
-    """Keep all keys from the smallest one on, and note what changes; not where there are too many of it."""
+    """Keep all keys from the smallest one on, and record changes; layers with surplus ties are skipped."""
     layer = tl.load(layer_of + tl.program_id(0))
     if tl.load(surplus + layer) == 0:
         start = tl.load(start_of + tl.program_id(0))
@@ -166,7 +166,7 @@ def _keep_from(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _take_samples(addresses, strides, numbers, samples, width):  # type: ignore[no-untyped-def]
-    """Write every so many-th score of a layer into its row; zeros to the end of the row."""
+    """Write a strided sample of each layer's scores into its row, padded with zeros."""
     layer = tl.program_id(0)
     at = tl.program_id(1) * 1024 + tl.arange(0, 1024)
     scores = tl.load(addresses + layer).to(tl.pointer_type(tl.float32))
@@ -179,7 +179,7 @@ def _take_samples(addresses, strides, numbers, samples, width):  # type: ignore[
 def _weigh(  # type: ignore[no-untyped-def]
     addresses, sizes, layer_of, start_of, layout, smallest, slopes, keeps, n_layers, WEIGHT: tl.constexpr
 ):
-    """Write weights times sigmoid((score - smallest) * slope); weights where all are kept."""
+    """Write weights times sigmoid((score - smallest) * slope), or plain weights if all are kept."""
     layer = tl.load(layer_of + tl.program_id(0))
     start = tl.load(start_of + tl.program_id(0))
     scores = tl.load(addresses + layer).to(tl.pointer_type(tl.float32))
@@ -202,19 +202,19 @@ def _weigh(  # type: ignore[no-untyped-def]
 
 
 class Layer(NamedTuple):
-    """A layer on the GPU: tensors of the same shape.
+    """A layer on the GPU; all tensors have the same shape.
 
     Attributes
     ----------
     score
-        float32, contiguous.
+        Scores, float32, contiguous.
     keep
-        How many places it keeps.
+        Number of kept weights.
     mask
         Boolean, contiguous.
     weight, values
-        The weights, and the weights as they are masked: float32, float16 or bfloat16, in one layout that
-        `layout_of` knows.
+        The weights and the masked weights: float32, float16 or bfloat16, both in the same layout, which
+        `layout_of` supports.
     """
 
     score: Tensor
@@ -225,7 +225,7 @@ class Layer(NamedTuple):
 
 
 def try_out(device: torch.device) -> None:
-    """Compile and run the kernels on next to nothing; raises what Triton does where it lacks something."""
+    """Compile and run the kernels on tiny tensors; errors of Triton propagate."""
     score, mask = torch.arange(8.0, device=device), torch.zeros(8, dtype=torch.bool, device=device)
     layer = Layer(score, 4, mask, score, score.clone())
     update_masks([layer], [torch.empty_like(mask)])
@@ -233,9 +233,9 @@ def try_out(device: torch.device) -> None:
 
 
 def layout_of(weight: Tensor) -> tuple[int, int] | None:
-    """Return how many planes, of how many pixels, come last in a weight's memory; None if others do."""
+    """Return ``(channels, pixels)`` of a contiguous or channels-last weight; None for other layouts."""
     if weight.is_contiguous():
-        return max(1, weight.numel()), 1  # as if there were one pixel
+        return max(1, weight.numel()), 1  # with one pixel both layouts are the same
     is_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(weight.dim())
     if is_last is not None and weight.is_contiguous(memory_format=is_last):
         return weight.shape[1], math.prod(weight.shape[2:])
@@ -250,7 +250,7 @@ def _layouts(weights: Sequence[Tensor]) -> Tensor:
 
 @dataclass
 class _Found:
-    """Of every layer the key of the smallest kept score, how many equal ones are not kept, and the NaNs."""
+    """Per layer: key of the smallest kept score, number of equal scores that are not kept, number of NaNs."""
 
     smallest: Tensor
     surplus: Tensor
@@ -258,7 +258,7 @@ class _Found:
 
 
 def _smallest_kept(layers: Sequence[Layer]) -> _Found:
-    """Find the smallest kept score of every layer, digit by digit."""
+    """Find the smallest kept score of every layer by radix select, 8 bits at a time."""
     places, device = _Layers.of([layer.score for layer in layers]), layers[0].score.device
     n = len(layers)
     counts = torch.zeros((4, n, 256), dtype=torch.int32, device=device)
@@ -271,27 +271,27 @@ def _smallest_kept(layers: Sequence[Layer]) -> _Found:
 
 
 def update_masks(layers: Sequence[Layer], changes: Sequence[Tensor]) -> list[bool]:
-    """Turn masks into those of the largest scores, in place, and follow with the values where masks change.
+    """Update masks to the largest scores in place, and rewrite the masked weights where masks change.
 
-    The host waits for the device once. Ties are decided as in `topk.keep_top`; where there
-    are more scores equal to the smallest kept one than are kept, a layer is left to others.
+    The host synchronizes with the device once. Ties are broken as in `topk.keep_top`. A layer in which some
+    scores equal to the threshold must be pruned is skipped; the caller has to update it.
 
     Parameters
     ----------
     layers
-        On one device, their weights of one dtype.
+        Layers on one device, with weights of one dtype.
     changes
-        Boolean, one for each layer and of its size; gets the places that have changed.
+        A boolean tensor of each layer's size; overwritten with the changed elements.
 
     Returns
     -------
     list of bool
-        Which layers have been done.
+        For each layer, whether it was updated.
 
     Raises
     ------
     SearchDivergedError
-        If a score is NaN; all masks are then as they were.
+        If a score is NaN; all masks are then unchanged.
     """
     with torch.cuda.device_of(layers[0].score):
         found = _smallest_kept(layers)
@@ -314,9 +314,10 @@ def update_masks(layers: Sequence[Layer], changes: Sequence[Tensor]) -> list[boo
 
 
 def weigh(layers: Sequence[Layer], temperature: float) -> None:
-    """Write weights under soft masks (`soft_mask`) into the values; the masks are not looked at.
+    """Write the weights times their soft masks (`soft_mask`) to the values; hard masks are not read.
 
-    The threshold is the smallest kept score itself, the deviation that of a sample; nobody waits for either.
+    The threshold is exact, and the standard deviation is estimated from a sample. There is no
+    synchronization.
     """
     with torch.cuda.device_of(layers[0].score):
         found = _smallest_kept(layers)
@@ -336,7 +337,7 @@ def weigh(layers: Sequence[Layer], temperature: float) -> None:
 
 
 def _deviations(scores: Sequence[Tensor]) -> Tensor:
-    """Return the standard deviation of every layer's scores, of a sample as in `soft_mask`: (layers,)."""
+    """Return the standard deviation of every layer's scores, (layers,), from a sample as in `soft_mask`."""
     device = scores[0].device
     strides = [stride_of_sample(score.numel()) for score in scores]
     sizes = [-(-score.numel() // stride) for score, stride in zip(scores, strides, strict=True)]

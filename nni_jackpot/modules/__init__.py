@@ -1,1 +1,1 @@
-"""PyTorch modules: which parameters can be masked, attributes that are computed, norm statistics, batches."""
+"""PyTorch modules: maskable parameters, computed attributes, norm statistics, calls with batches."""

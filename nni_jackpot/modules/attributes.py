@@ -1,8 +1,8 @@
-"""Attributes of a module that are computed when they are read, whoever reads them.
+"""Module attributes that are computed on every read, such as masked weights.
 
-A weight is read by more than its own module's forward: ``F.linear(x, self.qkv.weight)``, a fast path that
-asks for ``layer.linear1.weight``, an output layer that shares the embedding's weight. The module therefore
-gets a subclass of its class with a property for the attribute, as ``torch.nn.utils.parametrize`` does it.
+Not only the module's own forward reads its weight: ``F.linear(x, self.qkv.weight)``, a fast path that reads
+``layer.linear1.weight``, an output layer that shares the embedding's weight. The module's class is therefore
+replaced by a subclass with a property for the attribute, as in ``torch.nn.utils.parametrize``.
 """
 
 from __future__ import annotations
@@ -15,43 +15,45 @@ from typing import Any, NamedTuple, Protocol, cast
 
 from torch import Tensor, nn
 
-# In the ``__dict__`` of a module: what of it is computed.
+from nni_jackpot.modules.parameters import join
+
+# Key in the ``__dict__`` of a module for its `Computed`.
 _COMPUTED = "_jackpot_computed"
 _subclasses: dict[tuple[Any, frozenset[str]], type[nn.Module]] = {}
 
 
 class Reader(Protocol):
-    """What computes attributes."""
+    """An object that computes attributes."""
 
     def parameter(self, name: str) -> nn.Parameter | None:
-        """Return the parameter that an attribute is computed from; None if it is no single one."""
+        """Return the parameter that an attribute is computed from; None unless there is exactly one."""
 
     def read(self, name: str) -> Any:
         """Return the value of an attribute."""
 
     def give(self, name: str, value: Tensor | None) -> None:
-        """Take the value that somebody assigns to an attribute."""
+        """Handle the assignment of a value to an attribute."""
 
 
 class Source(NamedTuple):
-    """Where an attribute comes from."""
+    """The source of an attribute's value."""
 
     reader: Reader
     name: str
-    """The name under which the reader knows the attribute; a tied weight has one in each of its modules."""
+    """The reader's name for the attribute; a tied weight has one in each of its modules."""
 
 
 @dataclass
 class Computed:
-    """What of a module is computed."""
+    """The computed attributes of a module."""
 
     order: list[str]
-    """The names of the parameters that the module came with, in their order."""
+    """The names of the module's original parameters, in order."""
     sources: dict[str, Source] = field(default_factory=dict)
 
 
 def compute(module: nn.Module, name: str, source: Source) -> None:
-    """Take a parameter out of a module, and let the attribute be computed from now on."""
+    """Remove a parameter from a module, and compute the attribute on every read instead."""
     computed: Computed = module.__dict__.setdefault(_COMPUTED, Computed(list(module._parameters)))
     module._parameters.pop(name, None)
     computed.sources[name] = source
@@ -59,9 +61,9 @@ def compute(module: nn.Module, name: str, source: Source) -> None:
 
 
 def stop_computing(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-    """Undo `compute`: put the parameter back into its place, unless there was none.
+    """Undo `compute`: restore the parameter, if any, at its original position.
 
-    The module has the class that it came with once none of its attributes is computed.
+    The module gets its original class back when its last computed attribute is undone.
     """
     computed: Computed = module.__dict__[_COMPUTED]
     del computed.sources[name]
@@ -79,13 +81,13 @@ def stop_computing(module: nn.Module, name: str, parameter: nn.Parameter | None)
 
 
 def plain_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return the state dict that a model would have if none of its attributes were computed, in its order."""
+    """Return the state dict that the model has without computed attributes, in the same order."""
     state, found = model.state_dict(), {}
     for prefix, module in model.named_modules(remove_duplicate=False):
         computed: Computed | None = module.__dict__.get(_COMPUTED)
         for name in (*(module._parameters if computed is None else computed.order), *module._buffers):
             source = None if computed is None else computed.sources.get(name)
-            full_name = f"{prefix}.{name}" if prefix else name
+            full_name = join(prefix, name)
             value = state.get(full_name) if source is None else source.reader.parameter(source.name)
             if value is not None:
                 found[full_name] = value.detach()
@@ -98,19 +100,19 @@ def is_computed(module: nn.Module, name: str) -> bool:
 
 
 def plain_class(module: nn.Module) -> type[nn.Module]:
-    """Return the class that a module came with."""
+    """Return the original class of a module."""
     return getattr(type(module), "_jackpot_plain_class", type(module))
 
 
 def _subclass(plain: Any, names: frozenset[str]) -> type[nn.Module]:
-    """Return the class with properties of these names, the same one each time."""
+    """Return the cached subclass with properties of these names."""
     if (plain, names) not in _subclasses:
         _subclasses[plain, names] = _make_subclass(plain, names)
     return _subclasses[plain, names]
 
 
 def _make_subclass(plain: Any, names: Iterable[str]) -> type[nn.Module]:
-    """Return a class of the same name, for NNI selects modules by the names of their classes."""
+    """Create the subclass, with the same name: NNI selects modules by their class names."""
     members: dict[str, Any] = {name: _property(name) for name in names}
     members |= {
         "_jackpot_plain_class": plain,
@@ -124,7 +126,7 @@ def _make_subclass(plain: Any, names: Iterable[str]) -> type[nn.Module]:
 
 
 class _Unannounced:
-    """Keeps the subclass from a class that counts its subclasses, or wants arguments for each."""
+    """Hide the new subclass from ``__init_subclass__``, which may count subclasses or require arguments."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         pass
@@ -143,7 +145,7 @@ def _property(name: str) -> property:
 
 
 def _reduce_ex(module: nn.Module, protocol: Any) -> Any:
-    """Serve pickle and copy, which cannot find a class that is made at run time by its name."""
+    """Support pickle and copy, which cannot look up a class created at run time by name."""
     plain = plain_class(module)
     make, arguments, *rest = cast(tuple[Any, ...], plain.__reduce_ex__(module, protocol))
     if make is copyreg.__newobj__:  # type: ignore[attr-defined]

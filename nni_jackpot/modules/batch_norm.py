@@ -1,4 +1,4 @@
-"""Normalisation statistics: left as they are, estimated anew, or the same in all processes."""
+"""Running statistics of normalisation layers: preserve, re-estimate, freeze or broadcast."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from nni_jackpot.runtime.distributed import all_gather, all_reduce_sum, broadcas
 
 @torch.no_grad()
 def reestimate(model: nn.Module, batches: Any) -> None:
-    """Estimate batch-norm statistics anew by one pass over ``batches``, the mean over those of all processes.
+    """Re-estimate batch-norm statistics by one pass over ``batches``, averaged over all processes.
 
     Parameters
     ----------
     model
-        In the state that the statistics are to be of; its mode is left as it was.
+        The model, masks applied. Its training mode is restored.
     batches
-        Iterable of batches, which are given to the model as `nni_jackpot.modules.batches.call_model` says.
+        Iterable of batches, passed to the model by `nni_jackpot.modules.batches.call_model`.
 
     Raises
     ------
     CalibrationError
-        If there is no batch, or the model fails on one. All statistics are then as they were.
+        If there is no batch, or the model fails on one. All statistics are then unchanged.
     """
     layers: list[Any] = [x for x in _layers(model) if isinstance(x, nn.modules.batchnorm._BatchNorm)]
     if not layers:
@@ -37,11 +37,11 @@ def reestimate(model: nn.Module, batches: Any) -> None:
     modes = [(module, module.training) for module in model.modules()]
     momenta = [(layer, layer.momentum) for layer in layers]
     try:
-        with _kept_unless_done(layers):
+        with _restored_on_error(layers):
             model.train()
             for layer in layers:
                 layer.reset_running_stats()
-                layer.momentum = None  # the mean of all batches, not a moving one
+                layer.momentum = None  # cumulative instead of exponential average
             count = _run(model, batches)
             if 0 in all_gather(count):
                 raise CalibrationError("norm statistics need a batch; the batches have none, or none is left")
@@ -57,13 +57,13 @@ def reestimate(model: nn.Module, batches: Any) -> None:
 
 
 def _run(model: nn.Module, batches: Any) -> int:
-    """Run a model over batches, and return how many there were."""
+    """Run a model over batches, and return the number of batches."""
     device = next(model.parameters()).device
     count = 0
     for batch in batches:
         try:
             call_model(model, batch, device)
-        except Exception as error:  # whatever the model raises
+        except Exception as error:  # the model's code may raise any error
             reason = f"the model fails on batch {count + 1} for norm statistics: {error}"
             raise CalibrationError(reason) from error
         count += 1
@@ -71,8 +71,8 @@ def _run(model: nn.Module, batches: Any) -> int:
 
 
 @contextmanager
-def _kept_unless_done(layers: list[Any]) -> Iterator[None]:
-    """Leave with the statistics that there were, if an exception comes through."""
+def _restored_on_error(layers: list[Any]) -> Iterator[None]:
+    """Restore the statistics if the block raises."""
     before = [(buffer, buffer.clone()) for layer in layers for buffer in layer.buffers()]
     try:
         yield
@@ -83,7 +83,7 @@ def _kept_unless_done(layers: list[Any]) -> Iterator[None]:
 
 @contextmanager
 def preserve_stats(model: nn.Module) -> Iterator[None]:
-    """Leave with the statistics that there were."""
+    """Restore the statistics after the block."""
     before = [(buffer, buffer.clone()) for layer in _layers(model) for buffer in layer.buffers()]
     try:
         yield
@@ -97,16 +97,16 @@ def _put_back(values: list[tuple[Tensor, Tensor]]) -> None:
 
 
 def broadcast_stats(model: nn.Module) -> None:
-    """Take over the first process's statistics, as DistributedDataParallel does before every forward."""
+    """Copy the statistics of rank 0, as DistributedDataParallel does before every forward."""
     broadcast_tensors(_statistics(model))
 
 
 def freeze_stats(model: nn.Module) -> list[RemovableHandle]:
-    """Have layers use the statistics they have, in train mode too, and leave them, while the hooks are on."""
+    """Use the running statistics in train mode too, without updates, until the returned hooks are removed."""
     return [layer.register_forward_pre_hook(_evaluate) for layer in _layers(model)]
 
 
-def _evaluate(layer: nn.Module, args: Any) -> None:  # at module level, for a wrapped model to be pickled
+def _evaluate(layer: nn.Module, args: Any) -> None:  # at module level, so that the model can be pickled
     layer.eval()
 
 

@@ -1,4 +1,4 @@
-"""Batches of a loader as the inputs of a model."""
+"""Calls of a model with the batches of a loader."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 
 
 def call_model(model: nn.Module, batch: Any, device: torch.device | None = None) -> Any:
-    """Call a model with the part of a batch that is its input.
+    """Call a model with the inputs in a batch.
 
-    A dict gives the arguments that the model's forward has by name; if forward has none of its names, the
-    dict is the one input. Of a list or tuple the model gets as many items from the start as forward needs
-    arguments; targets may follow. If the first item is a dict, list or tuple itself, the item holds the
-    inputs. Anything else is the one input.
+    A dict provides arguments of the model's forward by name; if no name matches, the dict itself is the only
+    input. A list or tuple provides its first items, one per required argument of forward; the rest are
+    labels. If the first item is a dict, list or tuple, that item holds the inputs. Anything else is the only
+    input.
 
     Parameters
     ----------
     model
-        The model; of what DataParallel, DistributedDataParallel or torch.compile make of one, the signature
-        of the model within is looked at.
+        The model. For DataParallel, DistributedDataParallel and torch.compile the signature of the inner
+        model counts.
     batch
         The batch.
     device
-        Where tensors of the batch are moved to; None to leave them.
+        Device to move tensors of the batch to; None leaves them.
     """
     args, kwargs = inputs_of(model, batch)
     if device is not None:
@@ -64,7 +64,7 @@ def _by_name(
 
 
 def _needed(parameters: list[inspect.Parameter]) -> int:
-    """Return how many arguments must be given by position."""
+    """Return the number of required positional arguments."""
     return sum(p.kind in _POSITIONAL and p.default is inspect.Parameter.empty for p in parameters)
 
 
@@ -79,6 +79,6 @@ def _signature(model: nn.Module) -> list[inspect.Parameter]:
 
 
 def _is_shell(model: nn.Module) -> bool:
-    """Return True if a module hands all its arguments on to the module within."""
+    """Return True if a module passes all its arguments to an inner module."""
     kinds = {p.kind for p in inspect.signature(model.forward).parameters.values()}
     return kinds <= {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}

@@ -1,4 +1,4 @@
-"""The parameters of a model: which of them can be masked, and which modules hold them."""
+"""The parameters of a model: their names, the modules that hold them, and whether they can be masked."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from nni_jackpot.errors import (
     WeightValueError,
 )
 
-# By the ids of parameters, the modules that hold each, and the names it has there.
+# For the id of each parameter, the modules that hold it and its names there.
 Holders = Mapping[int, list[tuple[nn.Module, str]]]
 
-# What torch's functions leave in a module that computes its weight before every forward: what to do about it.
+# Attributes of modules that torch's functions make compute their weight before every forward, and the remedy.
 _COMPUTED_WEIGHTS = {
     "{}_g": "torch.nn.utils.remove_weight_norm(module), or use torch.nn.utils.parametrizations.weight_norm",
     "{}_u": "torch.nn.utils.remove_spectral_norm(module), or use "
@@ -32,13 +32,18 @@ _COMPUTED_WEIGHTS = {
 _HELD_BY_MODULES = ("_parameters", "_buffers", "_modules")
 
 
+def join(module: str, name: str) -> str:
+    """Return the full name of a module's tensor; the root module has the empty name."""
+    return f"{module}.{name}" if module else name
+
+
 def first_names(model: nn.Module) -> dict[nn.Module, str]:
-    """Return the first name of every module of a model; a module may have several."""
+    """Return the first name of every module of a model; a shared module has several names."""
     return {module: name for name, module in model.named_modules()}
 
 
 def holders_of(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
-    """Return, by the ids of parameters, the modules that hold each, and the names it has there."""
+    """Return, for the id of each parameter, the modules that hold it and its names there."""
     holders: dict[int, list[tuple[nn.Module, str]]] = defaultdict(list)
     for module in model.modules():
         for name, parameter in module._parameters.items():
@@ -48,16 +53,16 @@ def holders_of(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
 
 
 def names_of_all(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return all parameters by their names, a tied one under each of its names."""
+    """Return all parameters by name, a tied parameter under each of its names."""
     return dict(model.named_parameters(remove_duplicate=False))
 
 
 @torch.no_grad()
 def parametrized(model: nn.Module) -> dict[str, Tensor]:
-    """Return the values of all parameters that parametrizations compute, by name."""
+    """Return the values of all parametrized tensors, by name."""
     with steady_parametrizations(model):
         return {
-            f"{prefix}.{name}" if prefix else name: getattr(module, name)
+            join(prefix, name): getattr(module, name)
             for prefix, module in model.named_modules()
             if parametrize.is_parametrized(module)
             for name in module.parametrizations
@@ -65,28 +70,28 @@ def parametrized(model: nn.Module) -> dict[str, Tensor]:
 
 
 def remove_parametrizations(model: nn.Module, names: Iterable[str]) -> None:
-    """Make parameters of those that parametrizations compute, of the values that they have."""
+    """Replace parametrized tensors by plain parameters with the same values."""
     for name in names:
         prefix, _, target = name.rpartition(".")
         module = model.get_submodule(prefix)
         if parametrize.is_parametrized(module, target):
             originals: Any = module.parametrizations
             takes_gradient = any(p.requires_grad for p in originals[target].parameters())
-            # Copies of a module share its class, from which PyTorch takes the attribute.
+            # PyTorch deletes the attribute from the class, which copies of the module share: copy the class.
             kind = type(module)
             module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
             with steady_parametrizations(module):
                 parametrize.remove_parametrizations(module, target, leave_parametrized=True)
             value = getattr(module, target).detach()
-            module._buffers.pop(target, None)  # where PyTorch puts it if gradients are off
+            module._buffers.pop(target, None)  # PyTorch makes it a buffer if gradients are off
             module.register_parameter(target, nn.Parameter(value, requires_grad=takes_gradient))
 
 
 @contextmanager
 def steady_parametrizations(model: nn.Module) -> Iterator[None]:
-    """Let parametrizations compute weights without a change to themselves, as in evaluation.
+    """Put parametrizations into eval mode, so that reading a weight does not change them.
 
-    In train mode a spectral norm improves its estimate each time somebody reads the weight.
+    In train mode a spectral norm updates its estimate on each read of the weight.
     """
     parts = [
         (part, part.training)
@@ -104,14 +109,14 @@ def steady_parametrizations(model: nn.Module) -> Iterator[None]:
 
 
 def check_initialized(name: str, module: nn.Module) -> None:
-    """Raise WeightDtypeError for a module whose parameters have no shapes yet."""
+    """Raise WeightDtypeError if a parameter of a module is lazy and has no shape yet."""
     for target, parameter in module._parameters.items():
         if parameter is not None and is_lazy(parameter):
             raise WeightDtypeError(f"{name}.{target} has no shape yet: run one forward of the model first")
 
 
 def check_maskable(where: str, module: nn.Module, name: str) -> None:
-    """Refuse a tensor whose mask some of its readers would not see, or that takes no mask.
+    """Refuse a tensor that cannot be masked, or that is also read without its mask.
 
     Parameters
     ----------
@@ -123,14 +128,16 @@ def check_maskable(where: str, module: nn.Module, name: str) -> None:
     Raises
     ------
     TargetWithoutParametersError
-        If it is no parameter of the module, nor computed by a parametrization from parameters.
+        If the tensor is neither a parameter of the module nor parametrized.
     WeightDtypeError
-        If it has no values, or a dtype without arithmetic.
+        If the tensor has no values, or a dtype without arithmetic.
     WeightValueError
-        If it holds NaN or infinite values.
+        If the tensor contains NaN or infinite values.
+    ConfigListError
+        If the module is an embedding with sparse gradients or ``max_norm``.
     """
     if name not in module._parameters and not parametrize.is_parametrized(module, name):
-        raise TargetWithoutParametersError(f"{where} is no parameter but {_what_else(module, name)}")
+        raise TargetWithoutParametersError(f"{where} is not a parameter but {_what_else(module, name)}")
     value: Tensor = getattr(module, name)
     if value.is_meta:
         raise WeightDtypeError(f"{where} is on the meta device, without values: load the weights first")
@@ -159,7 +166,7 @@ def check_maskable(where: str, module: nn.Module, name: str) -> None:
 
 
 def _what_else(module: nn.Module, name: str) -> str:
-    """Say what an attribute is that is no parameter, and how it becomes one."""
+    """Describe an attribute that is not a parameter, and how to make it one."""
     for form, remedy in _COMPUTED_WEIGHTS.items():
         if hasattr(module, form.format(name)):
             of = ", ".join(n for n in (*module._parameters, *module._buffers) if n.startswith(f"{name}_"))
@@ -171,25 +178,25 @@ def _what_else(module: nn.Module, name: str) -> str:
 
 
 def refuse_other_readers(model: nn.Module, searched: Mapping[str, nn.Parameter]) -> None:
-    """Refuse parameters that can be read past the modules that hold them.
+    """Refuse parameters that can be read without going through the module that holds them.
 
     Parameters
     ----------
     model
-        The model, not wrapped.
+        The unwrapped model.
     searched
-        What is to be masked, by name.
+        The parameters to mask, by name.
 
     Raises
     ------
     ConfigListError
-        If a module has one of them in a plain attribute, as ``nn.LSTM`` has in ``_flat_weights``, or another
-        tensor lies in the same memory.
+        If a module also has one of them in a plain attribute, such as ``_flat_weights`` of ``nn.LSTM``, or
+        another tensor shares its memory.
     """
     names = {id(parameter): name for name, parameter in searched.items()}
     known = set(model.modules())
     for prefix, module in model.named_modules():
-        # These list parameters for what is sent between processes, and read none of them.
+        # These modules list parameters for communication between processes, and do not compute with them.
         if type(module).__module__.startswith("torch.nn.parallel."):
             continue
         for attribute, value in vars(module).items():
@@ -197,10 +204,9 @@ def refuse_other_readers(model: nn.Module, searched: Mapping[str, nn.Parameter])
                 continue
             for held in _contained(value, known):
                 if (name := names.get(id(held))) is not None:
-                    where = f"{prefix}.{attribute}" if prefix else attribute
                     raise ConfigListError(
-                        f"{name} is also read from {where} of a {type(module).__name__}, where no mask can "
-                        "be applied: leave it out of the config list"
+                        f"{name} is also read from {join(prefix, attribute)} of a {type(module).__name__}, "
+                        "where no mask can be applied: leave it out of the config list"
                     )
     reached: tuple[tuple[int, int], str, bool] | None = None
     for start, end, name, is_searched in sorted(_spans(model, names)):
@@ -214,7 +220,7 @@ def refuse_other_readers(model: nn.Module, searched: Mapping[str, nn.Parameter])
 
 
 def _contained(value: Any, known: Container[nn.Module]) -> Iterator[Any]:
-    """Iterate over what an attribute holds, and the parameters of modules that the model does not know."""
+    """Iterate over the items of an attribute; a module outside the model counts as its parameters."""
     if isinstance(value, Mapping):
         value = list(value.values())
     for item in value if isinstance(value, list | tuple | set) else (value,):
@@ -227,7 +233,7 @@ def _contained(value: Any, known: Container[nn.Module]) -> Iterator[Any]:
 def _spans(
     model: nn.Module, searched: Container[int]
 ) -> Iterator[tuple[tuple[int, int], tuple[int, int], str, bool]]:
-    """Iterate over where parameters and buffers begin and end in memory, and whether each is searched."""
+    """Iterate over ``(begin, end, name, is_searched)`` of parameters and buffers; begin and end in memory."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(tensor) or tensor.layout is not torch.strided or tensor.is_meta or not tensor.numel():
             continue

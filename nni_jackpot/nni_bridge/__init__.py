@@ -1,1 +1,1 @@
-"""What knows NNI: config lists, wrappers, target spaces, and repairs of NNI for the PyTorch of today."""
+"""The only wing that imports NNI: config lists, wrappers, evaluators, and patches for current PyTorch."""

@@ -1,6 +1,6 @@
-"""Losses of the dense network, with their graphs, through the training loop of NNI's evaluator.
+"""Losses of the dense network for pruning criteria, from the training loop of NNI's evaluator.
 
-The loop is the user's, made to train. Here it may run all it likes, and afterwards nothing has changed.
+The user's loop trains the model; here it runs without any lasting change to the model.
 """
 
 from __future__ import annotations
@@ -26,32 +26,31 @@ def losses_of(
     weights: Iterable[Tensor],
     batches: int,
 ) -> Losses:
-    """Return a function that runs training steps and hands every loss, with its graph, to a visitor.
+    """Return a function that runs training steps and passes every loss, with its graph, to a visitor.
 
-    Each call runs the evaluator's own loop for ``batches`` steps. A step is what the loop calls the training
-    step for, so gradient accumulation does not change the number of losses. Afterwards, also after an error,
-    the model is what it was: parameters, gradients, buffers, training flags, devices; and so are the random
-    states of PyTorch, NumPy and Python, by which every call sees the same batches (unless the loop draws
-    them from a generator of its own, or from an iterator that it keeps).
+    Each call runs the evaluator's own loop for ``batches`` calls of the training step; gradient accumulation
+    does not change the number of losses. Afterwards, even after an error, the model is restored (parameters,
+    gradients, buffers, training flags, devices), and so are the random states of PyTorch, NumPy and Python.
+    Every call therefore sees the same batches, unless the loop has its own generator or keeps an iterator.
 
     Parameters
     ----------
     evaluator
-        NNI's evaluator, bound to no model.
+        NNI's evaluator, not bound to a model.
     model
         The wrapped model.
     param_names_map
-        Names of the wrapped model's parameters by those they had before (NNI's ``_get_param_names_map``).
+        Original names of parameters to their names in the wrapped model (NNI's ``_get_param_names_map``).
     weights
-        Parameters of ``model`` that the graphs lead to; all other parameters count as constants.
+        Parameters of ``model`` that need gradients; all other parameters count as constants.
     batches
-        How many losses, at least 1. A loss that is not a scalar is averaged to one.
+        Number of losses, at least 1. A loss that is not a scalar is replaced by its mean.
 
     Returns
     -------
     Losses
-        Takes the visitor. What the visitor raises, or the loop, comes through. Raises CalibrationError if the
-        loop ends before ``batches`` steps, or a loss depends on none of ``weights``.
+        A function of the visitor. Errors of the visitor and the loop propagate. It raises CalibrationError if
+        the loop ends before ``batches`` steps, or a loss depends on none of ``weights``.
     """
     if batches < 1:
         raise ValueError(f"batches must be positive, got {batches}")
@@ -62,13 +61,13 @@ def losses_of(
 
         def show(loss: Tensor, batch: Any) -> Tensor:
             nonlocal visited
-            if not torch.is_grad_enabled():  # an evaluation amid the training
+            if not torch.is_grad_enabled():  # an evaluation within the training loop
                 return loss
             if visited < batches:
                 if not loss.requires_grad:
                     raise CalibrationError("the training step's loss depends on none of the weights to prune")
                 visited += 1
-                with torch.autocast(loss.device.type, enabled=False):  # it is for forwards only
+                with torch.autocast(loss.device.type, enabled=False):  # autocast is for forwards only
                     visit(loss.mean())
             return loss.detach() + 0 * dummy.sum().to(loss)
 
@@ -76,10 +75,10 @@ def losses_of(
             model.requires_grad_(False)
             for weight in weights:
                 weight.requires_grad_(True)
-            # All that the loop may train, as it has to train something: clipping, a gradient scaler and the
-            # optimizer itself want a gradient. A matrix, since there are optimizers for nothing else.
+            # The only trainable parameter: clipping, a gradient scaler and the optimizer need a gradient. It
+            # is a matrix, because some optimizers accept nothing else.
             dummy = nn.Parameter(torch.zeros(1, 1, device=weights[0].device))
-            # With these names the evaluator finds no parameter of the model for its optimizers.
+            # Mapped to these names, no parameter of the model gets into the evaluator's optimizers.
             evaluator.bind_model(model, dict.fromkeys(param_names_map, ""))
             try:
                 evaluator.patch_optim_param_group({"": [dummy]})
@@ -91,8 +90,8 @@ def losses_of(
                 evaluator.unbind_model()
         if visited < batches:
             raise CalibrationError(
-                f"the evaluator's training loop ran {visited} of {batches} batches: it has to run until "
-                "max_steps, or take fewer batches for the criterion"
+                f"the evaluator's training loop ran {visited} of {batches} batches: let it run until "
+                "max_steps, or give the criterion fewer batches"
             )
 
     return losses
@@ -100,10 +99,10 @@ def losses_of(
 
 @contextmanager
 def _unchanged(model: nn.Module) -> Iterator[None]:
-    """Leave with the model as it was: the same tensors, values, gradients and flags; no gradients inside."""
+    """Clear gradients for the block, then restore the model's tensors, values, gradients and flags."""
     modules = [(module, module.training, module._buffers.copy()) for module in model.modules()]
     parameters = [(p, p.data, p.requires_grad, p.grad) for p in model.parameters()]
-    # By storage, because buffers are views: a wrapped module's weight is one of its wrapper's parameter.
+    # By storage, since buffers can be views: a wrapped module's weight is a view of its wrapper's parameter.
     tensors = (t for t in chain(model.parameters(), model.buffers()) if t.layout is torch.strided)
     storages = {s.data_ptr(): s for s in (t.untyped_storage() for t in tensors)}
     values = [(storage, storage.clone()) for storage in storages.values()]
@@ -114,7 +113,7 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training, buffers in modules:
             module.training = training
-            module._buffers.clear()  # a loop that moves the model puts other tensors there
+            module._buffers.clear()  # moving the model replaces the tensors
             module._buffers.update(buffers)
         for parameter, data, requires_grad, gradient in parameters:
             parameter.data = data

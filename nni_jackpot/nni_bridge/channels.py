@@ -1,4 +1,4 @@
-"""Where channels lie, in weights and between modules, and what a ``granularity`` says of them."""
+"""Channel dimensions of weights, inputs and outputs, and the check of ``granularity`` against them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nni_jackpot.errors import ConfigListError
 
 
 def is_transposed(module: nn.Module) -> bool:
-    """Tell whether a module's weights have input channels first, which NNI's granularities do not expect."""
+    """Return True if a module's weights have input channels first, unlike NNI's granularities assume."""
     return isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
 
 
@@ -42,7 +42,7 @@ def check_granularity(name: str, module: nn.Module, parameter: Tensor, setting: 
 
 
 def _scaling_of_blocks(name: str, granularity: Sequence[Any], most: int | None = None) -> Scaling:
-    """Read a list of block sizes as NNI does, which finds a bad one out only when it uses it."""
+    """Parse a list of block sizes as NNI does, but report a bad one before it is used."""
     parts: list[Any] = list(granularity)
     if all(isinstance(step, int) for step in parts):
         parts = [parts]
@@ -63,7 +63,7 @@ def _scaling_of_blocks(name: str, granularity: Sequence[Any], most: int | None =
 
 
 def steps_of(scaling: Scaling, dims: int) -> list[int]:
-    """Return NNI's block sizes along each of so many dimensions, -1 where a block is as long as these are."""
+    """Return NNI's block sizes for ``dims`` dimensions; -1 is the whole length of a dimension."""
     return scaling._padding(
         scaling.kernel_size, dims, scaling.kernel_padding_val, cast(Any, scaling.kernel_padding_mode)
     )
@@ -73,14 +73,14 @@ class Channels(NamedTuple):
     """The channels (or features) of a module's input or output."""
 
     dim: int
-    """The dimension that they are in."""
+    """The dimension of the channels."""
     number: int
     ranks: Sequence[int]
-    """How many dimensions there may be."""
+    """The possible numbers of dimensions."""
 
 
 def channels_of(module: nn.Module, target: str) -> Channels | None:
-    """Return the channels of an input or output; None if the module is none of PyTorch's that NNI knows."""
+    """Return the channels of an input or output; None if the module is not a PyTorch type known here."""
     kind, way = type(module), "in" if target.startswith(INPUT_PREFIX) else "out"
     if not kind.__module__.startswith("torch."):
         return None
@@ -97,15 +97,15 @@ def channels_of(module: nn.Module, target: str) -> Channels | None:
 
 
 def scaling_of(name: str, module: nn.Module, target: str, setting: Mapping[str, Any]) -> Scaling | None:
-    """Return how the mask of an input or output is laid out; None where that is left to NNI.
+    """Return the layout of the mask of an input or output; None leaves the layout to NNI.
 
-    No granularity means ``per_channel``, and that the channels, wherever they are: NNI takes dimension 1,
-    which is the length of the sequences if a linear layer has such.
+    No granularity means ``per_channel``, along the actual channel dimension: NNI always takes dimension 1,
+    which is the sequence length if a linear layer processes sequences.
 
     Raises
     ------
     ConfigListError
-        If the granularity or ``align`` of the setting is not for inputs and outputs, or not for this one.
+        If inputs and outputs, or this one, cannot have the granularity or ``align`` of the setting.
     """
     granularity, dims = setting.get("granularity"), setting["align"]["dims"]
     advice = "leave granularity out, or write 'per_channel'"
@@ -130,7 +130,7 @@ def scaling_of(name: str, module: nn.Module, target: str, setting: Mapping[str, 
         )
     if isinstance(module, nn.Embedding) and target.startswith(INPUT_PREFIX):
         raise ConfigListError(
-            f"{name}: the input of an embedding is indices, which no mask can be applied to"
+            f"{name}: the input of an embedding is indices, to which no mask can be applied"
         )
     if len(dims) != 1:
         raise ConfigListError(f"{name}: align must name one of its source's dims, the channels, got {dims}")
@@ -144,7 +144,7 @@ def scaling_of(name: str, module: nn.Module, target: str, setting: Mapping[str, 
 
 
 def _step_along(channels: Channels, blocks: Scaling) -> int | None:
-    """Return how many channels are in a block; None if blocks are not of channels."""
+    """Return the number of channels per block; None if blocks do not consist of channels."""
     for rank in channels.ranks:
         if len(blocks.kernel_size) <= rank:
             steps = steps_of(blocks, rank)

@@ -1,7 +1,7 @@
-"""NNI's config list, checked against the model before anything is wrapped.
+"""Validation of NNI config lists against the model, before anything is wrapped.
 
-NNI reports a bad config list by an assertion deep inside, or not at all (an entry that matches nothing). Here
-every entry is checked first, by NNI's own selectors, settings and schema, and what is wrong is said once.
+NNI reports a bad config list by an assertion deep inside, or not at all (an entry that matches nothing). This
+module checks every entry first, with NNI's own selectors, settings and schema, and raises one clear error.
 """
 
 from __future__ import annotations
@@ -39,43 +39,43 @@ _PREFIXES = (INPUT_PREFIX, OUTPUT_PREFIX)
 _BOUNDS = {"min_sparse_ratio", "max_sparse_ratio"}
 _LEGACY_RATIO_KEYS = ("sparsity", "sparsity_per_layer", "total_sparsity")
 _RATIO_KEYS = ("sparse_ratio", *_LEGACY_RATIO_KEYS)
-# What NNI's translation of the former keys overwrites.
+# Keys that NNI overwrites when it translates legacy keys.
 _LOST_WITH_LEGACY_KEYS = ("granularity", "target_names", "target_settings")
-# What a target may wish that has no sparse ratio of its own: its mask is that of another target.
+# Keys allowed for a target without a sparse ratio, whose mask follows another target's mask.
 _ALIGNED_KEYS = {"align", "apply_method", "granularity"}
 
 ConfigList = Sequence[Mapping[str, Any]]
 
 
 def check_config_list(model: nn.Module, config_list: ConfigList) -> list[dict[str, Any]]:
-    """Return the config list in NNI 3.0's form, every entry checked.
+    """Validate a config list, and return it in NNI 3.0's form.
 
     Parameters
     ----------
     model
         The unwrapped model.
     config_list
-        NNI's config list, in the form of NNI 3.0 or the legacy one (``sparsity``, ``total_sparsity``,
-        ``exclude``, ``op_partial_names``). Beyond NNI, an entry or a target setting may have a
-        ``sparse_pattern``, ``"N:M"``: of every M weights in a row along the input dimension N are kept.
-        What ``target_settings`` says of a target goes before what the entry says; None takes a wish back.
+        NNI's config list, in the form of NNI 3.0 or the legacy form (``sparsity``, ``total_sparsity``,
+        ``exclude``, ``op_partial_names``). As an extension, an entry or a target setting may have a
+        ``sparse_pattern``, ``"N:M"``, which keeps N of every M consecutive weights along the input dimension.
+        ``target_settings`` override the entry's own keys; None removes a key.
 
     Raises
     ------
     EmptyMatchError
         If the list, or an entry of it, selects no module.
     SparseRatioError
-        If a sparse ratio is missing, no number, outside [0, 1), or differs within a ``global_group_id`` or
+        If a sparse ratio is missing, not a number, outside [0, 1), or differs within a ``global_group_id`` or
         ``dependency_group_id``.
     TargetWithoutParametersError
-        If a selected module, or a target that is to be pruned, holds no parameter.
+        If a selected module, or a target to prune, has no parameter.
     WeightDtypeError
         If the weights of a target are not floating point, or have no values.
     WeightValueError
         If the weights of a target are NaN or infinite.
     ConfigListError
-        If an entry is malformed, asks for something that is not supported, or asks for something else of a
-        target than another entry does. Of legacy entries the later one holds.
+        If an entry is malformed, unsupported, or in conflict with another entry about a target. If legacy
+        entries overlap, the later one applies instead.
     """
     if not isinstance(config_list, Sequence) or not all(isinstance(entry, Mapping) for entry in config_list):
         raise ConfigListError(f"a config list is a list of dicts, got {config_list!r}")
@@ -100,12 +100,12 @@ def check_config_list(model: nn.Module, config_list: ConfigList) -> list[dict[st
 def refuse_targets_taken(
     model: nn.Module, config_list: list[dict[str, Any]], wrappers: dict[str, ModuleWrapper]
 ) -> None:
-    """Refuse targets that an earlier pruner of a chain has: NNI would drop the wish with a warning.
+    """Refuse targets that an earlier pruner of a chain prunes; NNI only warns and ignores the new setting.
 
     Raises
     ------
     ConfigListError
-        If there is one.
+        If there is such a target.
     """
     for entry in config_list:
         modules, public, _ = select_modules_by_config(model, entry)
@@ -120,7 +120,7 @@ def refuse_targets_taken(
 
 
 def _check_form(entry: dict[str, Any]) -> None:
-    """Find what neither the other checks nor NNI would survive, or what NNI would drop without a word."""
+    """Refuse entries that would break the later checks or NNI, or that NNI would silently ignore."""
     targets = entry.get("target_settings", {})
     if not isinstance(targets, dict) or not all(isinstance(setting, dict) for setting in targets.values()):
         raise ConfigListError(
@@ -129,7 +129,7 @@ def _check_form(entry: dict[str, Any]) -> None:
         )
     ratios = [key for key in (*_RATIO_KEYS, "sparse_threshold") if key in entry]
     if len(ratios) > 1 and entry.keys() & {*_LEGACY_RATIO_KEYS}:
-        raise SparseRatioError(f"{' and '.join(ratios)} say one thing twice: write one of them in {entry}")
+        raise SparseRatioError(f"{' and '.join(ratios)} have the same meaning: write one of them in {entry}")
     for legacy in (key for key in _LEGACY_RATIO_KEYS if key in entry):
         lost = [key for key in ("sparse_pattern", *_LOST_WITH_LEGACY_KEYS) if key in entry]
         if lost:
@@ -140,7 +140,7 @@ def _check_form(entry: dict[str, Any]) -> None:
 
 
 def _check_ratios(entry: dict[str, Any]) -> None:
-    """Make every sparse ratio of an entry a float in [0, 1), and move a pattern to the weight it is about."""
+    """Convert an entry's sparse ratios to floats in [0, 1), and move a pattern to the weight's settings."""
     if (pattern := entry.pop("sparse_pattern", None)) is not None:
         targets = entry.setdefault("target_settings", {})
         targets["weight"] = {"sparse_pattern": pattern, **targets.get("weight", {})}
@@ -180,30 +180,31 @@ def _refuse_ratio_and_threshold(where: str, setting: Mapping[str, Any]) -> None:
     if ratio is not None and threshold is not None:
         raise SparseRatioError(
             f"{where} has a sparse_ratio of {ratio} and a sparse_threshold of {threshold}, which exclude "
-            "each other: a target takes what its entry says unless its target_settings say otherwise, or None"
+            "each other: a target inherits both from its entry unless its target_settings set one to None"
         )
 
 
 def _to_current_form(entries: list[dict[str, Any]]) -> list[Entry]:
-    """Translate legacy entries; those that only exclude go, once the others have their exclusions."""
+    """Translate legacy entries; entries that only exclude are merged into the others."""
     found = [Entry(entry, deepcopy(entry), bool(_LEGACY_KEYS & entry.keys())) for entry in entries]
     if any(entry.is_legacy for entry in found):
         # NNI looks for legacy keys in the first entry only.
         found.sort(key=lambda entry: not entry.is_legacy)
         translated = trans_legacy_config_list([entry.entry for entry in found])
         for entry, now in zip(found, translated, strict=True):
-            for key in (key for key in entry.said if key.startswith("exclude_op")):
-                now[key] = sorted({*entry.said[key], *now.get(key, [])})  # which the translation overwrites
+            for key in (key for key in entry.original if key.startswith("exclude_op")):
+                # The translation overwrites the entry's own exclusions.
+                now[key] = sorted({*entry.original[key], *now.get(key, [])})
             entry.entry = now
-        found = [entry for entry in found if not entry.said.get("exclude")]
+        found = [entry for entry in found if not entry.original.get("exclude")]
     for entry in found:
         targets = entry.entry.get("target_settings", {})
         for setting in targets.values():
-            # NNI translates ``total_sparsity`` to a key that its own schema refuses.
+            # NNI translates ``total_sparsity`` to a key that NNI's schema refuses.
             if "group_id" in setting:
                 setting["global_group_id"] = setting.pop("group_id")
         for prefix in _PREFIXES:
-            # NNI wants the settings of all outputs even where the first has its own.
+            # NNI requires settings for all outputs, even if the first output has settings.
             if (first := f"{prefix}0") in targets:
                 targets.setdefault(prefix, targets[first])
         _check_by_schema(entry.entry)
@@ -213,7 +214,8 @@ def _to_current_form(entries: list[dict[str, Any]]) -> list[Entry]:
 def _check_by_schema(entry: dict[str, Any]) -> None:
     known = _known_to_nni({key: value for key, value in entry.items() if key != "target_settings"})
     targets = entry.get("target_settings", {}).items()
-    # NNI's schema counts ratios, and would refuse that of a target beside that of the entry: one at a time.
+    # NNI's schema allows one ratio per entry, and would refuse a target's ratio next to the entry's: validate
+    # each part alone.
     parts = [{"op_names": [], "target_settings": {name: _known_to_nni(s)}} for name, s in targets]
     for part in [known, *parts]:
         try:
@@ -223,7 +225,7 @@ def _check_by_schema(entry: dict[str, Any]) -> None:
 
 
 def _known_to_nni(setting: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what NNI's schema does not know, or takes no None for."""
+    """Drop the keys that NNI's schema does not know, and None where it does not allow None."""
     return {
         key: value
         for key, value in setting.items()
@@ -232,16 +234,14 @@ def _known_to_nni(setting: dict[str, Any]) -> dict[str, Any]:
 
 
 def _settings(name: str, module: nn.Module, entry: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return NNI's setting of every target of a module that is to be pruned by itself."""
+    """Return NNI's settings of the targets of a module that have a sparse ratio or threshold."""
     kind = type(module).__name__
-    of_values = all(map(is_input_or_output, PruningSetting.registry.get(kind, ("weight",))))
+    has_only_values = all(map(is_input_or_output, PruningSetting.registry.get(kind, ("weight",))))
     has_parameters = parametrize.is_parametrized(module) or any(
         True for _ in module.parameters(recurse=False)
     )
-    if not of_values and not has_parameters:
-        raise TargetWithoutParametersError(
-            f"{name} ({kind}) holds no parameter to prune; select other modules"
-        )
+    if not has_only_values and not has_parameters:
+        raise TargetWithoutParametersError(f"{name} ({kind}) has no parameter to prune; select other modules")
     if kind not in PruningSetting.registry:
         known = ", ".join(PruningSetting.registry)
         raise ConfigListError(
@@ -254,7 +254,7 @@ def _settings(name: str, module: nn.Module, entry: dict[str, Any]) -> dict[str, 
         settings = canonicalize_settings(module, public, "pruning")
     except KeyError as error:
         raise ConfigListError(
-            f"{name}: target_settings of {entry} must have {error}, for which NNI has no settings"
+            f"{name}: target_settings of {entry} must have {error}, for which NNI has no defaults"
         ) from error
     active = {
         target: s
@@ -264,24 +264,24 @@ def _settings(name: str, module: nn.Module, entry: dict[str, Any]) -> dict[str, 
     aligned = False
     for target, setting in settings.items():
         usual = PruningSetting.registry[kind].get(target, {})
-        wishes = {key: v for key, v in setting.items() if v is not None and v != usual.get(key)}
+        requested = {key: v for key, v in setting.items() if v is not None and v != usual.get(key)}
         is_aligned = setting.get("align") is not None
         aligned |= is_aligned and has_align_of_its_own(public, target)
         if is_input_or_output(target):
             if target in active or not is_aligned:
                 raise ConfigListError(
-                    f"{name}.{target}: inputs and outputs hold no weights that could be searched; "
-                    "give it an align to a target that is"
+                    f"{name}.{target}: inputs and outputs hold no weights to search; "
+                    "give it an align to a searched target"
                 )
             scaling_of(f"{name}.{target}", module, target, setting)
         elif target in active:
             if is_aligned and has_align_of_its_own(public, target):
                 raise ConfigListError(f"{name}.{target} has both an align and a sparse ratio: {entry}")
-        elif wishes.keys() - (_ALIGNED_KEYS if is_aligned else set()):
-            # It stays whole, as a bias does: it can have no other wish.
+        elif requested.keys() - (_ALIGNED_KEYS if is_aligned else set()):
+            # Without a ratio the target is not pruned, such as a bias, and the settings have no effect.
             if not active:
-                raise SparseRatioError(f"{name}.{target} has {wishes} but no sparse_ratio: {entry}")
-            raise ConfigListError(f"{name}.{target}: {wishes} is not supported without a sparse_ratio")
+                raise SparseRatioError(f"{name}.{target} has {requested} but no sparse_ratio: {entry}")
+            raise ConfigListError(f"{name}.{target}: {requested} is not supported without a sparse_ratio")
         elif is_aligned and (parameter := getattr(module, target)) is not None:
             if has_align_of_its_own(public, target):
                 check_maskable(f"{name}.{target}", module, target)
@@ -292,7 +292,7 @@ def _settings(name: str, module: nn.Module, entry: dict[str, Any]) -> dict[str, 
 
 
 def _check_target_names(name: str, module: nn.Module, entry: dict[str, Any]) -> None:
-    """Find names of targets that NNI would look for only when it wraps, or never."""
+    """Refuse unknown names of targets; NNI looks them up only on wrapping, or never."""
     names, targets = entry.get("target_names") or (), entry.get("target_settings", ())
     for target in [*names, *targets]:
         if not is_input_or_output(target) and not isinstance(getattr(module, target, ...), Tensor | None):
@@ -308,12 +308,12 @@ def _check_target_names(name: str, module: nn.Module, entry: dict[str, Any]) -> 
 
 
 def is_input_or_output(target: str) -> bool:
-    """Tell whether a target is an input or output of a module, not a parameter."""
+    """Return True if a target is an input or output of a module, not a parameter."""
     return target.startswith(_PREFIXES)
 
 
 def has_align_of_its_own(entry: Mapping[str, Any], target: str) -> bool:
-    """Tell whether an entry says ``align`` for a target, rather than leaving it to NNI's default."""
+    """Return True if an entry sets ``align`` for a target, instead of NNI's default."""
     settings = entry.get("target_settings") or {}
     names = [target, *(prefix for prefix in _PREFIXES if target.startswith(prefix))]
     return "align" in entry or any("align" in settings.get(name, {}) for name in names)
@@ -351,15 +351,15 @@ def _check_pattern(name: str, module: nn.Module, parameter: Tensor, of: int, set
     inputs = parameter.shape[input_dim(module)]
     if inputs % of:
         raise ConfigListError(
-            f"{name}: its input dimension of {inputs} is no multiple of {of}, as sparse_pattern "
-            f"{setting['sparse_pattern']!r} needs; leave it out by exclude_op_names"
+            f"{name}: its input dimension of {inputs} is not a multiple of {of}, as sparse_pattern "
+            f"{setting['sparse_pattern']!r} needs; exclude it by exclude_op_names"
         )
 
 
 def _check_groups(
     name: str, setting: dict[str, Any], group_ratios: dict[tuple[str, int | str], float]
 ) -> None:
-    """Every member of a group must have the group's sparse ratio."""
+    """Refuse different sparse ratios within a group."""
     for key in ("global_group_id", "dependency_group_id"):
         group = setting.get(key)
         if group is None or setting.get("sparse_ratio") is None:

@@ -1,4 +1,4 @@
-"""Which grains given masks keep: another pruner's masks as the start of a search."""
+"""Initial masks given by the user, such as the masks of another pruner."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from torch import Tensor
 from nni_jackpot.errors import MaskError, NothingKeptError
 from nni_jackpot.masking.masked_parameter import MaskedParameter
 from nni_jackpot.masking.score_groups import ScoreGroup
-from nni_jackpot.masks import Masks
+from nni_jackpot.masks import Masks, check_shape
+from nni_jackpot.modules.parameters import join
 from nni_jackpot.nni_bridge.grouping import TargetSpaces, by_name
 
 
 def kept_by(masks: Masks, groups: Sequence[ScoreGroup], spaces: TargetSpaces) -> dict[ScoreGroup, Tensor]:
-    """Return which grains given masks keep, boolean, of the score shape, of every group that they name.
+    """Return the grains that given masks keep, boolean, in the score shape, for each group with a mask.
 
     Raises
     ------
     MaskError
-        If a mask is for no target of ``spaces``, does not fit its target, or differs from another of its
-        group.
+        If a mask belongs to no target of ``spaces``, does not fit its target, or differs from another mask of
+        its group.
     NothingKeptError
         If the mask of a searched target keeps nothing.
     """
@@ -30,10 +31,9 @@ def kept_by(masks: Masks, groups: Sequence[ScoreGroup], spaces: TargetSpaces) ->
         for name, mask in module_masks.items():
             space = spaces.get(module_name, {}).get(name)
             if space is None:
-                raise MaskError(f"{module_name}.{name} is no target of this pruner")
-            if mask is not None and list(mask.shape) != space.shape:
-                shapes = f"shape {list(mask.shape)}, its target {space.shape}"
-                raise MaskError(f"the mask of {module_name}.{name} has {shapes}")
+                raise MaskError(f"{module_name}.{name} is not a target of this pruner")
+            if mask is not None:
+                check_shape(join(module_name, name), mask, space.shape)
             if (target := searched.get((module_name, name))) is None:
                 continue
             if mask is None or not mask.any():
@@ -56,7 +56,7 @@ def kept_by(masks: Masks, groups: Sequence[ScoreGroup], spaces: TargetSpaces) ->
 
 
 def _check_structure(target: MaskedParameter, mask: Tensor) -> None:
-    """A mask must keep whole grains, and as many in every row, or there is no score that stands for it.
+    """Check that scores can represent a mask: it keeps whole grains, equally many in every row.
 
     Raises
     ------
@@ -68,4 +68,4 @@ def _check_structure(target: MaskedParameter, mask: Tensor) -> None:
     if not torch.equal(grains.expand(kept).expand(grains.shape), mask.bool()):
         raise MaskError(f"the mask of {target} cuts through its granularity {target.space.granularity!r}")
     if not torch.equal(grains.select(kept.float(), int(kept.sum())), kept):
-        raise MaskError(f"the mask of {target} does not keep as many in each of its {grains.rows} rows")
+        raise MaskError(f"the mask of {target} does not keep equally many in each of its {grains.rows} rows")

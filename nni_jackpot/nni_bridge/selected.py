@@ -1,4 +1,4 @@
-"""Which modules the entries of a config list select: each module once, and each target by one entry."""
+"""Selection of modules by config list entries, such that one entry decides about each target."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Entry:
     """An entry of a config list, in NNI 3.0's form."""
 
     entry: dict[str, Any]
-    said: Mapping[str, Any]
-    """The entry as the user wrote it."""
+    original: Mapping[str, Any]
+    """The entry as written by the user."""
     is_legacy: bool
-    """Whether the user wrote it in the form before NNI 3.0."""
+    """Whether the original has the form before NNI 3.0."""
 
 
 @dataclass
@@ -42,27 +42,27 @@ class Selection:
     modules: dict[str, nn.Module]
 
     def by_names(self) -> dict[str, Any]:
-        """Return the entry with the names of its modules in place of all other ways to select them."""
+        """Return the entry with its modules selected by name only."""
         return {"op_names": list(self.modules), **without_selection(self.entry)}
 
 
 def without_selection(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what an entry says of its modules, and not which they are."""
+    """Return an entry without the keys that select modules."""
     return {key: value for key, value in entry.items() if key not in _MODULE_KEYS}
 
 
 def resolve(model: nn.Module, entries: Sequence[Entry]) -> list[Selection]:
-    """Find the modules of every entry, so that no target is selected by two.
+    """Find the modules of every entry, such that no target is selected by two entries.
 
-    A module with several names is selected under its first. Where legacy entries overlap, the later one
-    holds, as NNI documents for these; an entry that is left with no module is left out.
+    A module with several names is selected under its first name. If legacy entries overlap, the later entry
+    applies, as NNI documents; an entry without remaining modules is dropped.
 
     Raises
     ------
     EmptyMatchError
         If an entry selects no module.
     ConfigListError
-        If two entries of NNI 3.0's form ask for different things of one target.
+        If two entries of NNI 3.0's form have different settings for one target.
     """
     first = first_names(model)
     found: list[tuple[Entry, Selection]] = []
@@ -74,7 +74,7 @@ def resolve(model: nn.Module, entries: Sequence[Entry]) -> list[Selection]:
                 if entry.is_legacy and earlier.is_legacy:
                     del selection.modules[name]
                 else:
-                    _refuse_two_wishes(name, modules[name], earlier, entry)
+                    _refuse_conflict(name, modules[name], earlier, entry)
         found.append((entry, Selection(entry.entry, modules)))
     return [selection for _, selection in found if selection.modules]
 
@@ -83,19 +83,19 @@ def _select(model: nn.Module, entry: Entry) -> dict[str, nn.Module]:
     """Return the modules that an entry selects by NNI's rules, at least one."""
     try:
         modules, _, _ = select_modules_by_config(model, _with_other_forms_of_types(model, entry.entry))
-    except KeyError as error:  # NNI looks every op name up
-        raise EmptyMatchError(f"the model has no module {error}, which {entry.said} names") from None
+    except KeyError as error:  # NNI looks up every op name
+        raise EmptyMatchError(f"the model has no module {error}, which {entry.original} names") from None
     if not modules:
         types = sorted({type(m).__name__ for m in model.modules() if list(m.parameters(recurse=False))})
         raise EmptyMatchError(
-            f"the config list entry {entry.said} selects no module; "
-            f"module types of this model that hold parameters: {', '.join(types)}"
+            f"the config list entry {entry.original} selects no module; "
+            f"module types with parameters in this model: {', '.join(types)}"
         )
     return modules
 
 
 def _with_other_forms_of_types(model: nn.Module, entry: dict[str, Any]) -> dict[str, Any]:
-    """Let a type stand for its other forms, PyTorch's ParametrizedConv2d and LazyConv2d."""
+    """Let a type also select its variants, PyTorch's ParametrizedConv2d and LazyConv2d."""
     forms: dict[str, set[str]] = defaultdict(set)
     for module in model.modules():
         kind = type(module).__name__
@@ -116,17 +116,17 @@ def _with_other_forms_of_types(model: nn.Module, entry: dict[str, Any]) -> dict[
     return {**entry, **types}
 
 
-def _refuse_two_wishes(name: str, module: nn.Module, earlier: Entry, later: Entry) -> None:
-    """Raise ConfigListError if two entries ask for different things of a target: NNI would drop the later."""
+def _refuse_conflict(name: str, module: nn.Module, earlier: Entry, later: Entry) -> None:
+    """Refuse two entries with different settings for one target; NNI silently ignores the later one."""
     try:
         settings = [
             canonicalize_settings(module, without_selection(e.entry), "pruning") for e in (earlier, later)
         ]
-    except (AssertionError, KeyError):  # an entry that is wrong by itself, of which others tell
+    except (AssertionError, KeyError):  # an invalid entry, which other checks report
         return
     for target in settings[0].keys() & settings[1].keys():
         if settings[0][target] != settings[1][target]:
             raise ConfigListError(
-                f"{name}.{target} is selected by two entries that ask for different things, {earlier.said} "
-                f"and {later.said}: exclude {name} from one of them by exclude_op_names"
+                f"{name}.{target} is selected by two entries with different settings, {earlier.original} "
+                f"and {later.original}: exclude {name} from one of them by exclude_op_names"
             )

@@ -1,1 +1,1 @@
-"""Processes, files, random states and the terminal: nothing of this knows what a network is."""
+"""Processes, files, random states and the terminal, independent of networks."""

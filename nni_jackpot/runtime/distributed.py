@@ -1,4 +1,4 @@
-"""The processes that train one model together, each a rank: what they have in common, and who writes."""
+"""Collective operations of the processes that train one model; no-ops in a single process."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ T = TypeVar("T")
 
 
 def world_size() -> int:
-    """Return how many processes there are: 1 where nobody has made a group of them."""
+    """Return the number of processes: 1 without an initialized process group."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def rank() -> int:
-    """Return the number of this process; the first, 0, is the one that writes files."""
+    """Return the rank of this process; rank 0 writes the files."""
     return distributed.get_rank() if world_size() > 1 else 0
 
 
 def all_gather(value: T) -> list[T]:
-    """Return the values that all processes call this with, in their order."""
+    """Return the values of all processes, in rank order."""
     values = [value] * world_size()
     if len(values) > 1:
         distributed.all_gather_object(values, value)
@@ -29,7 +29,7 @@ def all_gather(value: T) -> list[T]:
 
 
 def broadcast_result(ask: Callable[[], T]) -> T:
-    """Return what the first process gets for an answer; the others do not ask."""
+    """Call ``ask`` on rank 0 only, and return its result on every rank."""
     if world_size() == 1:
         return ask()
     answer = [ask() if rank() == 0 else None]
@@ -45,13 +45,13 @@ def all_reduce_sum(tensors: Iterable[Tensor]) -> None:
 
 
 def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
-    """Replace tensors by those of the first process."""
+    """Replace tensors by the tensors of rank 0."""
     if world_size() > 1:
         for tensor in tensors:
             distributed.broadcast(tensor, src=0)
 
 
 def barrier() -> None:
-    """Go on when all processes have come here."""
+    """Wait until all processes have called this."""
     if world_size() > 1:
         distributed.barrier()

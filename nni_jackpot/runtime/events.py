@@ -1,4 +1,4 @@
-"""The points that TensorBoard draws, in one event file that holds each of them once."""
+"""One TensorBoard event file that contains each point once."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ _PATTERN = "events.out.tfevents.*"
 
 
 class EventFile:
-    """An event file that takes over the points of earlier ones in its folder, and replaces them.
+    """An event file that merges the earlier event files of its folder and replaces them.
 
-    TensorboardX writes from a thread: where that meets a full disk, the run waits for it for ever. Here the
-    run itself writes, and points are there as soon as they are added.
+    TensorboardX writes from a thread, and a full disk makes the run wait for that thread forever. This class
+    writes in the calling thread; a point is in the file when `add` returns.
 
     Parameters
     ----------
     folder
-        Where the file is, and the earlier ones are.
+        Folder of the new file and of the earlier ones.
     stays
-        Tells by tag and step whether a point of an earlier file is part of this run.
+        Returns True for the tag and step of an earlier point that belongs to this run.
 
     Raises
     ------
     OutputFolderError
-        If the file cannot be written; `add` raises it as well.
+        If the file cannot be written; `add` raises it too.
     """
 
     def __init__(self, folder: Path, stays: Callable[[str, int], bool]) -> None:
@@ -51,12 +51,12 @@ class EventFile:
         self._path = folder / f"{_PATTERN[:-1]}{now:.6f}.{socket.gethostname()}"
         first = Event(wall_time=now, file_version="brain.Event:2")
         content = b"".join(map(_record, [first, *points.values()]))
-        replace_file(self._path, lambda aside: aside.write_bytes(content))
+        replace_file(self._path, lambda temporary: temporary.write_bytes(content))
         for path in earlier:
             path.unlink(missing_ok=True)
 
     def add(self, step: int, values: dict[str, float]) -> None:
-        """Add points by their tag, all at one step."""
+        """Add points of one step, given by tag."""
         events = (Event(wall_time=time.time(), step=step, summary=scalar(*point)) for point in values.items())
         try:
             with self._path.open("ab") as file:
@@ -66,14 +66,14 @@ class EventFile:
 
 
 def _record(event: Event) -> bytes:
-    """Return an event with its length and their checksums, little-endian."""
+    """Return an event as a record: its length, its bytes and both checksums, little-endian."""
     data = event.SerializeToString()
     length = struct.pack("<Q", len(data))
     return length + struct.pack("<I", masked_crc32c(length)) + data + struct.pack("<I", masked_crc32c(data))
 
 
 def _read(path: Path) -> Iterator[Event]:
-    """Yield the events of a file up to one that is damaged, as the last of an interrupted run may be."""
+    """Yield the events of a file up to the first damaged one; an interrupted run may damage the last."""
     content = path.read_bytes() if path.is_file() else b""
     start = 0
     while len(content) >= start + 12:

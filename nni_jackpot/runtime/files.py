@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and files that run no code when read."""
+"""Atomic writes, and reads that execute no code from the file."""
 
 from __future__ import annotations
 
@@ -16,69 +16,70 @@ from typing import Any
 
 import torch
 
-from nni_jackpot.errors import CheckpointError, OutputFolderError
+from nni_jackpot.errors import CheckpointError, OutputFolderError, first_line
 
 # -- writing
 
 
 def replace_file(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
-    """Have ``write`` make a file aside, in the same folder, and rename it to ``path``.
+    """Let ``write`` create a temporary file in the folder of ``path``, then rename it to ``path``.
 
-    The folder is created if need be. A file that was there stays as it was until the new one is whole, and
-    hands its mode on to it; a link stays, and the file that it leads to is replaced.
+    A missing folder is created. An existing file is unchanged until the new one is complete, and passes its
+    mode on. If ``path`` is a link, the link stays and its target is replaced.
 
     Raises
     ------
     OutputFolderError
-        If the folder cannot be created or written, or something that is no regular file is there. What was
-        there is then unchanged, and nothing new is left.
+        If the folder cannot be created or written, or ``path`` exists and is not a regular file. Existing
+        files are then unchanged, and no new file is left.
     """
     replace_files({Path(path): write})
 
 
 def replace_files(writers: Mapping[Path, Callable[[Path], object]]) -> None:
-    """Have several files made aside, and renamed when all of them are whole.
+    """Write several temporary files, and rename them once all are complete.
 
     Raises
     ------
     OutputFolderError
-        As `replace_file` does. Nothing is made if one of the places will not do.
+        As `replace_file`. Nothing is written if one of the paths is invalid.
     """
     targets = {path: target_of(path) for path in writers}
-    asides: dict[Path, Path] = {}
+    temporaries: dict[Path, Path] = {}
     with made_folders(*(target.parent for target in targets.values())):
         try:
             for path, write in writers.items():
                 with errors_of(path):
-                    asides[path] = _make_aside(targets[path])
-                    write(asides[path])
-                    _settle(asides[path], targets[path])
-            for path, aside in asides.items():
+                    temporaries[path] = _create_temporary(targets[path])
+                    write(temporaries[path])
+                    _flush(temporaries[path], targets[path])
+            for path, temporary in temporaries.items():
                 with errors_of(path):
-                    os.replace(aside, targets[path])
+                    os.replace(temporary, targets[path])
                     sync_folder(targets[path].parent)
         finally:
-            for aside in asides.values():
+            for temporary in temporaries.values():
                 with suppress(OSError):
-                    aside.unlink(missing_ok=True)
+                    temporary.unlink(missing_ok=True)
 
 
 def save_tensors(content: object, path: Path) -> None:
-    """Have PyTorch save tensors and plain data to a file; equal content gives equal bytes.
+    """Save tensors and plain data with ``torch.save``; equal content gives equal bytes.
 
-    Not by the file's name: PyTorch would write that into the file, and a full disk would be "unexpected pos".
+    PyTorch gets a file object: given a name, it would store the name in the file, and report a full disk as
+    "unexpected pos".
     """
     with path.open("wb") as file:
         torch.save(content, file)
 
 
 def target_of(path: str | os.PathLike[str]) -> Path:
-    """Return the file that a path stands for, with all links followed; it need not be there.
+    """Return the file that a path leads to, with all links followed; the file need not exist.
 
     Raises
     ------
     OutputFolderError
-        If something is there that is no regular file: a folder, a device, a pipe, a link to itself.
+        If the path exists and is not a regular file: a folder, a device, a pipe, a link to itself.
     """
     target = Path(os.path.realpath(path))
     with errors_of(path):
@@ -87,36 +88,36 @@ def target_of(path: str | os.PathLike[str]) -> Path:
         except FileNotFoundError:
             return target
     if not stat.S_ISREG(mode):
-        found = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+        found = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
         raise OutputFolderError(f"cannot write {path}: {target} is {found}, allowed: a file, or nothing yet")
     return target
 
 
 def check_folder(folder: str | os.PathLike[str]) -> None:
-    """See that files could be written to a folder, which need not be there yet; nothing is changed.
+    """Check that files can be written to a folder, which need not exist yet; nothing is changed.
 
     Raises
     ------
     OutputFolderError
-        If they could not, as far as can be told without trying.
+        If permissions or an existing file prevent it. Other causes are found only on writing.
     """
     place = Path(folder)
     with errors_of(place):
-        there = next(path for path in (place, *place.absolute().parents) if os.path.lexists(path))
-    if not there.is_dir():
-        raise OutputFolderError(f"cannot write to {folder}: {there} is no folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise OutputFolderError(f"cannot write to {folder}: {there} cannot be written")
+        existing = next(path for path in (place, *place.absolute().parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        raise OutputFolderError(f"cannot write to {folder}: {existing} is not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise OutputFolderError(f"cannot write to {folder}: {existing} cannot be written")
 
 
 @contextmanager
 def made_folders(*folders: Path) -> Iterator[None]:
-    """Make folders; those that were not there go again, as far as they are empty, if the block fails.
+    """Create missing folders; if the block fails, remove the new ones that are empty.
 
     Raises
     ------
     OutputFolderError
-        If one cannot be made.
+        If a folder cannot be created.
     """
     made: list[Path] = []
     try:
@@ -135,16 +136,19 @@ def made_folders(*folders: Path) -> Iterator[None]:
 
 
 def remove_leftovers(*paths: Path) -> None:
-    """Remove what killed processes have left beside files, or in folders; for who alone writes there."""
+    """Remove the temporary files of killed processes, next to files or in folders.
+
+    The caller must be the only process that writes there.
+    """
     for path in paths:
         place = Path(os.path.realpath(path))
         stem = "." if place.is_dir() else glob.escape(_stem(place))
-        for aside in (place if place.is_dir() else place.parent).glob(f"{stem}*.part"):
-            aside.unlink(missing_ok=True)
+        for temporary in (place if place.is_dir() else place.parent).glob(f"{stem}*.part"):
+            temporary.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names of files in a folder to the disk, where a folder can be opened: not on Windows."""
+    """Flush a folder's list of names to disk; Windows cannot open folders and is skipped."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -155,10 +159,10 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def errors_of(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Make what the system refuses an OutputFolderError about a path, and not about the file made aside."""
+    """Turn system errors into an OutputFolderError that names ``path`` and not the temporary file."""
     try:
         yield
-    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError for what the system refuses
+    except (OSError, RuntimeError) as error:  # torch.save reports system errors as RuntimeError
         causes = [cause for cause in (error, error.__context__) if isinstance(cause, OSError)]
         reason = (causes and causes[0].strerror) or str(error).partition("\n")[0]
         raise OutputFolderError(f"cannot write {path}: {reason}") from error
@@ -168,26 +172,26 @@ def _stem(target: Path) -> str:
     return f".{target.name[:50]}."  # a name has up to 255 bytes, and a character up to 4
 
 
-def _make_aside(target: Path) -> Path:
-    """Make an empty file that nobody else can have made, by a link least of all."""
-    aside = target.with_name(f"{_stem(target)}{secrets.token_hex(8)}.part")
-    aside.touch(exist_ok=False)  # by O_EXCL, with the mode that the umask leaves
-    return aside
+def _create_temporary(target: Path) -> Path:
+    """Create a new empty file next to ``target``; an existing file or link is never opened."""
+    temporary = target.with_name(f"{_stem(target)}{secrets.token_hex(8)}.part")
+    temporary.touch(exist_ok=False)  # O_EXCL; the umask determines the mode
+    return temporary
 
 
-def _settle(aside: Path, target: Path) -> None:
-    """Bring a file to the disk, with the mode of the one that it will replace."""
-    with aside.open("rb+") as file:
+def _flush(temporary: Path, target: Path) -> None:
+    """Flush a file to disk, and give it the mode of the file that it will replace."""
+    with temporary.open("rb+") as file:
         os.fsync(file.fileno())
     with suppress(FileNotFoundError):
-        aside.chmod(stat.S_IMODE(target.stat().st_mode))
+        temporary.chmod(stat.S_IMODE(target.stat().st_mode))
 
 
 # -- reading
 
 
 def digest_of_file(path: Path) -> str:
-    """Return SHA-256 of a file in hexadecimal digits; empty if it cannot be read."""
+    """Return the SHA-256 of a file in hexadecimal digits; empty if the file cannot be read."""
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
@@ -199,34 +203,45 @@ def digest_of_file(path: Path) -> str:
 
 
 def load_tensors(path: str | os.PathLike[str], kind: str) -> Any:
-    """Load what ``torch.save`` wrote, onto the CPU, as plain data.
+    """Load a file written by ``torch.save`` onto the CPU, as tensors and plain data.
 
     Parameters
     ----------
     path
         The file.
     kind
-        What it should be, for the message: ``"checkpoint"``.
+        The expected kind of file, for messages: ``"checkpoint"``.
 
     Raises
     ------
     CheckpointError
-        If the file is missing, unreadable, or holds more than tensors and plain containers.
+        If the file is missing, unreadable, or contains more than tensors and plain containers.
     """
+    # NNI's pruners return defaultdicts, which the safe unpickler cannot fill: read them as dicts.
+    allowed: list[Any] = [(lambda factory=None: {}, "collections.defaultdict"), dict]
     try:
-        # NNI's pruners return defaultdicts, and users save what they return.
-        with torch.serialization.safe_globals([(_plain_dict, "collections.defaultdict"), dict]):
+        with torch.serialization.safe_globals(allowed):
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"there is no {kind} {path}") from None
-    except pickle.UnpicklingError as error:  # whose words are PyTorch's advice to trust the file
+    except pickle.UnpicklingError as error:  # PyTorch's message advises to trust the file
         reason = "it is damaged, or holds more than tensors and plain data"
         raise CheckpointError(f"{path} is not a {kind}: {reason}") from error
     except (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path} is not a {kind}: {reason}") from error
+        raise CheckpointError(f"{path} is not a {kind}: {first_line(error)}") from error
 
 
-def _plain_dict(default_factory: type) -> dict:
-    """Stand in for ``defaultdict``, which the safe unpickler cannot fill."""
-    return {}
+def load_state_dict(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+    """Load a state dict onto the CPU.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, unreadable, or contains something other than tensors by name.
+    """
+    state = load_tensors(path, "checkpoint")
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
+    ):
+        raise CheckpointError(f"{path} is not a state dict: tensors by name are wanted")
+    return state

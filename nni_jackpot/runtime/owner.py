@@ -1,4 +1,4 @@
-"""One owner for a folder: who holds its lock writes there, and nobody else."""
+"""Exclusive ownership of a folder: only the process that holds the lock writes there."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from filelock import FileLock, Timeout
 from nni_jackpot.errors import OutputFolderError
 
 LOCK = ".lock"
-# FileLock empties its file, also where it does not get the lock: the owner's number needs a file of its own.
+# FileLock truncates its file even if it fails to get the lock, so the owner's process id has a separate file.
 _OWNER = ".lock.pid"
 
-# The system takes the lock from a process that dies, but its loader's workers share it for some seconds.
+# A process that dies releases the lock, but the workers of its data loader may hold it for some seconds.
 _SECONDS_TO_DIE = 15
 
 
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Own a folder, which is there, for the block; nobody else's block on it runs meanwhile.
+    """Lock an existing folder for the block; no other process can enter such a block on it.
 
     Raises
     ------
     OutputFolderError
-        If another process owns it, or the folder cannot be written.
+        If another process owns the folder, or it cannot be written.
     """
     lock = FileLock(folder / LOCK)
     deadline = time.monotonic() + _SECONDS_TO_DIE
@@ -50,7 +50,7 @@ def owned(folder: Path) -> Iterator[None]:
 
 
 def _acquired(lock: FileLock, folder: Path) -> bool:
-    if (folder / LOCK).is_symlink():  # which FileLock would follow, and empty what it leads to
+    if (folder / LOCK).is_symlink():  # FileLock would follow the link and truncate its target
         raise OutputFolderError(f"cannot lock {folder}: {folder / LOCK} is a link, allowed: none")
     try:
         lock.acquire(timeout=0)

@@ -1,4 +1,4 @@
-"""Values as plain data, which a file can hold and the safe unpickler reads back."""
+"""Conversion of values to plain data that the safe unpickler can read back."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ _EXACT = (type(None), bool, int, float, str, bytes)
 
 
 def as_plain(value: Any, name: str) -> Any:
-    """Return a value as tensors, numbers, strings, lists, tuples and dicts.
+    """Convert a value to tensors, numbers, strings, lists, tuples and dicts.
 
-    Equal values give equal results: a path, an enumeration or a date its text, a dataclass a dict of its
-    fields with the name of its class, a NumPy number the number.
+    Equal values give equal results. A path, an enumeration or a date becomes its text, a dataclass a dict of
+    its fields and its class name, a NumPy number a Python number.
 
     Parameters
     ----------
     value
         The value.
     name
-        What it is, for the message.
+        Name of the value, for messages.
 
     Raises
     ------
     CheckpointError
-        If the value, or something within, is of another kind.
+        If the value, or a value inside it, has an unsupported type.
     """
     if type(value) in _EXACT:
         return value
@@ -48,7 +48,7 @@ def as_plain(value: Any, name: str) -> Any:
         return as_plain(value.tolist(), name)
     if isinstance(value, Enum):
         return f"{type(value).__name__}.{value.name}"
-    if isinstance(value, int | float | str | bytes):  # of a class of its own
+    if isinstance(value, int | float | str | bytes):  # a subclass
         kind: Any = next(kind for kind in (int, float, str, bytes) if isinstance(value, kind))
         return kind(value)
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""How far work has come, as people see it: a bar where stderr is a terminal, lines on stdout elsewhere."""
+"""Progress display: a bar if stderr is a terminal, lines on stdout otherwise."""
 
 from __future__ import annotations
 
@@ -8,23 +8,25 @@ from collections.abc import Mapping
 
 from tqdm import tqdm
 
-_LINE_EVERY = 30.0  # seconds, where an epoch takes longer
+_LINE_EVERY = 30.0  # seconds between lines within an epoch
 
 
 class Progress:
-    """The progress of a phase of training, whose rate and time left are those of the steps of this process.
+    """The progress of one phase of training.
+
+    Rate and remaining time are estimated from the steps of this process.
 
     Parameters
     ----------
     description
         Name of the phase.
     total
-        Steps of the whole phase.
+        Number of steps of the phase.
 
     Attributes
     ----------
     steps
-        How far it has come, the steps of an earlier process included.
+        Number of steps done, including the steps of an earlier process.
     """
 
     def __init__(self, description: str, total: int) -> None:
@@ -41,7 +43,7 @@ class Progress:
 
     @property
     def line_is_due(self) -> bool:
-        """Whether there has been no line for half a minute."""
+        """Whether the last line is at least half a minute old."""
         return time.monotonic() - self._last_line >= _LINE_EVERY
 
     def skip(self) -> None:
@@ -54,7 +56,7 @@ class Progress:
         if self._bar is not None:
             self._bar.update()
             return
-        # Time begins after the first step, which is slower than others, and after those that were skipped.
+        # The clock starts after the skipped steps and after the first step, which is slower than others.
         self._first, self._began = self.steps, time.monotonic()
         self._bar = tqdm(
             total=self._total,
@@ -65,12 +67,12 @@ class Progress:
         )
 
     def show(self, values: Mapping[str, float], refresh: bool = False) -> None:
-        """Put values beside the bar."""
+        """Show values next to the bar."""
         if self._bar is not None:
             self._bar.set_postfix(values, refresh=refresh)
 
     def line(self, values: Mapping[str, str]) -> None:
-        """Print a line with values, where there is no bar."""
+        """Print a line with values, unless there is a bar."""
         self._last_line = now = time.monotonic()
         if self._has_bar:
             return
@@ -82,6 +84,6 @@ class Progress:
         print(f"{self._description}: {', '.join(parts)}", flush=True)
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
+        """Close the bar; it stays on the screen."""
         if self._bar is not None:
             self._bar.close()

@@ -16,7 +16,7 @@ class Registry(Mapping[str, T]):
     Parameters
     ----------
     kind
-        What the objects are, for error messages: ``"criterion"``.
+        Kind of the objects, for error messages: ``"criterion"``.
 
     Examples
     --------
@@ -35,14 +35,14 @@ class Registry(Mapping[str, T]):
         Raises
         ------
         ValueError
-            If the name is not an identifier, or is taken by another object.
+            If the name is not an identifier, or belongs to another object.
         """
         if not name.isidentifier():
             raise ValueError(f"the name of a {self.kind} must be an identifier, got {name!r}")
 
         def decorate(registered: F) -> F:
             taken = self._objects.get(name)
-            # A module that is imported again, as by a notebook, replaces its own object.
+            # A module that is imported again, such as in a notebook, replaces its own object.
             if taken is not None and _origin(taken) != _origin(registered):
                 raise ValueError(f"the {self.kind} {name!r} is registered already")
             self._objects[name] = registered  # type: ignore[assignment]
@@ -51,7 +51,7 @@ class Registry(Mapping[str, T]):
         return decorate
 
     def find(self, name: str) -> T:
-        """Return the object of a name.
+        """Return the object registered under a name.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""What work that was interrupted needs to go on as if nothing had been."""
+"""State files and random states, so that interrupted work resumes with the same result."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nni_jackpot.errors import CheckpointError
+from nni_jackpot.errors import CheckpointError, first_line
 from nni_jackpot.runtime.distributed import rank, world_size
 from nni_jackpot.runtime.files import load_tensors, replace_file, save_tensors
 from nni_jackpot.runtime.plain import as_plain
 from nni_jackpot.runtime.tensor_bytes import as_bytes, from_bytes
 
-# Of what `write_state` writes; another number for another form.
+# Version of the files that `write_state` writes.
 FORMAT = 2
 
 
 def random_states() -> dict[str, Any]:
-    """Return the states of all global generators, as plain data that can be compared and saved."""
+    """Return the states of all global random generators, as plain data that can be compared and saved."""
     _, keys, position, has_gauss, gauss = cast(tuple[Any, ...], np.random.get_state(legacy=True))
     states: dict[str, Any] = {
         "torch": torch.get_rng_state().numpy().tobytes(),
@@ -37,17 +37,17 @@ def random_states() -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any]) -> None:
-    """Put all global generators where they were.
+    """Restore the states of all global random generators.
 
     Raises
     ------
     CheckpointError
-        If there are more or fewer GPUs now.
+        If the number of GPUs has changed.
     """
     were, are = len(states.get("cuda", ())), torch.cuda.device_count()
     if were not in (0, are):
         raise CheckpointError(
-            f"the checkpoint has random states of {were} GPUs, and {are} are visible: go on with as many"
+            f"the checkpoint has random states of {were} GPUs, and {are} are visible: resume with {were}"
         )
     torch.set_rng_state(from_bytes(states["torch"]))
     keys, *rest = states["numpy"]
@@ -59,17 +59,16 @@ def set_random_states(states: dict[str, Any]) -> None:
 
 @contextmanager
 def damage_told(path: Path) -> Iterator[None]:
-    """Raise CheckpointError for what a damaged file makes of the code that takes its content."""
+    """Turn the errors that damaged content causes in the reading code into a CheckpointError."""
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path} is damaged: {reason}") from error
+        raise CheckpointError(f"{path} is damaged: {first_line(error)}") from error
 
 
 @contextmanager
 def same_random_states() -> Iterator[None]:
-    """Leave with the random states that there were, also on GPUs that are used for the first time within."""
+    """Restore all random states after the block, including GPUs first used inside it."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count()), device_type="cuda"):
         try:
@@ -80,7 +79,7 @@ def same_random_states() -> Iterator[None]:
 
 
 def digest(tensors: Iterable[Tensor]) -> str:
-    """Return a number of 128 bits, in hexadecimal digits, that no other values are likely to have."""
+    """Return a 128-bit hash of the values of tensors, in hexadecimal digits."""
     found = hashlib.blake2b(digest_size=16)
     for tensor in tensors:
         found.update(as_bytes(tensor).numpy().data)
@@ -88,32 +87,32 @@ def digest(tensors: Iterable[Tensor]) -> str:
 
 
 def write_state(path: Path, depends_on: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Have rank 0 write where work stands, beside all that the work depends on, by name."""
+    """Write the state of some work on rank 0, together with the named values that the work depends on."""
     if rank() == 0:
         content = {
             "format": FORMAT,
             "depends on": _with_processes(depends_on),
             **as_plain(state, "the state"),
         }
-        replace_file(path, lambda aside: save_tensors(content, aside))
+        replace_file(path, lambda temporary: save_tensors(content, temporary))
 
 
 def read_state(path: Path, work: str, depends_on: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what `write_state` wrote, to any rank.
+    """Read a file of `write_state`, on any rank.
 
     Parameters
     ----------
     path
         The file.
     work
-        What it should be of, for messages: ``"search"``.
+        Kind of the work, for messages: ``"search"``.
     depends_on
-        What ours depends on.
+        Named values that the current work depends on; the file must have the same.
 
     Raises
     ------
     CheckpointError
-        If the file is damaged, or of work that depends on other things; the message has what differs.
+        If the file is damaged, or its work depends on other values; the message lists the differences.
     """
     saved = _load(path, work)
     _compare(path, work, saved["depends on"], _with_processes(depends_on))
@@ -121,29 +120,29 @@ def read_state(path: Path, work: str, depends_on: Mapping[str, Any]) -> dict[str
 
 
 def check_state(path: Path, work: str, known: Mapping[str, Any]) -> None:
-    """See that a file, if there is one, is of work that depends on what is known of ours so far.
+    """Check a file, if it exists, against the dependencies that are known so far.
 
     Parameters
     ----------
     path, work
         As for `read_state`.
     known
-        Some of the things that our work will depend on.
+        A subset of the named values that the current work will depend on.
 
     Raises
     ------
     CheckpointError
-        As `read_state` does.
+        As `read_state`.
     """
     if path.exists():
         own, saved = _with_processes(known), _load(path, work)["depends on"]
-        # Settings have dotted names, and all of ours are known.
+        # All settings (dotted names) are known here; the other dependencies may still be missing.
         theirs = {name: value for name, value in saved.items() if name in own or "." in name}
         _compare(path, work, theirs, own)
 
 
 def remove_files(*paths: Path) -> None:
-    """Have rank 0 remove files, if they are there."""
+    """Remove existing files, on rank 0."""
     if rank() == 0:
         for path in paths:
             path.unlink(missing_ok=True)
@@ -155,19 +154,19 @@ def _load(path: Path, work: str) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not a checkpoint of a {work}")
     if saved.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path} is a checkpoint of format {saved.get('format')!r}, this version reads {FORMAT}: go on "
-            "with the version that wrote it, or remove it to start anew"
+            f"{path} is a checkpoint of format {saved.get('format')!r}, this version reads {FORMAT}: resume "
+            "with the version that wrote it, or remove it to start over"
         )
     return saved
 
 
 def _compare(path: Path, work: str, theirs: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     if found := differences(theirs, own):
-        raise CheckpointError(f"{path} is the checkpoint of another {work}: {found}. Remove it to start anew")
+        raise CheckpointError(f"{path} is the checkpoint of another {work}: {found}. Remove it to start over")
 
 
 def differences(theirs: Mapping[str, Any], own: Mapping[str, Any]) -> str:
-    """Say which values differ, by name; empty if none does."""
+    """Describe the values that differ, by name; empty if none differs."""
     return "; ".join(
         f"{name} {_difference(theirs.get(name), own.get(name))}"
         for name in sorted({*theirs, *own})

@@ -13,14 +13,14 @@ import numpy as np
 
 
 class SettingError(ValueError):
-    """A setting is out of its range, or does not go with the others.
+    """A setting is out of range, or conflicts with other settings.
 
     Parameters
     ----------
     key
         Name of the setting.
     text
-        What was found, and what is allowed.
+        The value found, and the values allowed.
     """
 
     def __init__(self, key: str, text: str) -> None:
@@ -35,9 +35,9 @@ class Rule:
     Parameters
     ----------
     allowed
-        The condition in words, such as ``">= 0"``; a function, if the words change over time.
+        The condition in words, such as ``">= 0"``; a function if the words can change.
     holds
-        The condition as a test.
+        The condition as a predicate.
     """
 
     def __init__(self, allowed: str | Callable[[], str], holds: Callable[[Any], bool]) -> None:
@@ -56,7 +56,7 @@ def between(low: float, high: float) -> Rule:
 
 
 def one_of(choices: Iterable[str]) -> Rule:
-    """Return the rule for a choice; names that a registry gets later are allowed as well."""
+    """Return the rule for a choice; names that a registry gets later are allowed too."""
     return Rule(lambda: "out of " + ", ".join(choices), lambda value: value in choices)
 
 
@@ -76,7 +76,7 @@ def validate(settings: Any) -> None:
     Raises
     ------
     SettingError
-        For the first field whose value does not fit.
+        For the first field with an invalid value.
     """
     kinds = get_type_hints(type(settings))
     for entry in dataclasses.fields(settings):
@@ -97,19 +97,19 @@ def check(name: str, kind: Any, rule: Rule, value: Any) -> None:
 
 
 def fits(kind: Any, rule: Rule, value: Any) -> bool:
-    """Return True if a value has the type and fulfils the rule."""
+    """Return True if a value has the type and satisfies the rule."""
     if value is None and NoneType in get_args(kind):
         return True
     base = without_none(kind)
-    is_fit = type(value) is base  # not isinstance: true and false are no integers here
+    is_fit = type(value) is base  # not isinstance: a bool does not count as an integer
     if base is float:
-        # The comparison is false for nan, and safe for integers beyond all floats.
+        # False for NaN; safe for integers beyond the range of floats.
         is_fit = type(value) in (int, float) and abs(value) <= sys.float_info.max
     return is_fit and rule.holds(value)
 
 
 def allowed(kind: Any, rule: Rule) -> str:
-    """Return in words what a type and a rule allow."""
+    """Describe in words the values that a type and a rule allow."""
     base = without_none(kind)
     names = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
     return ("null or " if base is not kind else "") + f"{names.get(base, 'a list')} {rule.allowed}".strip()
@@ -124,6 +124,6 @@ def shown(value: object) -> str:
     """Return a value as error messages show it, with its type."""
     try:
         text = repr(value)
-    except ValueError:  # an integer of more digits than Python writes
-        text = "what is too large to be shown"
+    except ValueError:  # an integer with more digits than Python converts
+        text = "a number too large to show"
     return f"{text if len(text) <= 100 else text[:97] + '...'} ({type(value).__name__})"

@@ -1,4 +1,4 @@
-"""A jackpot as something smaller or faster; docs/deployment.md says which form pays on which hardware."""
+"""Conversion of jackpots to smaller or faster models; docs/deployment.md compares the forms by hardware."""
 
 from nni_jackpot.speedup.channels import shrink
 from nni_jackpot.speedup.csr import sparse_csr

@@ -1,4 +1,4 @@
-"""What a model is called with: a tensor, or tensors nested in tuples, lists and dicts."""
+"""Example inputs of a model: a tensor, or tensors nested in tuples, lists and dicts."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from nni_jackpot.errors import SpeedupError
 
-# A tensor; a tuple or list of positional arguments; a dict of keyword arguments. Arguments may be nested, and
-# a list or dict that is a model's only argument may come by itself.
+# A tensor, a tuple or list of positional arguments, or a dict of keyword arguments. Arguments may be nested.
+# If a list or dict is the model's only argument, it may also be given directly.
 Inputs: TypeAlias = Any
 
 
@@ -25,26 +25,26 @@ class Call(NamedTuple):
 
     @classmethod
     def of(cls, inputs: Inputs) -> Call:
-        """Return the call of any model with these inputs."""
+        """Return the call with these inputs, for any model."""
         if isinstance(inputs, Mapping):
             return cls((), dict(inputs))
         return cls(tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,), {})
 
     @classmethod
     def to(cls, model: nn.Module, inputs: Inputs) -> Call:
-        """Return the call of this model, which may take a list or a dict as one argument.
+        """Return the call with these inputs for ``model``, which may take a list or a dict as one argument.
 
         Raises
         ------
         SpeedupError
-            If the model does not take these inputs, or they hold no tensor.
+            If the model's forward does not accept the inputs, or they contain no tensor.
         """
         call = cls.of(inputs)
         if not call.tensors():
-            raise SpeedupError("the example input holds no tensor: give what the model is called with")
+            raise SpeedupError("the example input contains no tensor: give the arguments of the model")
         try:
             signature = inspect.signature(model.forward)
-        except (TypeError, ValueError):  # a compiled model tells of no arguments
+        except (TypeError, ValueError):  # a compiled model has no signature
             return call
         for candidate in (call,) if isinstance(inputs, tuple) else (call, cls((inputs,), {})):
             try:
@@ -57,9 +57,9 @@ class Call(NamedTuple):
         raise SpeedupError(f"the example input does not fit the model's forward({takes}): {reason}")
 
     def on(self, device: torch.device | str) -> Call:
-        """Return a call with copies of the tensors, which the model may change, on a device."""
+        """Return a call with copies of the tensors on a device; the model may change the copies."""
         return tree_map_only(Tensor, lambda tensor: tensor.detach().to(device, copy=True), self)
 
     def tensors(self) -> list[Tensor]:
-        """Return all tensors, in the order in which they are nested."""
+        """Return all tensors, in nesting order."""
         return [leaf for leaf in tree_leaves(self) if isinstance(leaf, Tensor)]

@@ -1,4 +1,4 @@
-"""Unstructured zeros on a CPU: weights in compressed rows, which MKL multiplies by."""
+"""Unstructured sparsity on a CPU: weights in CSR format, multiplied by MKL."""
 
 from __future__ import annotations
 
@@ -14,34 +14,35 @@ from nni_jackpot.speedup.matrices import masked_matrices, nothing_to_do, with_la
 
 
 def sparse_csr(model: nn.Module, masks: Masks, example_input: Inputs | None = None) -> nn.Module:
-    """Return a model whose masked linear layers and 1x1 convolutions skip their zeros.
+    """Return a copy of a model whose masked linear layers and 1x1 convolutions skip their zeros.
 
-    It pays for linear layers from some 90% of zeros on; docs/deployment.md has what it comes to. Other masked
+    Linear layers become faster from about 90 % sparsity; docs/deployment.md has measurements. Other masked
     layers stay dense, with zeros in them. A model that reads ``layer.weight`` instead of calling the layer
-    gets the dense weight, made anew at each read, and gains nothing there. The model itself stays as it is.
+    gains nothing there: each read builds the dense weight.
 
     Parameters
     ----------
     model
-        The unwrapped model, on the CPU, of float32 or float64.
+        The unwrapped model, on the CPU, in float32 or float64. It is not changed.
     masks
-        NNI's masks of any granularity.
+        NNI's masks, of any granularity.
     example_input
-        What the model takes: a tensor, a tuple or list of arguments, a dict of keyword arguments, and these
-        nested. If given, outputs are compared on it.
+        Inputs of the model: a tensor, a tuple or list of arguments, or a dict of keyword arguments, which may
+        be nested. If given, the outputs of both models are compared on it.
 
     Returns
     -------
     nn.Module
-        A copy in eval mode, to be run only; `nni_jackpot.speedup.export_onnx` is for the model itself.
+        The copy, in eval mode, for inference only. `nni_jackpot.speedup.export_onnx` takes the original
+        model instead.
 
     Raises
     ------
     MaskError
-        If the masks do not fit the model, the model is still wrapped, or they prune no such layer.
+        If the masks do not fit the model or prune no such layer, or the model is still wrapped.
     SpeedupError
-        If the weights are of a type or on a device without such products, or the copy computes something
-        else on the example.
+        If there is no CSR product for the dtype or device of the weights, or the copy computes something else
+        on the example.
     """
     names = masked_matrices(model, masks)
     if not names:
@@ -50,24 +51,24 @@ def sparse_csr(model: nn.Module, masks: Masks, example_input: Inputs | None = No
 
 
 def _to_csr(layer: Any) -> None:
-    """Turn a layer into one of compressed rows; its settings, bias and hooks stay."""
+    """Convert a layer to CSR in place; its settings, bias and hooks stay."""
     matrix, shape = layer.weight.detach().flatten(1), layer.weight.shape
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
         rows = matrix.to_sparse_csr()
     del layer.weight
-    # Half the memory of indices, and what MKL takes: it would have others converted at every call.
+    # int32 halves the memory of indices, and is MKL's type: other types are converted at every call.
     layer.register_buffer("row_starts", rows.crow_indices().int())
     layer.register_buffer("columns", rows.col_indices().int())
-    # A parameter, since models ask their parameters for device and type.
+    # A parameter, since models look up device and dtype from their parameters.
     layer.values = nn.Parameter(rows.values(), requires_grad=False)
     layer.shape = shape
     layer.__class__ = _CsrLinear if isinstance(layer, nn.Linear) else _CsrConv2d
-    layer.of_columns(matrix.new_zeros(matrix.shape[1], 1))  # fails for types that have no such product
+    layer.of_columns(matrix.new_zeros(matrix.shape[1], 1))  # fails for a dtype without CSR products
 
 
 class _Csr(nn.Module):
-    """Compressed rows, kept as plain tensors, which can be copied, moved and saved as all others."""
+    """A layer in CSR format, stored in dense tensors that can be copied, moved and saved as usual."""
 
     row_starts: Tensor
     columns: Tensor
@@ -76,19 +77,19 @@ class _Csr(nn.Module):
     shape: torch.Size
 
     def dense(self) -> Tensor:
-        """Return the weight for whoever reads it."""
+        """Return the dense weight, for code that reads ``layer.weight``."""
         return self._rows().to_dense().view(self.shape)
 
     def of_columns(self, x: Tensor) -> Tensor:
-        """Return what the layer gives, (out, N), for (in, N)."""
+        """Compute the layer's outputs, (out, N), for inputs (in, N)."""
         device = x.device.type
         if not torch.is_autocast_enabled(device):
             return self._product(x)
-        with torch.autocast(device, enabled=False):  # to types of which there are no such products
+        with torch.autocast(device, enabled=False):  # autocast's dtypes have no CSR products
             return self._product(x.to(self.values.dtype)).to(torch.get_autocast_dtype(device))
 
     def _product(self, x: Tensor) -> Tensor:
-        # Several times as fast as F.linear, which has rows multiplied by the transpose.
+        # Several times faster than F.linear, which multiplies by the transpose.
         return self._rows() @ x if self.bias is None else torch.addmm(self.bias.unsqueeze(1), self._rows(), x)
 
     def _rows(self) -> Tensor:

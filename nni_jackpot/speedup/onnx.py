@@ -1,4 +1,4 @@
-"""A model as an ONNX file, and that file in int8, for onnxruntime, OpenVINO and others."""
+"""Export to ONNX, and int8 quantization of ONNX files, for onnxruntime, OpenVINO and others."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten_with_path, tree_map
 
-from nni_jackpot.errors import MissingLibraryError, SpeedupError
+from nni_jackpot.errors import MissingLibraryError, SpeedupError, first_line
 from nni_jackpot.masks import check_unwrapped
 from nni_jackpot.runtime.files import replace_file
 from nni_jackpot.speedup.calls import Call, Inputs
-from nni_jackpot.speedup.outputs import check_same, copy_of, outputs_of, reason
+from nni_jackpot.speedup.outputs import check_same, copy_of, outputs_of
 
 
 def export_onnx(model: nn.Module, path: str | os.PathLike[str], example_input: Inputs) -> None:
-    """Write a model as an ONNX file that takes batches of any size, and see that it computes the same.
+    """Export a model to an ONNX file for any batch size, and compare its outputs in onnxruntime.
 
     Parameters
     ----------
     model
-        A plain model: after `nni_jackpot.apply_masks`, or from `nni_jackpot.speedup.shrink`. It is exported
-        in eval mode and stays as it is.
+        A model after `nni_jackpot.apply_masks`, or from `nni_jackpot.speedup.shrink`. It is exported in eval
+        mode and is not changed.
     path
-        The file, ``.onnx``. Weights of more than 1.5 GiB come to lie beside it, in ``.onnx.data``.
+        The file, ``.onnx``. Weights of more than 1.5 GiB are written next to it, to ``.onnx.data``.
     example_input
-        What the model takes: a tensor, a tuple or list of arguments, a dict of keyword arguments, and these
-        nested. Tensors of N rows are the batch, where N is what most of them have. onnxruntime must give on
-        it, and on two of it at once, what PyTorch gives.
+        Inputs of the model: a tensor, a tuple or list of arguments, or a dict of keyword arguments, which may
+        be nested. The most frequent first dimension is taken for the batch. Outputs of onnxruntime and
+        PyTorch are compared on the example, and on the example with its batch doubled.
 
     Raises
     ------
     MissingLibraryError
         If onnx, onnxscript or onnxruntime is not installed.
     SpeedupError
-        If the model is still wrapped by NNI, does not take the example, or cannot be exported, or onnxruntime
-        cannot run it or computes something else.
+        If the model is still wrapped by NNI, does not accept the example or cannot be exported, or if
+        onnxruntime cannot run the file or computes something else.
     OutputFolderError
-        If the folder cannot be written. The file is whole, and checked, or not there.
+        If the folder cannot be written. The write is atomic, and happens after the comparison.
     """
     _library("onnx")
     _library("onnxscript")
@@ -53,7 +53,7 @@ def export_onnx(model: nn.Module, path: str | os.PathLike[str], example_input: I
     check_unwrapped(model, SpeedupError)
     model = copy_of(model).cpu().eval()
     call = Call.to(model, example_input).on("cpu")
-    # Not the example itself: a batch of one would become a constant.
+    # Export with the doubled batch: a batch of one would become a constant.
     twice, dynamic = _twice(call)
     doubled = "the model with its batch doubled"
     expected = [
@@ -64,27 +64,27 @@ def export_onnx(model: nn.Module, path: str | os.PathLike[str], example_input: I
         shapes = inspect.signature(model.forward).bind(*dynamic.args, **dynamic.kwargs).arguments
         program = torch.onnx.export(
             model,
-            # A dict that comes last would be taken for keyword arguments.
+            # torch.onnx takes a final dict for keyword arguments: append an empty one.
             (*twice.args, {}) if twice.args else (),
             kwargs=twice.kwargs,
             dynamo=True,
             dynamic_shapes=shapes,
             verbose=False,
         )
-    except Exception as error:  # the exporter raises whatever its passes meet
-        why = reason(error.__cause__ or error)  # after which come pages of advice
-        raise SpeedupError(f"torch.onnx cannot export the model: {why}") from error
-    assert program is not None  # as it is where no file is given
+    except Exception as error:  # the exporter's passes may raise any error
+        reason = first_line(error.__cause__ or error)  # pages of advice follow
+        raise SpeedupError(f"torch.onnx cannot export the model: {reason}") from error
+    assert program is not None  # None only if torch.onnx.export writes a file itself
 
-    def write(aside: Path) -> None:
-        with TemporaryDirectory(dir=aside.parent) as folder:
+    def write(temporary: Path) -> None:
+        with TemporaryDirectory(dir=temporary.parent) as folder:
             whole = Path(folder, Path(path).name)
             program.save(whole)
             for inputs, outputs in expected:
                 check_same(outputs, _run(runtime, whole, inputs), "the ONNX file in onnxruntime")
             for data in whole.parent.glob("*.data"):
-                os.replace(data, aside.with_name(data.name))
-            os.replace(whole, aside)
+                os.replace(data, temporary.with_name(data.name))
+            os.replace(whole, temporary)
 
     replace_file(path, write)
 
@@ -92,9 +92,9 @@ def export_onnx(model: nn.Module, path: str | os.PathLike[str], example_input: I
 def quantize_onnx(
     path: str | os.PathLike[str], quantized: str | os.PathLike[str], batches: Iterable[Inputs]
 ) -> None:
-    """Write an ONNX file in int8: weights by output channel, activations by the ranges of some batches.
+    """Quantize an ONNX file to int8: weights per output channel, activations by calibration on batches.
 
-    Weights are quantized symmetrically, so that pruned ones stay zero.
+    Weights are quantized symmetrically, so pruned weights stay zero.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ def quantize_onnx(
     quantized
         The file to write.
     batches
-        Inputs of the model, some hundred images in all, each of the form that `export_onnx` was given.
+        Inputs of the model, in the form of the example for `export_onnx`; a few hundred images are enough.
 
     Raises
     ------
@@ -112,22 +112,22 @@ def quantize_onnx(
     SpeedupError
         If onnxruntime cannot quantize the model.
     OutputFolderError
-        If the folder cannot be written; the file is whole or not there.
+        If the folder cannot be written. The write is atomic.
     """
     _library("onnx")
     runtime = _library("onnxruntime")
     quantization = _library("onnxruntime.quantization")
     shape_inference = _library("onnxruntime.quantization.shape_inference")
 
-    def write(aside: Path) -> None:
-        with TemporaryDirectory(dir=aside.parent) as folder:
+    def write(temporary: Path) -> None:
+        with TemporaryDirectory(dir=temporary.parent) as folder:
             prepared = Path(folder, "prepared.onnx")
             try:
                 names = [node.name for node in _session(runtime, Path(path)).get_inputs()]
                 shape_inference.quant_pre_process(path, prepared)
                 quantization.quantize_static(
                     prepared,
-                    aside,
+                    temporary,
                     _Calibration(names, batches),
                     quant_format=quantization.QuantFormat.QDQ,
                     per_channel=True,
@@ -141,7 +141,7 @@ def quantize_onnx(
 
 
 class _Calibration:
-    """Batches as onnxruntime asks for them: one at a time, None after the last."""
+    """A calibration reader for onnxruntime: one batch at a time, then None."""
 
     def __init__(self, names: list[str], batches: Iterable[Inputs]) -> None:
         self._feeds = (_feed(names, Call.of(batch).on("cpu")) for batch in batches)
@@ -151,7 +151,7 @@ class _Calibration:
 
 
 def _twice(call: Call) -> tuple[Call, Call]:
-    """Return a call with its batch doubled, and in place of its tensors which of their dimensions that is."""
+    """Return a call with its batch doubled, and the same call with its tensors replaced by dynamic shapes."""
     sizes = Counter(tensor.shape[0] for tensor in call.tensors() if tensor.ndim)
     rows = max(sizes, key=lambda size: sizes[size], default=None)
     batch = torch.export.Dim("batch")
@@ -176,14 +176,14 @@ def _run(runtime: Any, path: Path, call: Call) -> list[Tensor]:
 
 
 def _feed(names: list[str], call: Call) -> dict[str, Any]:
-    """Return the arrays of a call by the names of a file's inputs: keyword arguments may be in any order."""
+    """Return the arrays of a call by the file's input names; keyword arguments may be in any order."""
     if not call.kwargs:
         return dict(zip(names, _arrays(call), strict=True))
     leaves, _ = tree_flatten_with_path(call.kwargs)
     keys = [path for path, leaf in leaves if isinstance(leaf, Tensor)]
     paths = ["_".join(str(key).strip("[].'") for key in path) for path in keys]
     arrays = dict(zip(paths, _arrays(call), strict=True))
-    # A model that takes the dict as one argument has its inputs named by that argument, too.
+    # If the model takes the dict as one argument, that argument's name prefixes the names of the inputs.
     for prefix in ("", *(name.removesuffix(paths[0]) for name in names)):
         if {prefix + path for path in paths} == {*names}:
             return {prefix + path: array for path, array in arrays.items()}
@@ -203,5 +203,5 @@ def _library(name: str) -> Any:
         return import_module(name)
     except ImportError:
         raise MissingLibraryError(
-            f'{name} is not installed, which ONNX files need: pip install "nni-jackpot[deploy]"'
+            f'{name} is not installed, but ONNX files need it: pip install "nni-jackpot[deploy]"'
         ) from None

@@ -1,4 +1,4 @@
-"""The 2:4 pattern on CUDA: tensor cores that skip two of every four weights, from Ampere on."""
+"""2:4 sparsity on CUDA: tensor cores from Ampere on skip two of every four weights."""
 
 from __future__ import annotations
 
@@ -9,24 +9,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nni_jackpot.errors import MaskError, SpeedupError
-from nni_jackpot.masks import Masks, check_unwrapped, join
+from nni_jackpot.masks import Masks, check_unwrapped
+from nni_jackpot.modules.parameters import join
 from nni_jackpot.speedup.calls import Inputs
 from nni_jackpot.speedup.matrices import masked_matrices, nothing_to_do, with_layers
 
-# What both of PyTorch's kernels, of cuSPARSELt and of CUTLASS, take of float16 and bfloat16.
+# Multiples of outputs and inputs that both kernels, cuSPARSELt and CUTLASS, support in float16 and bfloat16.
 _MULTIPLES = (32, 64)
 
 
 def check_semi_structured(model: nn.Module, masks: Masks) -> list[str]:
-    """Return the names of the layers that the hardware runs as 2:4, on any device.
+    """Return the names of the layers that `semi_structured` converts; the check itself runs on any device.
 
-    These are the masked linear layers and 1x1 convolutions with a multiple of 32 outputs and a multiple of 64
-    inputs. Search them with ``sparse_pattern="2:4"``.
+    These are the masked linear layers and 1x1 convolutions whose outputs are a multiple of 32 and whose
+    inputs are a multiple of 64. Search them with ``sparse_pattern="2:4"``.
 
     Raises
     ------
     MaskError
-        If a mask keeps more than two of four neighbouring inputs in one of these layers, or there is none.
+        If the mask of such a layer keeps more than two of four neighbouring inputs, or there is no such
+        layer.
     """
     names = []
     for name, mask in masked_matrices(model, masks).items():
@@ -46,34 +48,35 @@ def check_semi_structured(model: nn.Module, masks: Masks) -> list[str]:
 
 
 def semi_structured(model: nn.Module, masks: Masks, example_input: Inputs | None = None) -> nn.Module:
-    """Return a model whose 2:4 layers (`check_semi_structured`) run by ``torch.sparse``'s kernels.
+    """Return a copy of a model whose 2:4 layers (`check_semi_structured`) use ``torch.sparse``'s kernels.
 
     Other masked layers stay dense, with zeros in them. A model that reads ``layer.weight`` instead of calling
-    the layer gets the dense weight, made anew at each read, and gains nothing there. The model itself stays
-    as it is.
+    the layer gains nothing there: each read builds the dense weight.
 
     Parameters
     ----------
     model
-        The unwrapped model, on a GPU of compute capability 8.0 or more, of float16 or bfloat16.
+        The unwrapped model, in float16 or bfloat16, on a GPU of compute capability 8.0 or more. It is not
+        changed.
     masks
-        NNI's masks of a search with ``sparse_pattern="2:4"``.
+        NNI's masks, searched with ``sparse_pattern="2:4"``.
     example_input
-        What the model takes: a tensor, a tuple or list of arguments, a dict of keyword arguments, and these
-        nested. If given, outputs are compared on it.
+        Inputs of the model: a tensor, a tuple or list of arguments, or a dict of keyword arguments, which may
+        be nested. If given, the outputs of both models are compared on it.
 
     Returns
     -------
     nn.Module
-        A copy in eval mode, to be run only. Convolutions are fastest on ``torch.channels_last`` inputs.
+        The copy, in eval mode, for inference only. Convolutions are fastest on ``torch.channels_last``
+        inputs.
 
     Raises
     ------
     MaskError
         If the masks do not fit the model or the pattern, or the model is still wrapped.
     SpeedupError
-        If the device or the type of the weights has no such kernels, or the copy computes something else on
-        the example.
+        If there are no 2:4 kernels for the device or dtype of the weights, or the copy computes something
+        else on the example.
     """
     check_unwrapped(model)
     names = check_semi_structured(model, masks)
@@ -85,17 +88,15 @@ def semi_structured(model: nn.Module, masks: Masks, example_input: Inputs | None
 def _check_kernels(name: str, weight: Tensor) -> None:
     if weight.device.type != "cuda" or torch.cuda.get_device_capability(weight.device) < (8, 0):
         raise SpeedupError(
-            f"{name} is on {weight.device}, and 2:4 is run by CUDA GPUs of compute capability 8.0 or more; "
-            "elsewhere check_semi_structured tells whether the masks have the pattern"
+            f"{name} is on {weight.device}, and 2:4 needs a CUDA GPU of compute capability 8.0 or more; "
+            "check_semi_structured checks the masks on any device"
         )
     if weight.dtype not in (torch.float16, torch.bfloat16):
-        raise SpeedupError(
-            f"{name} is of {weight.dtype}, and 2:4 is run in float16 or bfloat16: call model.half()"
-        )
+        raise SpeedupError(f"{name} is {weight.dtype}, and 2:4 needs float16 or bfloat16: call model.half()")
 
 
 def _to_semi_structured(layer: Any) -> None:
-    """Turn a layer into one of the kernels; its settings, bias and hooks stay."""
+    """Convert a layer to 2:4 in place; its settings, bias and hooks stay."""
     matrix, shape = layer.weight.detach().flatten(1).contiguous(), layer.weight.shape
     del layer.weight
     layer.packed = nn.Parameter(torch.sparse.to_sparse_semi_structured(matrix), requires_grad=False)
@@ -109,11 +110,11 @@ class _SemiStructured(nn.Module):
     shape: torch.Size
 
     def dense(self) -> Tensor:
-        """Return the weight for whoever reads it."""
+        """Return the dense weight, for code that reads ``layer.weight``."""
         return self.packed.to_dense().view(self.shape)
 
     def of_rows(self, x: Tensor) -> Tensor:
-        """Return what the layer gives, (..., out), for (..., in)."""
+        """Compute the layer's outputs, (..., out), for inputs (..., in)."""
         return F.linear(x.contiguous(), self.packed, self.bias)
 
 

@@ -1,1 +1,1 @@
-"""Bytes on disk, from outside and back: tickets and sparse checkpoints."""
+"""Tickets and sparse checkpoints: files that are safe to read from untrusted sources."""

@@ -1,4 +1,4 @@
-"""The base of a ticket as tensors by name: a model's own, which zeros and statistics can be written into."""
+"""The base of a ticket: the model's own tensors by name, into which zeros and statistics are written."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from nni_jackpot.errors import MaskError
+from nni_jackpot.errors import MaskError, first_line
 from nni_jackpot.masks import check_unwrapped
 from nni_jackpot.modules.attributes import plain_state
 from nni_jackpot.runtime.terminal import escaped
@@ -19,12 +19,12 @@ _WRAPPER = "_nni_wrapper."
 
 
 def state_of(model: Model) -> dict[str, Tensor]:
-    """Return the tensors of a plain model, or of its state dict: the very ones, not copies.
+    """Return the tensors of an unwrapped model, or of its state dict, without copying them.
 
     Raises
     ------
     MaskError
-        If the model is wrapped, or one of its tensors has no values as others have.
+        If the model is wrapped, or a tensor is sparse, quantized, nested or on the meta device.
     """
     if isinstance(model, nn.Module):
         check_unwrapped(model)
@@ -33,12 +33,12 @@ def state_of(model: Model) -> dict[str, Tensor]:
 
 
 def base_state(model: Model) -> dict[str, Tensor]:
-    """Return the state dict as it is without NNI's wrappers, which keep the weights they mask.
+    """Return the state dict that a model has without NNI's wrappers, with the unmasked weights.
 
     Raises
     ------
     MaskError
-        If one of its tensors has no values as others have.
+        If a tensor is sparse, quantized, nested or on the meta device.
     """
     if isinstance(model, nn.Module):
         state = plain_state(model)
@@ -46,25 +46,25 @@ def base_state(model: Model) -> dict[str, Tensor]:
     state = {name: tensor for name, tensor in model.items() if _WRAPPER not in name}
     for name in (name for name in model if _WRAPPER in name):
         stem, _, kind = name.rpartition("_")
-        if not (kind in ("mask", "score") and stem in model):  # which have no place in it
+        if not (kind in ("mask", "score") and stem in model):  # buffers of the wrapper
             state[name.replace(_WRAPPER, "")] = model[name]
     return _plain_values(state)
 
 
 def parameters_of(model: Model) -> set[str]:
-    """Return the names of a model's parameters, wrapped or not; none of a state dict, which does not tell."""
+    """Return the names of a model's parameters, wrapped or not; the empty set for a state dict."""
     if not isinstance(model, nn.Module):
         return set()
     return {name.replace(_WRAPPER, "") for name, _ in model.named_parameters(remove_duplicate=False)}
 
 
 def check_writable(state: Mapping[str, Tensor], masked: Iterable[str], statistics: Collection[str]) -> None:
-    """See that zeros and statistics can be written, and that statistics lie in no other tensor's memory.
+    """Check that zeros and statistics can be written in place without changing any other tensor.
 
     Raises
     ------
     MaskError
-        If a tensor cannot be written in place, or a statistic shares its memory.
+        If a tensor cannot be written in place, or a statistic shares memory with another tensor.
     """
     for name in (*masked, *statistics):
         begin, end = _span(state[name])
@@ -73,9 +73,9 @@ def check_writable(state: Mapping[str, Tensor], masked: Iterable[str], statistic
         nowhere = torch.zeros((), dtype=torch.bool, device=state[name].device)
         try:
             with torch.no_grad():
-                state[name].masked_fill_(nowhere, 0)  # changes nothing, and raises what a change would raise
+                state[name].masked_fill_(nowhere, 0)  # changes nothing, but raises as a change would
         except RuntimeError as error:
-            reason = escaped(str(error).splitlines()[0])
+            reason = escaped(first_line(error))
             raise MaskError(f"{escaped(name)} cannot be written in place: {reason}") from None
     spans = sorted((str(tensor.device), *_span(tensor), name) for name, tensor in state.items())
     reached: dict[bool, tuple[tuple[str, int], str]] = dict.fromkeys((True, False), (("", 0), ""))
@@ -89,7 +89,7 @@ def check_writable(state: Mapping[str, Tensor], masked: Iterable[str], statistic
 
 
 def aliases(state: Mapping[str, Tensor], names: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Iterate over pairs of names of one tensor, such as a tied weight: the first, and one of the others."""
+    """Iterate over pairs of names of one tensor, such as a tied weight: its first name and another name."""
     first: dict[Any, str] = {}
     for name in names:
         tensor = state[name]
@@ -104,13 +104,13 @@ def _plain_values(state: Mapping[str, Any]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_nested:
             raise MaskError(
-                f"{escaped(name)} has no plain values: sparse, quantized, nested and meta ones are no base"
+                f"{escaped(name)} has no plain values: sparse, quantized, nested or meta tensors are refused"
             )
     return tensors
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:
-    """Return the addresses of the first byte of a tensor, and of the byte after its last."""
+    """Return the addresses of the first byte of a tensor and of the byte after its last."""
     if not tensor.numel():
         return tensor.data_ptr(), tensor.data_ptr()
     last = sum((side - 1) * step for side, step in zip(tensor.shape, tensor.stride(), strict=True))

@@ -1,7 +1,7 @@
-"""Which tensors of a state dict are norm statistics: those that a search adapts, and a ticket brings along.
+"""Norm statistics in a state dict: the tensors that a search adapts and a ticket contains.
 
-A name alone makes no statistic, or a forged ticket could replace any weight of that name. A mean goes with a
-variance, and a variance that is alone with the weight of its layer.
+The name alone is not enough, as a forged ticket could then replace any weight of that name. A mean needs its
+variance next to it, a variance its mean; if there is none, the weight of their layer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PARTNERS = {MEAN: (VARIANCE, "weight"), VARIANCE: (MEAN, "weight")}
 
 
 def check_form(name: str, form: Form) -> None:
-    """See that a statistic can have this name, type and shape.
+    """Check that a norm statistic can have this name, type and shape.
 
     Raises
     ------
@@ -39,7 +39,7 @@ def check_form(name: str, form: Form) -> None:
 
 
 def check_values(name: str, values: Tensor) -> None:
-    """See that a statistic can have these values.
+    """Check that a norm statistic can have these values.
 
     Raises
     ------
@@ -57,9 +57,9 @@ def statistics_of(state: Mapping[str, Tensor], parameters: Container[str] = ()) 
     Parameters
     ----------
     state
-        Of a whole model.
+        State dict of a whole model.
     parameters
-        Names of the model's parameters, which are no statistics, where the model is at hand.
+        Names of the model's parameters, if known; these are never statistics.
     """
     return [name for name in state if name not in parameters and _is_statistic(name, state)]
 
@@ -73,7 +73,8 @@ def _is_statistic(name: str, state: Mapping[str, Tensor]) -> bool:
     layer = name.removesuffix(_kind(name))
     if _kind(name) == COUNT:
         return any(layer + kind in state and _is_statistic(layer + kind, state) for kind in _PARTNERS)
-    # The first one that is there: a mean beside another layer's variance is none, whatever the weight is.
+    # Only the first existing partner counts: a mean next to a variance of another shape is not a statistic,
+    # even if the weight has the right shape.
     partner = next((state[layer + kind] for kind in _PARTNERS[_kind(name)] if layer + kind in state), None)
     return partner is not None and partner.shape == own.shape and torch.is_floating_point(partner)
 

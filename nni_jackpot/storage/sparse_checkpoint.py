@@ -1,7 +1,7 @@
-"""A sparse model as a file of its own: the weights that are kept, and coded where they are.
+"""Sparse checkpoints: a sparse model as one file with its kept weights and coded masks.
 
-For those who do not have the base. At 90 % sparsity and 32 bits a number it takes 3.7 bits a weight, where
-a ticket takes half a bit.
+A sparse checkpoint needs no base weights. At 90 % sparsity and 32 bits per number it takes 3.7 bits per
+weight; a ticket takes half a bit.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nni_jackpot.storage.base_state import Model, state_of
 from nni_jackpot.storage.formats import coded_mask, sealed_format
 from nni_jackpot.storage.formats.coded_mask import CodedMask
 from nni_jackpot.storage.formats.mask_codec import DECODED, decode, encode
-from nni_jackpot.storage.formats.rules import Rule, saying
+from nni_jackpot.storage.formats.rules import Rule, error_prefix
 from nni_jackpot.storage.formats.sealed import read_sealed, write_sealed
 from nni_jackpot.storage.ticket import masks_by_name
 
@@ -41,7 +41,7 @@ _BYTES, _BYTES_A_BYTE = 1 << 26, 1 << 13
 
 
 def save_sparse(path: str | os.PathLike[str], model: Model, masks: Masks) -> None:
-    """Save the state dict of a sparse model; of its masked parameters, the kept weights only.
+    """Save the state dict of a sparse model, with only the kept weights of masked parameters.
 
     Parameters
     ----------
@@ -50,23 +50,23 @@ def save_sparse(path: str | os.PathLike[str], model: Model, masks: Masks) -> Non
     model
         The unwrapped model, or its state dict, with the masks applied or not.
     masks
-        NNI masks. Those of inputs and outputs have no place in a state dict, and are left out.
+        NNI masks. Masks of inputs and outputs are left out, as a state dict does not contain them.
 
     Raises
     ------
     MaskError
-        If the model is wrapped, or a mask does not fit it or holds other than 0 and 1.
+        If the model is wrapped, or a mask does not fit the model or contains values other than 0 and 1.
     TicketError
-        If no reader would take the file.
+        If `load_sparse` would refuse the file.
     OutputFolderError
-        If the folder cannot be written; the file is whole or not there.
+        If the folder cannot be written. The write is atomic.
     """
     state = state_of(model)
     coded = {name: encode(mask) for name, mask in masks_by_name(masks, state).items() if not mask.all()}
     tensors: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name not in coded:
-            tensors[f"whole.{name}"] = tensor.clone()  # tied weights would be two tensors in one memory
+            tensors[f"whole.{name}"] = tensor.clone()  # safetensors refuses tied weights, which share memory
             continue
         tensors[f"kept.{name}"] = tensor.cpu()[decode(coded[name])]
         tensors[f"mask.{name}"] = from_bytes(coded[name].stream)
@@ -76,16 +76,16 @@ def save_sparse(path: str | os.PathLike[str], model: Model, masks: Masks) -> Non
 
 
 def load_sparse(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Return the state dict of a sparse checkpoint, on the CPU, with zeros where nothing was kept.
+    """Return the state dict of a sparse checkpoint, on the CPU, with zeros for pruned weights.
 
     Raises
     ------
     TicketError
-        If the file is missing, damaged, no sparse checkpoint, or of a newer version; no more memory is taken
-        than its bytes bound.
+        If the file is missing, damaged, not a sparse checkpoint, or of a newer version. The size of the file
+        bounds the memory used.
     """
     content, tensors = read_sealed(path, KIND, VERSION)
-    with saying(f"{path} is damaged"):
+    with error_prefix(f"{path} is damaged"):
         coded = _masks(content, tensors)
         return {
             name: tensors[f"whole.{name}"] if mask is None else _dense(mask, tensors.pop(f"kept.{name}"))
@@ -94,7 +94,7 @@ def load_sparse(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def _masks(content: Any, tensors: Mapping[str, Tensor]) -> dict[str, CodedMask | None]:
-    """Return the masks by name, all rules being kept but that of what they decode to."""
+    """Return the masks by name, after checking all rules except `DECODED`."""
     if not isinstance(content, dict):
         raise CONTENT.broken("the content")
     parts = {
@@ -119,7 +119,7 @@ def _mask(name: str, described: Any, tensors: Mapping[str, Tensor]) -> CodedMask
     stream, kept = tensors[f"mask.{name}"], tensors[f"kept.{name}"]
     if stream.dtype != torch.uint8 or stream.ndim != 1:
         raise TENSORS.broken(f"tensor mask.{name}")
-    with saying(f"the mask of {escaped(name)}"):
+    with error_prefix(f"the mask of {escaped(name)}"):
         mask = CodedMask.described(described, stream.numpy().tobytes())
     if kept.shape != (mask.kept,):
         raise TENSORS.broken(f"{list(kept.shape)} numbers for {mask.kept} places in {name}")

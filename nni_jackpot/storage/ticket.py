@@ -1,8 +1,9 @@
-"""The jackpot as a file: coded masks, adapted norm statistics, and the identity of their weights.
+"""Tickets: a jackpot as a file with coded masks, adapted norm statistics and the hashes of the base.
 
-A jackpot changes no weight, so it is its mask. Beside weights that are public or deployed already it takes
-half a bit a weight, at 90 % sparsity. The base is every tensor of a state dict but the norm statistics, which
-a search adapts and the ticket brings along: it has the SHA-256 of each of them, and goes with no others.
+A search changes no weight, so the mask alone identifies a jackpot: half a bit per weight at 90 % sparsity,
+next to weights that are public or already deployed. The *base* is every tensor of the state dict except the
+norm statistics, which the search adapts and the ticket contains. The ticket has the SHA-256 of every base
+tensor, and can only be applied to these.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from nni_jackpot.errors import MaskError, OtherBaseError, TicketError
+from nni_jackpot.errors import MaskError, OtherBaseError, TicketError, first_few
 from nni_jackpot.masks import Masks, check_shape, named_masks
 from nni_jackpot.runtime.tensor_bytes import from_bytes
 from nni_jackpot.runtime.terminal import escaped
 from nni_jackpot.storage.base_state import Model, aliases, base_state, check_writable, parameters_of, state_of
 from nni_jackpot.storage.formats.byte_planes import Form, pack, unpack
 from nni_jackpot.storage.formats.mask_codec import check, decode, encode
-from nni_jackpot.storage.formats.rules import saying
+from nni_jackpot.storage.formats.rules import error_prefix
 from nni_jackpot.storage.formats.sealed import (
     DTYPES,
     digest_of,
@@ -45,7 +46,7 @@ VERSION = 1
 
 
 class MaskFinder(Protocol):
-    """What has found masks: NNI's pruners."""
+    """An object that has found masks, such as an NNI pruner."""
 
     config_list: list[dict[str, Any]]
 
@@ -55,16 +56,16 @@ class MaskFinder(Protocol):
 
 @dataclass(frozen=True)
 class Ticket:
-    """A jackpot without its base, as `load_ticket` reads it: masks are decoded when they are needed.
+    """A jackpot without its base, as read by `load_ticket`; masks are decoded on use.
 
     Attributes
     ----------
     coded
-        The masks, as NNI has them but coded.
+        The coded masks, in NNI's form.
     base
         SHA-256 of every base tensor by its name in the state dict (`formats.sealed.digest_of`).
     metadata
-        What the ticket was saved with: config list, metrics and the like.
+        Plain data saved with the ticket, such as config list and metrics.
     """
 
     coded: CodedMasks
@@ -75,15 +76,15 @@ class Ticket:
 
     @property
     def masks(self) -> dict[str, dict[str, Tensor | None]]:
-        """The masks as NNI has them, all decoded at once.
+        """The masks in NNI's form, all decoded.
 
-        Their shapes are the ticket's own claim. If you do not know where it comes from, have `check_base`
-        compare them with your model's first.
+        The shapes come from the file. For a ticket from an untrusted source, call `check_base` first: it
+        compares the shapes with those of your model.
 
         Raises
         ------
         TicketError
-            If they cannot be decoded, or claim to be larger than a ticket of so few bytes could need.
+            If a mask cannot be decoded, or the masks claim to be too large for the size of the ticket.
         """
         check_claim(self.coded, sum(self.nbytes.values()))
         return {
@@ -101,7 +102,7 @@ class Ticket:
         Raises
         ------
         TicketError
-            If they cannot be decoded, or are not the statistics of any norm.
+            If they cannot be decoded, or have invalid values.
         """
         tensors = unpack(self._packed, list(self._statistics.values()))
         statistics = dict(zip(self._statistics, tensors, strict=True))
@@ -111,33 +112,33 @@ class Ticket:
 
     @property
     def sparsity(self) -> float:
-        """Share of zeros over all targets that are pruned at all, together."""
+        """Share of zeros over all targets with at least one zero."""
         pruned = [mask for *_, mask in named(self.coded) if mask.kept < mask.size]
         return 1 - sum(mask.kept for mask in pruned) / sum(mask.size for mask in pruned) if pruned else 0.0
 
     @property
     def nbytes(self) -> dict[str, int]:
-        """Bytes of its parts, in the file and in memory: ``masks``, ``statistics`` and ``base``."""
+        """Bytes of the parts, in the file and in memory: ``masks``, ``statistics`` and ``base``."""
         streams = sum(len(mask.stream) for *_, mask in named(self.coded))
         return {"masks": streams, "statistics": len(self._packed), "base": DIGEST_SIZE * len(self.base)}
 
     def check_base(self, model: Model) -> None:
-        """See that a model, or a state dict, is the base that the ticket was found on.
+        """Check that a model, or a state dict, is the base that the ticket was found on.
 
-        Norm statistics may have any values, for the ticket brings its own.
+        Norm statistics may have any values, as the ticket replaces them.
 
         Raises
         ------
         OtherBaseError
-            If a tensor is missing, unknown, differs in type, shape or any bit, or is no norm statistic where
-            the ticket says so.
+            If a tensor is missing, unknown, differs in type, shape or any bit, or is not a norm statistic but
+            the ticket has it as one.
         MaskError
             If the model is still wrapped by NNI.
         """
         self.compare(state_of(model), parameters_of(model))
 
     def compare(self, state: Mapping[str, Tensor], parameters: Container[str]) -> None:
-        """Do what `check_base` does, for tensors by name and the names of those that are parameters."""
+        """Check tensors, given by name, as `check_base` does; ``parameters`` are the names of parameters."""
         shapes = {name: mask.shape for name, target, mask in named(self.coded) if is_parameter(target)}
         known = set(statistics_of(state, parameters))
         wrong = [f"{name} is missing" for name in (*self.base, *self._statistics) if name not in state]
@@ -147,78 +148,75 @@ class Ticket:
                 if form != str(self._statistics[name]):
                     wrong.append(f"{name} is {form}, not {self._statistics[name]}")
                 elif name not in known:
-                    wrong.append(f"{name} is no norm statistic")
+                    wrong.append(f"{name} is not a norm statistic")
             elif name not in self.base:
                 wrong.append(f"{name} is unknown")
             elif shapes.get(name, tensor.shape) != tensor.shape:
                 wrong.append(f"{name} is {form}, its mask of shape {list(shapes[name])}")
-        if not wrong:  # the hashes take time
+        if not wrong:  # last, as hashes take time
             wrong = [
                 f"{name} (here {_form(state[name])}) differs"
                 for name, digest in self.base.items()
                 if digest_of(state[name]) != digest
             ]
         if wrong:
-            first = "; ".join(map(escaped, wrong[:3]))
-            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-            raise OtherBaseError(f"the ticket was found on another base: {first}{more}")
+            findings = first_few([escaped(finding) for finding in wrong])
+            raise OtherBaseError(f"the ticket was found on another base: {findings}")
 
     def check_masks(self) -> None:
-        """See that all that the ticket holds can be decoded, and written into weights.
+        """Check that all masks and statistics can be decoded, and all masks written into weights.
 
         Raises
         ------
         TicketError
             If masks or statistics cannot be decoded.
         MaskError
-            If inputs or outputs are pruned, which no weight stands for.
+            If the ticket prunes inputs or outputs, which are not in a state dict.
         """
         for name, target, mask in named(self.coded):
             if not is_parameter(target) and mask.kept < mask.size:
                 raise MaskError(
-                    f"the ticket prunes {escaped(name)}, which is no parameter: hand its masks to NNI"
+                    f"the ticket prunes {escaped(name)}, which is not a parameter: pass its masks to NNI"
                 )
-            with saying(f"the mask of {escaped(name)}"):
+            with error_prefix(f"the mask of {escaped(name)}"):
                 check(mask)
         _ = self.statistics
 
     def check_writable(self, model: Model) -> None:
-        """See that what the ticket changes of its base can be written in place, and is nobody else's memory.
+        """Check that masks and statistics can be written in place without changing other tensors.
 
         Raises
         ------
         MaskError
-            If it cannot be written, norm statistics share memory with other tensors, or two masks of one
-            tensor differ.
+            If a tensor cannot be written, norm statistics share memory with other tensors, or two masks of
+            one tensor differ.
         """
         state = state_of(model)
         check_writable(state, self.masked, self._statistics)
         coded = {name: mask for name, _, mask in named(self.coded)}
         for first, name in aliases(state, self.masked):
             if coded[first] != coded[name] and not torch.equal(decode(coded[first]), decode(coded[name])):
-                raise MaskError(
-                    f"{escaped(first)} and {escaped(name)} are one tensor, and their masks differ"
-                )
+                raise _two_masks(first, name)
 
     @property
     def masked(self) -> list[str]:
-        """The names in the state dict of the parameters that have a mask."""
+        """The names of the masked parameters in the state dict."""
         return [name for name, target, _ in named(self.coded) if is_parameter(target)]
 
     def apply(self, model: Model) -> None:
         """Write zeros and norm statistics into a model, or a state dict, in place.
 
-        Kept weights stay bit for bit. What may be wrong is found before anything is written.
+        Kept weights are unchanged bit for bit. All checks run before anything is written.
 
         Raises
         ------
         OtherBaseError
-            If it is not the base that the ticket was found on.
+            If the model is not the base that the ticket was found on.
         TicketError
             If masks or statistics cannot be decoded.
         MaskError
-            If the model is still wrapped by NNI, inputs or outputs are pruned, or the model's tensors cannot
-            be written.
+            If the model is still wrapped by NNI, the ticket prunes inputs or outputs, or the model's tensors
+            cannot be written.
         """
         self.check_base(model)
         self.check_writable(model)
@@ -226,7 +224,7 @@ class Ticket:
         self.write(model)
 
     def write(self, model: Model) -> None:
-        """Do what `apply` does, where the checks have been made."""
+        """Write zeros and norm statistics as `apply` does, without its checks."""
         state = state_of(model)
         with torch.no_grad():
             for name, values in self.statistics.items():
@@ -249,21 +247,21 @@ def save_ticket(
     path
         The file.
     masks
-        NNI masks, or the pruner that found them, whose config list then becomes part of the metadata.
+        NNI masks, or the pruner that found them. The config list of a pruner is added to the metadata.
     model
-        The model they were found in, wrapped or not, or its state dict; its weights as they came, before
-        `apply_masks`. Its norm statistics become part of the ticket.
+        The searched model, wrapped or not, or its state dict, with the original weights (before
+        `apply_masks`). Its norm statistics become part of the ticket.
     metadata
-        What should be known of it, as plain data: ``{"config_list": ..., "metrics": ..., "seed": 0}``.
+        Plain data about the jackpot: ``{"config_list": ..., "metrics": ..., "seed": 0}``.
 
     Raises
     ------
     MaskError
-        If a mask does not fit the model, holds other than 0 and 1, or has been applied already.
+        If a mask does not fit the model, contains values other than 0 and 1, or has already been applied.
     TicketError
-        If the metadata are not plain data, or no reader would take the ticket.
+        If the metadata are not plain data, or `load_ticket` would refuse the file.
     OutputFolderError
-        If the folder cannot be written; the file is whole or not there.
+        If the folder cannot be written. The write is atomic.
     """
     metadata = dict(metadata or {})
     if not isinstance(masks, Mapping):
@@ -303,18 +301,18 @@ def save_ticket(
 
 
 def load_ticket(path: str | os.PathLike[str]) -> Ticket:
-    """Read a ticket, masks still coded.
+    """Read a ticket without decoding its masks.
 
-    No code of the file is run. The rules of the format (docs/ticket-format.md) are checked, and no more
-    memory is taken than twice the bytes of the file, or 6 MiB more where it is small.
+    No code of the file is executed. The rules of the format (docs/ticket-format.md) are checked. Reading
+    takes at most twice the size of the file in memory, plus 6 MiB.
 
     Raises
     ------
     TicketError
-        If the file is missing, damaged, no ticket, breaks a rule of the format, or is of a newer version.
+        If the file is missing, damaged, not a ticket, breaks a rule of the format, or is of a newer version.
     """
     content, parts = read_parts(path, KIND, VERSION)
-    with saying(f"{path} is damaged"):
+    with error_prefix(f"{path} is damaged"):
         coded, base, statistics = parse(content, parts)
     return Ticket(coded, base, content["metadata"], statistics, parts["statistics"])
 
@@ -325,7 +323,7 @@ def masks_by_name(masks: Masks, state: Mapping[str, Tensor]) -> dict[str, Tensor
     Raises
     ------
     MaskError
-        If a mask does not fit the state dict, or differs from another one of the same tensor.
+        If a mask does not fit the state dict, or differs from another mask of the same tensor.
     """
     by_name = {
         name: mask for name, mask in named_masks(masks).items() if is_parameter(name.rpartition(".")[2])
@@ -333,7 +331,7 @@ def masks_by_name(masks: Masks, state: Mapping[str, Tensor]) -> dict[str, Tensor
     for name, mask in by_name.items():
         if name not in state:
             raise MaskError(f"the model has no parameter {escaped(name)}")
-        check_shape(escaped(name), mask, state[name])
+        check_shape(escaped(name), mask, state[name].shape)
     for first, name in aliases(state, by_name):
         if not torch.equal(by_name[first].bool(), by_name[name].to(by_name[first].device).bool()):
             raise _two_masks(first, name)
@@ -345,13 +343,13 @@ def _two_masks(first: str, name: str) -> MaskError:
 
 
 def _form(tensor: Tensor) -> str:
-    """Return type and shape of a tensor of any type, as `Form` shows those of statistics."""
+    """Return the dtype and shape of a tensor in the notation of `Form`; any dtype is allowed."""
     return f"{name_of(tensor.dtype)} {list(tensor.shape)}"
 
 
 def _refuse_applied(masks: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """See that the weights are still there, or nobody's base would ever fit the ticket."""
+    """Refuse weights to which the masks have been applied: no original base would match the hashes."""
     is_pruned = any(not mask.all() for mask in masks.values())
     weights = (state[name].bool() & mask.logical_not().to(state[name].device) for name, mask in masks.items())
-    if is_pruned and not any(bool(there.any()) for there in weights):
+    if is_pruned and not any(bool(nonzero.any()) for nonzero in weights):
         raise MaskError("the weights that the masks prune are zero already: save tickets before apply_masks")

@@ -1,4 +1,4 @@
-"""Many tickets, one base: a deployed model that changes its jackpot in place."""
+"""A deployed model that switches between the tickets of one base in place."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from nni_jackpot.storage.ticket import Ticket
 
 
 class TicketBox:
-    """Tickets of one base by name, one of which is in the model at a time, or none.
+    """Named tickets of one base, of which at most one is applied to the model at a time.
 
-    A ticket takes no more memory than its bytes (`Ticket.nbytes`). The box keeps one copy of the tensors that
-    its tickets write into, so that these come back bit for bit, whatever was done to them meanwhile.
+    A ticket takes only its own bytes of memory (`Ticket.nbytes`). The box keeps one copy of each tensor that
+    its tickets write, and restores these tensors bit for bit, even if they have been changed since.
 
     Parameters
     ----------
     model
-        The base, unwrapped, no ticket applied. It stays the caller's, and may be moved to another device.
+        The base, unwrapped, without a ticket applied. The caller may move it to another device.
 
     Examples
     --------
@@ -44,21 +44,21 @@ class TicketBox:
 
     @property
     def nbytes(self) -> dict[str, int]:
-        """Bytes that the box takes beside the model: of each ticket by name, and under ``""`` of the copy."""
+        """Bytes used in addition to the model: per ticket by name, and for copied tensors under ``""``."""
         copied = sum(tensor.numel() * tensor.element_size() for tensor in self._base.values())
         return {"": copied} | {name: sum(t.nbytes.values()) for name, t in self._tickets.items()}
 
     def add(self, name: str, ticket: Ticket) -> None:
-        """Put a ticket into the box, all of it checked, in the place of another of that name.
+        """Check a ticket and add it; a ticket of the same name is replaced.
 
-        Where two names stand for one tensor (tied weights), call ``use(None)`` first.
+        If the model has tied weights, call ``use(None)`` first.
 
         Raises
         ------
         OtherBaseError
-            If it was found on another base.
+            If the ticket was found on another base.
         TicketError
-            If it cannot be decoded, or is to replace the one in use.
+            If the ticket cannot be decoded, or would replace the ticket in use.
         MaskError
             If the model is wrapped or cannot be written, or the ticket prunes inputs or outputs.
         """
@@ -74,14 +74,14 @@ class TicketBox:
         self._tickets[name] = ticket
 
     def use(self, name: str | None) -> None:
-        """Give the model the ticket of this name, or with None the base.
+        """Apply the ticket of a name to the model, or restore the base with None.
 
         Raises
         ------
         TicketError
-            If there is no such ticket; the model is then as it was.
+            If there is no such ticket; the model is then unchanged.
         OtherBaseError
-            If the model has been given other tensors since, such as by ``model.half()``.
+            If the dtype or shape of a tensor has changed since, such as by ``model.half()``.
         """
         if name is not None and name not in self._tickets:
             names = escaped(", ".join(self._tickets)) or "none"
@@ -94,7 +94,7 @@ class TicketBox:
         if name is not None:
             try:
                 self._tickets[name].write(state)
-            except BaseException:  # an interrupt, or no memory left
+            except BaseException:  # an interrupt, or out of memory
                 self._restore(state)
                 raise
         self.active = name

@@ -1,6 +1,6 @@
-"""The rules of tickets, in the order in which they are checked, and the check of what a ticket says.
+"""The rules of the ticket format, in the order of the checks, and the parser of a ticket's content.
 
-No model is looked at, and nothing is decoded: the rules after `SAID` are checked when it is.
+The parser needs no model and decodes nothing; the rules in `DECODING_RULES` are checked on decoding.
 """
 
 from __future__ import annotations
@@ -8,18 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
-from nni_jackpot.masks import join
+from nni_jackpot.modules.parameters import join
 from nni_jackpot.runtime.terminal import escaped
 from nni_jackpot.storage import norm_statistics
 from nni_jackpot.storage.formats import coded_mask, mask_codec, sealed_format
 from nni_jackpot.storage.formats.byte_planes import FORM, PACKED, Form
 from nni_jackpot.storage.formats.coded_mask import CodedMask
-from nni_jackpot.storage.formats.rules import Rule, saying
+from nni_jackpot.storage.formats.rules import Rule, error_prefix
 
 CodedMasks: TypeAlias = Mapping[str, Mapping[str, CodedMask | None]]
 
 DIGEST_SIZE = 32
-# How the names of inputs and outputs begin, NNI's INPUT_PREFIX and OUTPUT_PREFIX.
+# Prefixes of the targets for inputs and outputs: NNI's INPUT_PREFIX and OUTPUT_PREFIX.
 ACTIVATIONS = ("_input_", "_output_")
 _WEIGHTS, _WEIGHTS_A_BYTE = 1 << 26, 1 << 17
 
@@ -42,7 +42,7 @@ CLAIM = Rule(
     "every byte of the tensors"
 )
 
-SAID = (
+CONTENT_RULES = (
     *sealed_format.PART_RULES,
     CONTENT,
     MASKS,
@@ -55,24 +55,24 @@ SAID = (
     FORM,
     norm_statistics.STATISTIC,
 )
-DECODED = (CLAIM, mask_codec.DECODED, PACKED, norm_statistics.VALUES)
-RULES = SAID + DECODED
+DECODING_RULES = (CLAIM, mask_codec.DECODED, PACKED, norm_statistics.VALUES)
+RULES = CONTENT_RULES + DECODING_RULES
 
 
 def parse(content: Any, parts: Mapping[str, bytes]) -> tuple[CodedMasks, dict[str, bytes], dict[str, Form]]:
-    """Return masks, hashes of the base, and forms of the statistics, of a ticket that breaks no rule.
+    """Check a ticket, and return its masks, the hashes of its base and the forms of its statistics.
 
     Parameters
     ----------
     content
-        As the sealed file has it.
+        The JSON content of the sealed file.
     parts
-        Bytes of its tensors.
+        The bytes of the file's tensors, by name.
 
     Raises
     ------
     TicketError
-        If it breaks a rule.
+        If the ticket breaks a rule.
     """
     if not isinstance(content, dict) or content.keys() != {"masks", "base", "statistics", "metadata"}:
         raise CONTENT.broken("the content")
@@ -98,12 +98,12 @@ def parse(content: Any, parts: Mapping[str, bytes]) -> tuple[CodedMasks, dict[st
 
 
 def check_claim(coded: CodedMasks, size: int) -> None:
-    """See that masks in tensors of ``size`` bytes can be decoded all at once, no model being known.
+    """Bound the memory for decoding all masks of a ticket with ``size`` bytes of tensors, without a model.
 
     Raises
     ------
     TicketError
-        If they claim to be too large.
+        If the masks claim to be larger.
     """
     weights = sum(mask.size for *_, mask in named(coded))
     if weights > _WEIGHTS + _WEIGHTS_A_BYTE * size:
@@ -111,7 +111,7 @@ def check_claim(coded: CodedMasks, size: int) -> None:
 
 
 def named(coded: CodedMasks) -> Iterator[tuple[str, str, CodedMask]]:
-    """Iterate over the name in the state dict, NNI's target, and the mask; those that are None left out."""
+    """Iterate over ``(name in the state dict, NNI's target, mask)``, without the masks that are None."""
     for module, targets in coded.items():
         for target, mask in targets.items():
             if mask is not None:
@@ -119,7 +119,7 @@ def named(coded: CodedMasks) -> Iterator[tuple[str, str, CodedMask]]:
 
 
 def is_parameter(target: str) -> bool:
-    """Tell whether NNI's target is a parameter, not an input or output."""
+    """Return True if NNI's target is a parameter, not an input or output."""
     return not target.startswith(ACTIVATIONS)
 
 
@@ -144,7 +144,7 @@ def _masks(masks: Any, parts: Mapping[str, bytes]) -> CodedMasks:
 def _mask(name: str, described: Any, parts: Mapping[str, bytes]) -> CodedMask | None:
     if described is None:
         return None
-    with saying(f"the mask of {escaped(name)}"):
+    with error_prefix(f"the mask of {escaped(name)}"):
         return CodedMask.described(described, parts.get(f"mask.{name}", b""))
 
 

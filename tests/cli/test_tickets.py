@@ -115,7 +115,7 @@ def test_a_base_that_is_not_the_runs(folder: Path, capsys: pytest.CaptureFixture
     [
         (["export", "nowhere"], "config.yml: cannot be read"),
         (["inspect", "nowhere"], "there is no jackpot ticket nowhere"),
-        (["inspect", str(DIGITS)], "is no jackpot ticket"),
+        (["inspect", str(DIGITS)], "is not a jackpot ticket"),
         (["apply", "nowhere", "nowhere", "-o", "out.pth"], "there is no jackpot ticket nowhere"),
     ],
 )

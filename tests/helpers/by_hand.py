@@ -1,6 +1,6 @@
-"""The parts of a run put together by hand, of which it must not differ by a digit; no test of its own.
+"""The parts of a run assembled by hand, which a run must equal bit for bit; not a test.
 
-Where several processes share a run, one does here what they do: each backpropagates its share of a batch, half
+One process here does the work of several processes: each backpropagates its share of a batch, half
 of the loss where there are two. Halves are exact, and a sum of two gradients is the same in either order.
 """
 
@@ -30,7 +30,7 @@ Shares = tuple[tuple[Tensor, Tensor], ...]
 
 
 def data_of(config: RunConfig, processes: int = 1) -> list[Data]:
-    """Return the data of a run, as each process has it."""
+    """Return the data of a run, as in each process."""
     loaded = []
     for rank in range(processes):
         ranks = {"rank": lambda rank=rank: rank, "world_size": lambda: processes}
@@ -47,7 +47,7 @@ def batches_of(config: RunConfig, epochs: int, processes: int) -> Iterator[Share
 
 
 def steps_of(config: RunConfig, epochs: int) -> int:
-    """Return how many steps so many epochs have."""
+    """Return the number of steps in a number of epochs."""
     (data,) = data_of(config)
     return epochs * len(data.train)
 
@@ -58,7 +58,7 @@ def training_step(batch: tuple[Tensor, Tensor], model: nn.Module) -> Tensor:
 
 
 def backward(shares: Shares, model: nn.Module, step: Any) -> None:
-    """Backpropagate the mean loss of shares; normalisation statistics are those of the first process."""
+    """Backpropagate the mean loss of shares; keep the norm statistics of the first share."""
     first, *others = shares
     for share in others:
         with preserve_stats(model):
@@ -67,7 +67,7 @@ def backward(shares: Shares, model: nn.Module, step: Any) -> None:
 
 
 def pretrained(config: RunConfig, masks: Masks | None = None) -> nn.Module:
-    """Return the network of a run that has been pre-trained, under masks."""
+    """Return the pre-trained network of a run, with masks applied."""
     model = model_of(config)
     load_weights(model, cache_path(config))
     apply_masks(model, masks or {})
@@ -91,7 +91,7 @@ def train(
 
 
 def searched(config: RunConfig, processes: int = 1, **options: Any) -> Masks:
-    """Search in the pre-trained network of a run, with options of the pruner."""
+    """Search the pre-trained network of a run, with options of the pruner."""
     model, epochs = pretrained(config), config.search.epochs
 
     def loop(
@@ -115,7 +115,7 @@ def searched(config: RunConfig, processes: int = 1, **options: Any) -> Masks:
 
 
 def statistics_anew(model: nn.Module, config: RunConfig, processes: int = 1) -> dict[str, Tensor]:
-    """Estimate normalisation statistics anew, and return them: the mean over all processes."""
+    """Re-estimate norm statistics, and return their mean over all processes."""
     found = []
     for data in data_of(config, processes):
         reestimate(model, data.train)
@@ -131,7 +131,7 @@ def statistics(model: nn.Module) -> dict[str, Tensor]:
 
 
 def accuracy_of(model: nn.Module, config: RunConfig, processes: int = 1) -> float:
-    """Return the accuracy on the test images, of which each process looks at a share of every batch."""
+    """Return the accuracy on the test images; each process gets a share of every batch."""
     right = total = 0
     for data in data_of(config, processes):
         images = sum(len(labels) for _, labels in data.test)

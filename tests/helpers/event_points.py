@@ -1,4 +1,4 @@
-"""Points of TensorBoard's files; no test of its own."""
+"""Points of TensorBoard's files; not a test."""
 
 from __future__ import annotations
 

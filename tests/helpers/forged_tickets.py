@@ -1,4 +1,4 @@
-"""Forged tickets for the tests: for each rule of the format what breaks it, the digest being right."""
+"""Forged tickets for the tests: violations of each rule of the format, with correct digests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def model() -> ConvNet:
 
 
 def good(folder: Path) -> Forged:
-    """Return a ticket of the model, of masks of all kinds, to be changed."""
+    """Return a ticket of the model with all kinds of masks, to be changed."""
     base = model()
     masks = {
         "conv1": {"weight": torch.rand(8, 1, 3, 3) < 0.3, "bias": None},
@@ -55,18 +55,18 @@ def said(**changes: Any) -> Change:
 
 
 def mask(**changes: Any) -> Change:
-    """Change what is said of a mask."""
+    """Change the description of a mask."""
     return lambda forged: forged.content["masks"]["conv1"]["weight"].update(changes)
 
 
 def another(module: str, target: str, **described: Any) -> Change:
-    """Have a mask without a stream more."""
+    """Add a mask without a stream."""
     whole = {"dtype": "float32", "shape": [8], "ones": 0, **described}
     return lambda forged: forged.content["masks"].setdefault(module, {}).update({target: whole})
 
 
 def constant(**described: Any) -> Change:
-    """Have a mask without a stream in the place of another."""
+    """Replace a mask by one without a stream."""
 
     def change(forged: Forged) -> None:
         forged.tensors.pop("mask.conv1.weight")
@@ -80,7 +80,7 @@ def statistic(name: str, form: Any) -> Change:
 
 
 def values(name: str, value: float) -> Change:
-    """Bring another value of a statistic along."""
+    """Change the value of a statistic."""
 
     def change(forged: Forged) -> None:
         changed = statistics()
@@ -111,7 +111,7 @@ def text(old: str, new: str) -> Change:
 
 
 def more(value: str) -> Change:
-    """Have a JSON text in the metadata."""
+    """Set the JSON text in the metadata."""
     return text('"metadata": {', f'"metadata": {{"more": {value}, ')
 
 
@@ -148,7 +148,7 @@ def with_header(whole: bytes) -> Callable[[bytes], bytes]:
     return lambda raw: len(whole).to_bytes(8, "little") + whole
 
 
-# What breaks the rules of the file, byte by byte.
+# Violations of the rules of the file, byte by byte.
 FILES: dict[Rule, list[Callable[[bytes], bytes]]] = {
     sealed_format.HEAD: [lambda raw: raw[:7], lambda raw: b"\xff" * 8 + raw[8:], lambda raw: raw[:60], lambda raw: b""],
     sealed_format.HEADER_SIZE: [with_header(f"[{','.join(['[]'] * 200_000)}]".encode()), with_header(b" " * 600_000)],
@@ -165,8 +165,8 @@ FILES: dict[Rule, list[Callable[[bytes], bytes]]] = {
     sealed_format.DIGEST: [lambda raw: raw[:-1] + bytes([raw[-1] ^ 1]), lambda raw: raw.replace(b"conv1.w", b"conv3.w")],
 }  # fmt: skip
 
-# What breaks the rules of what a ticket says.
-SAID: dict[Rule, list[Change]] = {
+# Violations of the rules of a ticket's content.
+OF_CONTENT: dict[Rule, list[Change]] = {
     sealed_format.VALUES: [more(f"[{','.join(['[]'] * 40_000)}]"), more("[" * 40_000 + "]" * 40_000)],
     sealed_format.JSON: [
         *map(more, ("NaN", "-Infinity", "1e999", "9" * 41, "0." + "1" * 40, "[" * 70 + "]" * 70, "nul", '{"a":1,"a":1}')),
@@ -256,7 +256,7 @@ SAID: dict[Rule, list[Change]] = {
     ],
 }  # fmt: skip
 
-# What breaks the rules of what a ticket is decoded to.
+# Violations of the rules checked on decoding.
 DECODED: dict[Rule, list[Change]] = {
     mask_codec.DECODED: [
         mask(ones=30),

@@ -1,4 +1,4 @@
-"""A run that is interrupted: for tests of one process, and for each of several."""
+"""Interruption of runs, for tests with one process and for each of several processes."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from nni_jackpot.experiment.tracking import Tracker
 
 
 def interrupt() -> None:
-    """Do what Ctrl+C does."""
+    """Interrupt like Ctrl+C."""
     raise KeyboardInterrupt
 
 
 def kill() -> None:
-    """Do what kill -9 does."""
+    """Die like kill -9."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def stopping(at: int, stop: Callable[[], None] = interrupt) -> Any:
-    """Have a step of the search, or of a training of weights, be the last one in the block."""
+    """Let a given step of a search or training be the last one in the block."""
     steps, take = count(1), Tracker.step
 
     def step(self: Tracker, *args: Any, **kwargs: Any) -> None:

@@ -22,16 +22,16 @@ from nni_jackpot.masks import Masks
 MakeModel = Callable[[], nn.Module]
 ConfigList = Sequence[Mapping[str, Any]]
 Inputs = tuple[Any, ...] | Mapping[str, Any]
-"""Arguments of a model, by place or by name."""
+"""Arguments of a model, positional or by name."""
 
-# How many roundings of the largest number of a tensor may lie between two results of the same numbers, where a
-# kernel adds up a row of the at most some hundred products of a small layer in another order, in several layers.
-# PyTorch picks kernels by which parameters have gradients, so that this holds of gradients as well.
+# Tolerance in roundings of a tensor's largest number, for kernels that sum some hundred products per row in
+# another order, over several layers. PyTorch picks kernels by the parameters that need gradients, so that
+# gradients have the same tolerance.
 OTHER_KERNEL = 32
 
 
 class Searched(NamedTuple):
-    """What was searched: how many parameters, and how many weights they hold."""
+    """Number of searched parameters, and of their weights."""
 
     parameters: int
     weights: int
@@ -45,7 +45,7 @@ def check_law(
     exact: bool = True,
     **pruner_options: Any,
 ) -> Searched:
-    """Search a model for a few steps in a loop of its own, and check the law.
+    """Search a model for a few steps in a plain loop, and check the law.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def check_law(
         Entries that select by ``op_types`` and ``exclude_op_names``, all at one ``sparse_ratio``.
     exact
         Whether model and copy run the same kernels on the same numbers, so that outputs are equal bit for bit.
-        They do not where PyTorch has a fused kernel for layers that nobody looks into.
+        False if PyTorch runs a fused kernel for layers without hooks.
     """
     model, plain, start = (_make(make_model) for _ in range(3))
     expected = _selected(plain, config_list)
@@ -110,7 +110,7 @@ def check_refusal(
     match: str | None = None,
     **pruner_options: Any,
 ) -> str:
-    """Check that a model is refused, and left as it was; return the message.
+    """Check that a model is refused and unchanged; return the message.
 
     Parameters
     ----------
@@ -174,7 +174,7 @@ def _train(model: nn.Module, inputs: Inputs, seed: int) -> None:
 
 
 def _same(a: Any, b: Any, roundings: int = 0) -> bool:
-    """Tell whether two trees of outputs are equal, but for so many roundings of the largest number of a tensor."""
+    """Return True if two trees of outputs are equal up to a number of roundings of each tensor's largest number."""
     leaves = tree_leaves(a), tree_leaves(b)
     return len(leaves[0]) == len(leaves[1]) and all(
         _same_leaf(*pair, roundings) for pair in zip(*leaves, strict=True)
@@ -193,7 +193,7 @@ def _same_leaf(a: Any, b: Any, roundings: int) -> bool:
 
 
 def _values(named: Any) -> dict[str, Tensor | None]:
-    """Return clones by name; None where there is no value yet."""
+    """Return clones by name; None for tensors without a value."""
     return {
         name: None if tensor.is_meta or nn.parameter.is_lazy(tensor) else tensor.detach().clone()
         for name, tensor in named
@@ -208,7 +208,7 @@ def _objects(model: nn.Module) -> list[tuple[Any, ...]]:
 
 
 def _attributes(model: nn.Module) -> set[tuple[str, str, Any]]:
-    """Return what attributes every module has: by type, and those that are dicts, as of hooks, by length."""
+    """Return every module's attributes by type, and dicts, such as hooks, by length."""
     return {
         (name, key, len(value) if isinstance(value, dict) else type(value))
         for name, module in model.named_modules()
@@ -217,7 +217,7 @@ def _attributes(model: nn.Module) -> set[tuple[str, str, Any]]:
 
 
 def _everything(model: nn.Module) -> tuple[Any, ...]:
-    """Return all that tells a model from what it was, but for the values."""
+    """Return everything that identifies the state of a model, except the values."""
     buffers = [(name, id(buffer)) for name, buffer in model.named_buffers()]
     return _objects(model), buffers, _attributes(model), [p.requires_grad for p in model.parameters()]
 
@@ -230,7 +230,7 @@ def _check_as_it_was(
     dense: dict[str, Tensor | None],
     inputs: Inputs,
 ) -> None:
-    """Check that an unwrapped model is the one that came, but for what a plain copy changes when it runs."""
+    """Check that an unwrapped model equals the original, except for changes that a plain copy makes when it runs."""
     assert _objects(model) == before
     assert [p.requires_grad for p in model.parameters()] == flags
     assert all(p.grad is None for p in model.parameters())
@@ -248,7 +248,7 @@ def _check_as_it_was(
 
 
 def _take_buffers(copy: nn.Module, model: nn.Module) -> None:
-    """Give a copy the norm statistics, and whatever else training changes, of a model that was searched."""
+    """Copy the norm statistics, and everything else that training changes, from a searched model."""
     buffers = dict(model.named_buffers())
     with torch.no_grad():
         for name, buffer in copy.named_buffers():
@@ -259,7 +259,7 @@ def _take_buffers(copy: nn.Module, model: nn.Module) -> None:
 
 
 def _named(masks: Masks) -> list[tuple[str, str, str]]:
-    """Return names of masks: of the parameter, the module and the target."""
+    """Return the names of masks: parameter, module and target."""
     return [
         (f"{module}.{target}".lstrip("."), module, target)
         for module, targets in masks.items()
@@ -269,17 +269,17 @@ def _named(masks: Masks) -> list[tuple[str, str, str]]:
 
 
 def _read(model: nn.Module, masks: Masks) -> dict[str, Tensor]:
-    """Return what whoever asks a module for its weights gets."""
+    """Return the value that code reading a module's weight gets."""
     return {name: getattr(model.get_submodule(m), target).clone() for name, m, target in _named(masks)}
 
 
 def _identity(module: nn.Module, target: str) -> Any:
-    """Return what tells one weight from another: the parameter, or the module that computes it."""
+    """Return the identity of a weight: the parameter, or the module that computes it."""
     return id(module._parameters[target]) if target in module._parameters else (id(module), target)
 
 
 def _selected(model: nn.Module, config_list: ConfigList) -> dict[Any, tuple[str, str]]:
-    """Return all that the config list asks for, each weight once, by the first of its names."""
+    """Return all weights that the config list selects, each once, by its first name."""
     found: dict[Any, tuple[str, str]] = {}
     for name, module in model.named_modules():
         kind = parametrize.type_before_parametrizations(module).__name__
@@ -302,7 +302,7 @@ def _check_zeros(
     expected: dict[Any, tuple[str, str]],
     ratio: float,
 ) -> None:
-    """Check that every weight that was asked for, and no other, has its number of zeros, where its mask has."""
+    """Check that exactly the selected weights have their number of zeros, at the zeros of their masks."""
     found: dict[Any, Tensor] = {}
     parameters = dict(copy.named_parameters(remove_duplicate=False))
     for name, module_name, target in _named(masks):
@@ -323,7 +323,7 @@ def _check_gradients(
     gradients: list[Tensor],
     inputs: Inputs,
 ) -> None:
-    """Check the gradients of scores, in model order: those of a masked copy's weights times the weights."""
+    """Check the gradients of scores, in model order: a masked copy's weight gradients times the weights."""
     parameters = dict(start.requires_grad_(True).named_parameters(remove_duplicate=False))
     _train(start, inputs, seed=0)
     weights = {id(parameters[name]): name for name, *_ in _named(masks)}

@@ -1,4 +1,4 @@
-"""Random weights in the place of those that torchvision publishes; no test of its own."""
+"""Random weights in place of torchvision's published weights; not a test."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def publish(name: str, home: Path, patch: pytest.MonkeyPatch) -> dict[str, Tensor]:
-    """Have IMAGENET1K_V1 of a network be random weights, in a file under the name of its hash.
+    """Let IMAGENET1K_V1 of a network be random weights, in a file named after its hash.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Folders of finished runs, written without a search; no test of its own."""
+"""Folders of finished runs, written without a search; not a test."""
 
 from __future__ import annotations
 
@@ -76,5 +76,5 @@ def write_run(
 
 
 def measures_of(root: Path) -> list[Measure]:
-    """Return what the runs below a folder measured."""
+    """Return the results of the runs below a folder."""
     return measure(find_runs([root]).runs)

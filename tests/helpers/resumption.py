@@ -1,4 +1,4 @@
-"""A search that is interrupted and goes on, compared with one that is not; no test of its own."""
+"""An interrupted and resumed search, compared with an uninterrupted one; not a test."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from nni_jackpot import LotteryJackpotPruner
 
 
 class Interrupted(BaseException):
-    """As sudden as Ctrl+C."""
+    """An interrupt like Ctrl+C."""
 
 
 class Net(ConvNet):
-    """With a dropout, whose random numbers come from the generator that also shuffles the loader."""
+    """A network with dropout, which shares its random generator with the loader's shuffling."""
 
     def __init__(self, dropout: float) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ def noisy_step(batch: Any, model: nn.Module) -> Tensor:
 
 
 class Script:
-    """What a user's script does: a network, a shuffling loader, a search with a checkpoint."""
+    """A user's script: a network, a shuffling loader, a search with a checkpoint."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Runs that take half a second, and what they leave behind; no test of its own."""
+"""Runs of half a second, and the files that they write; not a test."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def write_file(root: Path) -> Path:
 
 
 def command(name: str, file: Path, *overrides: str, flags: tuple[str, ...] = ()) -> int:
-    """Run a command with settings in place of the file's, and return its exit code."""
+    """Run a command with settings that override the file's, and return its exit code."""
     return cli.main([name, str(file), *(word for text in overrides for word in ("--set", text)), *flags])
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
-    """Return the content of all files below a folder, and of folders that are empty, by their path."""
+    """Return the content of all files below a folder, and its empty folders, by path."""
     return {
         str(path.relative_to(folder)): b"" if path.is_dir() else path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -49,7 +49,7 @@ def files_in(folder: Path) -> dict[str, bytes]:
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """Return all that is the same in the folders of two runs with the same settings."""
+    """Return everything that is equal in the folders of two runs with the same settings."""
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
@@ -76,6 +76,6 @@ def _placeless(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def copied(folder: Path, to: Path) -> Path:
-    """Copy a folder, in place of what is there, and return the copy."""
+    """Copy a folder, replacing an existing one, and return the copy."""
     shutil.rmtree(to, ignore_errors=True)
     return Path(shutil.copytree(folder, to))

@@ -1,4 +1,4 @@
-"""Has Triton's kernels interpreted where there is no GPU to run them."""
+"""Interpret Triton's kernels if there is no GPU."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""What test_processes.py has torchrun start twice: a search, one that is interrupted and goes on, mistakes."""
+"""The script that test_processes.py starts twice by torchrun: searches, with and without interruption, and errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nni_jackpot.experiment.processes import joined
 
 
 def search(*options: str) -> int:
-    """Run the command with options in place of the file's."""
+    """Run the command with options that override the file's."""
     return main(["search", sys.argv[1], *(word for option in options for word in ("--set", option))])
 
 

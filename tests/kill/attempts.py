@@ -1,4 +1,4 @@
-"""A command in a process of its own that comes to a certain end; no test of its own.
+"""A command in a separate process with a planned end; not a test.
 
 The process is forked from one that has loaded everything, so that a run of half a second takes no longer.
 """
@@ -19,7 +19,7 @@ from typing import Any
 
 from nni_jackpot import cli
 
-# Of the events that Python's audit hooks hear of before they come to pass, those that change files.
+# The events of Python's audit hooks that change files; hooks run before the change.
 _CHANGES = {
     "os.rename",
     "os.remove",
@@ -37,14 +37,14 @@ Fate = Callable[[], None]
 
 @dataclass(frozen=True)
 class End:
-    """How a process ended.
+    """The end of a process.
 
     Attributes
     ----------
     code
         Its exit code; the negative number of the signal that ended it.
     said
-        What it wrote to stderr.
+        Its output to stderr.
     """
 
     code: int
@@ -52,14 +52,14 @@ class End:
 
 
 class Attempt:
-    """A command that runs.
+    """A running command.
 
     Parameters
     ----------
     arguments
-        Of the command line.
+        Command line arguments.
     fate
-        What the process prepares for itself before the command.
+        Function that prepares the planned end, called in the process before the command.
     """
 
     def __init__(self, arguments: list[str], fate: Fate | None = None) -> None:
@@ -74,7 +74,7 @@ class Attempt:
     def send(self, number: signal.Signals, after: float) -> End:
         """Send a signal after some seconds, and wait for the end."""
         time.sleep(after)
-        os.kill(self._process, number)  # also to one that has ended, for nobody has waited for it
+        os.kill(self._process, number)  # also to a process that has ended, which is not reaped yet
         return self.wait()
 
     def wait(self) -> End:
@@ -89,7 +89,7 @@ def _run(arguments: list[str], fate: Fate | None, stderr: int) -> int:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(stderr, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells ignore in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it for background processes
     try:
         if fate is not None:
             fate()
@@ -104,7 +104,7 @@ def _run(arguments: list[str], fate: Fate | None, stderr: int) -> int:
 
 
 def at_event(root: Path, number: int, act: Callable[[str], None]) -> Fate:
-    """Return the fate to act before the change of a file below a folder that has a number, and all later ones."""
+    """Return the fate that acts before the n-th change of a file below a folder, and before all later changes."""
 
     def prepare() -> None:
         seen = 0
@@ -132,23 +132,23 @@ def _is_below(root: Path, place: object) -> bool:
 
 
 def kill(event: str) -> None:
-    """Die as by kill -9."""
+    """Die like kill -9."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def no_space(event: str) -> None:
-    """Have no room on the disk for what needs some."""
+    """Simulate a full disk for changes that need space."""
     if event in ("open", "os.mkdir", "os.rename"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def no_file_above(size: int) -> Fate:
-    """Return the fate to have room for files up to a size in bytes only."""
+    """Return the fate that limits files to a size in bytes."""
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 def events_of(root: Path, arguments: list[str]) -> int:
-    """Return how many changes of files below a folder a command makes, if it goes well."""
+    """Return the number of changes of files below a folder that a successful command makes."""
     reader, writer = os.pipe()
     os.set_inheritable(writer, True)
     end = Attempt(arguments, at_event(root, 1, lambda event: os.write(writer, b"x") and None)).wait()

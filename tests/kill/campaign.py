@@ -1,4 +1,4 @@
-"""Interrupt runs at every change of a file and at random moments, and see that nothing is lost or mixed.
+"""Interrupt runs at every change of a file and at random moments, and check that nothing is lost or mixed.
 
 ``python tests/kill/campaign.py`` does all of it, in some ten minutes, and prints the table of
 docs/reliability.md; ``--small`` a twentieth of it, and ``--save FILE`` puts the table into a page.
@@ -27,28 +27,28 @@ from tiny_runs import copied, files_in, outcome, write_file
 from nni_jackpot.errors import JackpotError
 from nni_jackpot.experiment.folder.result import load_result
 
-# Settings for the shortest runs that have every phase: a step each of pre-training and tuning, two of search.
+# Settings for the shortest runs with every phase: one step of pre-training and of tuning, two of search.
 SHORT = "data.train_images=32", "data.validation_images=32", "data.batch_size=32", "finetune.under=initial"
 OTHERS = "seed=1", "search.lr=0.5", "finetune.epochs=0"
-# What a command says that finds another process, or its results, in the folder.
+# Messages of a command that finds another process, or its results, in the folder.
 REFUSALS = "is in use by process", "holds a finished run of other settings"
 BEGIN, END = "<!-- campaign -->\n", "<!-- end of campaign -->"
 
 
 @dataclass
 class Row:
-    """What was tried, and how often what happened.
+    """A kind of interruption, and the counts of its outcomes.
 
     Attributes
     ----------
     command, tried
-        In words.
+        The command and the interruption, in words.
     tries
-        How often.
+        Number of tries.
     hit
-        How often the process was ended by what was tried, and not by its own end just before.
+        Number of processes that the interruption ended; others ended by themselves before it.
     wrong
-        What was not as it should be, a line for each.
+        Violated expectations, one line each.
     """
 
     command: str
@@ -58,26 +58,26 @@ class Row:
     wrong: list[str] = field(default_factory=list)
 
     def differ(self, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-        """Note which files are not as they should be."""
+        """Record the files that differ from the expected ones."""
         names = sorted({*found, *wanted})
         if differing := [name for name in names if found.get(name) != wanted.get(name)]:
             self.wrong.append(f"{self.command}, {self.tried}, {self.tries}: {', '.join(differing)}")
 
     def expect(self, holds: bool, text: str) -> None:
-        """Note what does not hold."""
+        """Record a violated expectation."""
         if not holds:
             self.wrong.append(f"{self.command}, {self.tried}, {self.tries}: {text}")
 
 
 class Campaign:
-    """All that is tried, each time from the same state of a folder.
+    """All interruptions, each starting from the same state of a folder.
 
     Parameters
     ----------
     root
         An empty folder.
     share
-        Which part of the tries is made: one in so many.
+        One of ``share`` tries is made.
     """
 
     def __init__(self, root: Path, share: int) -> None:
@@ -89,7 +89,7 @@ class Campaign:
         self.whole = self._reference(self.search())
         self.seconds = self._seconds(self.search())
         copied(self.out, self.kept / "finished")
-        # For runs that need no training of weights, and that end a finished run.
+        # Kept for runs that skip the training of weights, and for runs that replace a finished one.
         copied(root / "cache", self.kept / "cache")
 
     def search(self, *settings: str, flags: tuple[str, ...] = ()) -> list[str]:
@@ -110,7 +110,7 @@ class Campaign:
         return time.perf_counter() - began
 
     def fresh(self, *kept: str) -> None:
-        """Have nothing in the folder but copies of what was kept: a finished run, weights."""
+        """Reset the folder to copies of the kept files: a finished run, weights."""
         for name in ("out", "cache", "report"):
             shutil.rmtree(self.root / name, ignore_errors=True)
         for name, place in (("finished", "out"), ("cache", "cache")):
@@ -118,13 +118,13 @@ class Campaign:
                 copied(self.kept / name, self.root / place)
 
     def row(self, command: str, tried: str) -> Row:
-        """Begin a row of the table."""
+        """Start a row of the table."""
         print(f"{command}: {tried}", file=sys.stderr, flush=True)
         self.rows.append(Row(command, tried))
         return self.rows[-1]
 
     def some(self, numbers: range) -> Iterable[int]:
-        """Return the part of the numbers that is tried."""
+        """Return the selected part of the numbers."""
         return numbers[random.randrange(min(self.share, len(numbers))) :: self.share]
 
     # -- signals
@@ -139,7 +139,7 @@ class Campaign:
             self._again(row, self.search(), self.whole, [self.whole])
 
     def searches_at_moments(self) -> None:
-        """Send signals to a search at random moments, and to one that goes on."""
+        """Send signals at random moments to a search, and to a resumed search."""
         for number, name, tries in (
             (signal.SIGKILL, "kill -9", 20),
             (signal.SIGTERM, "kill", 10),
@@ -194,7 +194,7 @@ class Campaign:
     def _again(
         self, row: Row, arguments: list[str], wanted: dict[str, Any], believed: list[dict[str, Any]]
     ) -> None:
-        """Give the same command again; what passes for finished before must be that."""
+        """Run the same command again; a run that was reported as finished must be complete."""
         try:
             result = load_result(self.out)
             result.check_files(*result.files)
@@ -210,7 +210,7 @@ class Campaign:
     # -- full disks
 
     def full_disks(self) -> None:
-        """Have no room on the disk from each change of a file on, and then again."""
+        """Simulate a full disk from each change of a file on, then space again."""
         row = self.row("search", "no room on the disk from a change of a file on")
         self.fresh()
         for number in self.some(range(1, events_of(self.root, self.search()) + 1, 5)):
@@ -233,7 +233,7 @@ class Campaign:
     # -- two processes
 
     def two_processes(self) -> None:
-        """Have two processes search in one folder."""
+        """Let two processes search in one folder."""
         brief = "finetune.epochs=0", "search.epochs=1"
         one, same, other = self.search(*brief), self.search(*brief), self.search(*brief, "search.lr=0.5")
         replacing = [self.search(*brief, *more, flags=("--overwrite",)) for more in ((), ("search.lr=0.5",))]
@@ -275,7 +275,7 @@ def _content(place: Path) -> dict[str, bytes]:
 
 
 def _without_traces(found: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what only the same command clears away: checkpoints, and what is on its way."""
+    """Leave out files that only the same command removes: checkpoints and temporary files."""
     traces = "checkpoint.pth", "epoch.pth", ".part", ".lock.pid"
     return {
         name: value
@@ -285,7 +285,7 @@ def _without_traces(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(rows: list[Row]) -> str:
-    """Return the table, in Markdown, and what it comes to."""
+    """Return the table in Markdown, with its totals."""
     lines = [
         "| command | what was tried | times | ended by it | differences |",
         "| --- | --- | --: | --: | --: |",
@@ -303,11 +303,11 @@ def table(rows: list[Row]) -> str:
 
 
 def main() -> int:
-    """Run the campaign, print its table, and return 1 if something was not as it should be."""
+    """Run the campaign, print its table, and return 1 if an expectation was violated."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--small", action="store_true", help="one try in twenty")
-    parser.add_argument("--save", metavar="FILE", type=Path, help="page to put the table into")
-    parser.add_argument("--seed", type=int, help="of the random moments")
+    parser.add_argument("--small", action="store_true", help="only one of twenty tries")
+    parser.add_argument("--save", metavar="FILE", type=Path, help="page that contains the table")
+    parser.add_argument("--seed", type=int, help="seed of the random moments")
     options = parser.parse_args()
     seed = random.randrange(1000) if options.seed is None else options.seed
     random.seed(seed)

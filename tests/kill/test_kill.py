@@ -1,4 +1,4 @@
-"""The campaign, in small: nothing is lost and nothing is mixed, whenever a process ends."""
+"""A small campaign: nothing is lost or mixed, whenever a process ends."""
 
 from __future__ import annotations
 

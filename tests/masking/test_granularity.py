@@ -24,7 +24,7 @@ X = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(2))
 
 def searched(model: nn.Module, batches: Batches, config_list: list, **options: Any) -> LotteryJackpotPruner:
     dense = dense_of(model)
-    # Batch statistics would take the gradient of a channel's scale away.
+    # Batch statistics would remove the gradient of a channel's scale.
     options = {"lr": 5.0, "adapt_norm": False, **options}
     pruner = LotteryJackpotPruner(model, config_list, make_evaluator(model, batches), **options)
     start = weight_masks(pruner)
@@ -94,7 +94,7 @@ def test_biases_follow_their_channels(model: nn.Module, batches: Batches) -> Non
         with torch.no_grad():
             score.copy_(torch.arange(12.0).roll(shift).view_as(score))
         model(batches[0][0])
-        # live, not only when asked for
+        # in the forward, not only in get_masks
         assert torch.equal(wrapper.bias_mask.bool(), (torch.arange(12) >= 6).roll(shift))
         assert torch.equal(wrapper.weight_mask.bool().any((1, 2, 3)), wrapper.bias_mask.bool())
 
@@ -177,7 +177,7 @@ def test_dependency_groups_and_speedup(batches: Batches) -> None:
     assert torch.equal(channels["stem"], channels["branch"])
     assert len(pruner.score_parameters()) == 2
     assert all(int(kept.sum()) == 4 for kept in channels.values())
-    halves = channels["stem"].view(2, 4).sum(1)  # a grouped convolution needs as many in each group
+    halves = channels["stem"].view(2, 4).sum(1)  # a grouped convolution needs equally many in each group
     assert halves.tolist() == [2, 2]
 
     model.eval()
@@ -317,7 +317,7 @@ def test_swaps_cannot_be_limited_where_rows_keep_their_number(model: nn.Module) 
 
 
 def test_swaps_are_limited_and_annealed() -> None:
-    """The gradient of a score is its weight: all that are kept at first are to leave, as many are to enter."""
+    """The gradient of a score is its weight: all initial members leave, and equally many others enter."""
 
     def flips(swap_limit: float | None) -> list[int]:
         model = nn.Sequential(nn.Linear(24, 36, bias=False))
@@ -337,7 +337,7 @@ def test_swaps_are_limited_and_annealed() -> None:
         return found
 
     assert flips(None) == [0, 864] + 16 * [0]
-    # So many enter at each step, and as many leave: 92 of the 432 in all, so that there are always enough.
+    # The same number enters and leaves at each step: 92 of the 432 in total, so that candidates never run out.
     assert flips(0.02) == [0] + [2 * math.ceil(0.02 * cosine(step / 18) * 432) for step in range(17)]
 
 

@@ -52,7 +52,7 @@ def test_many_scores_are_judged_by_a_sample() -> None:
     score = torch.randn(300, 1000, generator=torch.Generator().manual_seed(0))
     score[0, :2] = torch.tensor([3.0, -3.0])
     found = soft(score, int(share * n), Grains((300, 1000)), 2.0)
-    # Five standard deviations of the share of a sample, and of its standard deviation.
+    # Five standard errors of a sample's share and of its standard deviation.
     error = 5 * (share * (1 - share) / sample) ** 0.5
     assert abs(int((found >= 0.5).sum()) - share * n) < error * n
     ahead = (score[0, 0] - score[0, 1]) / (2.0 * score.std())
@@ -84,7 +84,7 @@ def hardening() -> MaskedParameter:
 def test_training_sees_soft_masks_and_all_else_the_mask(hardening: MaskedParameter) -> None:
     weight, score, mask = hardening.weight, hardening.score, hardening.mask
     hardening.temperature = 0.5
-    for _ in range(2):  # in turns: neither leaves the other something that is not its own
+    for _ in range(2):  # alternately: neither may use the other's cached result
         expected = weight * soft(score.detach(), 6, hardening.grains, 0.5)
         seen = hardening.masked(weight)
         torch.testing.assert_close(seen.detach(), expected)
@@ -107,7 +107,7 @@ def test_soft_masks_follow_scores(hardening: MaskedParameter) -> None:
     hardening.temperature = 0.5
     hardening.masked(weight)
     with torch.no_grad():
-        score += torch.linspace(0, 0.01, 20).view(4, 5)  # nothing changes sides
+        score += torch.linspace(0, 0.01, 20).view(4, 5)  # no score crosses the threshold
     expected = weight * soft(score.detach(), 6, hardening.grains, 0.5)
     torch.testing.assert_close(hardening.masked(weight).detach(), expected)
 
@@ -115,7 +115,7 @@ def test_soft_masks_follow_scores(hardening: MaskedParameter) -> None:
 def test_a_weight_that_trains_gets_the_gradient_of_the_soft_mask(hardening: MaskedParameter) -> None:
     frozen, score = hardening.weight, hardening.score
     hardening.temperature = 0.5
-    weight = frozen.detach().clone().requires_grad_() * 1.0  # as a quantizer hands over
+    weight = frozen.detach().clone().requires_grad_() * 1.0  # like a quantizer's output
     (gradient,) = torch.autograd.grad(hardening.masked(weight).sum(), weight)
     torch.testing.assert_close(gradient, soft(score.detach(), 6, hardening.grains, 0.5))
 
@@ -135,7 +135,7 @@ def test_masks_harden_in_the_course_of_a_search(
     entry: dict[str, Any], model: ConvNet, batches: Batches
 ) -> None:
     dense = model.conv2.weight.detach().clone()
-    trained_on: list[int] = []  # weights that are neither kept nor pruned, at every step
+    trained_on: list[int] = []  # number of weights neither kept nor pruned, per step
     looked_at: list[int] = []
 
     def look(module: nn.Module, args: Any, output: Any) -> None:
@@ -185,7 +185,7 @@ def test_masks_wait_until_somebody_asks(
     assert waits[1:5] == [0] * 4
     assert waits[5] == 2  # by get_masks
     assert waits[6:15] == [0] * 9
-    assert waits[17:] == [2] * 2  # masks have hardened
+    assert waits[17:] == [2] * 2  # hard masks at the end
 
 
 def test_without_softness(model: ConvNet, batches: Batches) -> None:

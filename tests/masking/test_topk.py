@@ -34,7 +34,7 @@ every_kind = pytest.mark.parametrize("make", SCORES.values(), ids=SCORES)
 
 
 def reference(scores: Tensor, keep: int, previous: Tensor) -> Tensor:
-    """The rule spelled out: higher score first, then kept before, then lower index."""
+    """The rule, literally: higher score first, then previously kept, then lower index."""
     flat, before = scores.flatten().tolist(), previous.flatten().tolist()
     order = sorted(range(len(flat)), key=lambda i: (-flat[i], not before[i], i))
     kept = torch.zeros(len(flat), dtype=torch.bool)
@@ -146,7 +146,7 @@ def test_one_row_is_like_no_rows() -> None:
 
 
 def swap_reference(kept: Tensor, before: Tensor, scores: Tensor, limit: int) -> Tensor:
-    """The rule spelled out: the best of those that would enter, the worst of those that would leave."""
+    """The rule, literally: the best entering members and the worst leaving members."""
     flat, to, start = scores.flatten().tolist(), kept.flatten().tolist(), before.flatten().tolist()
     entrants = sorted((i for i in range(len(flat)) if to[i] and not start[i]), key=lambda i: (-flat[i], i))
     leavers = sorted((i for i in range(len(flat)) if start[i] and not to[i]), key=lambda i: (flat[i], i))
@@ -188,7 +188,7 @@ def test_limit_of_swaps_must_not_be_negative() -> None:
 
 
 def long(make, generator: Generator, n: int) -> Tensor:
-    """Scores of a kind, of any number: in blocks that differ by chance only."""
+    """Scores of one kind, of any number, in blocks that differ only by chance."""
     return torch.cat([make(generator) for _ in range(-(-n // 40))])[:n]
 
 
@@ -211,7 +211,7 @@ def test_an_update_keeps_exactly_the_top(make, n: int, few: int, monkeypatch: py
 @every_kind
 @pytest.mark.parametrize("few", [0, 10**6])
 def test_many_updates_in_a_row(make, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The threshold of the last update is a hint only, whatever the scores do: drift, jump, or stand still."""
+    """The last threshold is only a hint, whether scores drift, jump or stand still."""
     monkeypatch.setattr(selection, "_CHUNK", 512)
     monkeypatch.setattr(selection, "_FEW", few)
     generator = Generator().manual_seed(0)
@@ -223,7 +223,7 @@ def test_many_updates_in_a_row(make, few: int, monkeypatch: pytest.MonkeyPatch) 
             scores = long(make, generator, n)
         elif step % 4:
             scores = scores * 0.999 + 1e-4 * torch.randn(n, generator=generator).to(scores)
-            scores = scores.nan_to_num(0.0)  # of infinities that met
+            scores = scores.nan_to_num(0.0)  # NaN from opposite infinities
         expected = reference(scores, keep, kept)
         update_top(scores, keep, kept, n_kept=keep, threshold=threshold)
         assert torch.equal(kept, expected), step
@@ -271,7 +271,7 @@ def test_a_gap_seen_before_decides_nothing_by_itself(
     before = kept.clone()
     assert not len(update_top(scores, 30, kept, n_kept=30, threshold=threshold))
     assert torch.equal(kept, before)
-    for _ in range(3):  # a kept score falls below the others, one of these rises
+    for _ in range(3):  # one kept score falls below the others, and one of the others rises
         scores[kept.nonzero()[7, 0]] = 0.9
         scores[(~kept).nonzero()[150, 0]] = 0.96
         expected = reference(scores, 30, kept)
@@ -291,8 +291,8 @@ def test_a_steady_update_makes_nothing_of_the_size_of_the_scores() -> None:
     scores.mul_(0.99999)
     with Allocations() as allocations:
         flipped = update_top(scores, n // 10, kept, n_kept=n // 10, threshold=threshold)
-    assert not len(flipped)  # a product with one number keeps the order, and equals stay where they were
-    assert 0 < allocations.largest < n  # a byte a score would be as much
+    assert not len(flipped)  # scaling keeps the order and the ties
+    assert 0 < allocations.largest < n  # less than one byte per score
 
 
 @every_kind

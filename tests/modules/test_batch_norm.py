@@ -1,4 +1,4 @@
-"""Normalisation statistics that are estimated for a look, and those that there were."""
+"""Norm statistics can be re-estimated temporarily and restored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches are given to a model as its forward takes them, and statistics are estimated of all or of none."""
+"""Batches are passed as the model's forward requires, and statistics are re-estimated completely or not at all."""
 
 from __future__ import annotations
 

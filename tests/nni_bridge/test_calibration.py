@@ -20,7 +20,7 @@ from nni_jackpot.nni_bridge.calibration import losses_of
 
 
 def wrap(model: nn.Module, evaluator: Evaluator, batches: int = 3) -> tuple[Losses, list[Tensor]]:
-    """Wrap a model as NNI's pruners do, and return its losses and the weights to prune."""
+    """Wrap a model as NNI's pruners do; return its losses and the weights to prune."""
     pruner = Pruner(model, CONFIG_LIST, evaluator)
     # NNI's order of targets changes from process to process.
     weights = [spaces["weight"].target for _, spaces in sorted(pruner._target_spaces.items())]
@@ -28,7 +28,7 @@ def wrap(model: nn.Module, evaluator: Evaluator, batches: int = 3) -> tuple[Loss
 
 
 class Snapshot:
-    """Everything about a model, and around it, that must not change."""
+    """The state of a model and its surroundings that must not change."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -68,7 +68,7 @@ class Snapshot:
 def run_over(
     batches: Batches, after_step: Callable[[nn.Module], None] = lambda model: None
 ) -> Callable[..., None]:
-    """Return a training loop over the batches, which clips gradients, with something done after every step."""
+    """Return a training loop over the batches that clips gradients and calls a function after every step."""
 
     def train(
         model: nn.Module, optimizers: Any, training_step: Callable[..., Any], *args: Any, **kwargs: Any
@@ -132,7 +132,7 @@ def test_nothing_changes(model: nn.Module, batches: Batches, train: bool) -> Non
     seen = seen_by(losses)
     snapshot.check()
     assert all(not weight.requires_grad for weight in weights)
-    assert log == seen  # the loop gets to know the loss
+    assert log == seen  # the loop sees the loss
     assert seen_by(losses) == seen
     snapshot.check()
 
@@ -148,7 +148,7 @@ def test_a_loop_that_changes_everything_itself(model: nn.Module, batches: Batche
     def after_step(model: nn.Module) -> None:
         with torch.no_grad():
             for p in model.parameters():
-                p.data = p.data.double().float() + 1  # other storage, as after a move to another device
+                p.data = p.data.double().float() + 1  # other storage, like after a move to another device
                 p.mul_(2)
         model._apply(lambda t: t + 1)  # other buffers
         sum(p.sum() for p in model.parameters()).backward()

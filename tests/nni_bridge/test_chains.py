@@ -1,4 +1,4 @@
-"""In the company of NNI's other compressors: schedules of sparsity, distillers, quantizers."""
+"""Combinations with NNI's other compressors: scheduled pruners, distillers, quantizers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_sparsity_that_grows(model: nn.Module, batches: Batches, scheduled: type
 
     def step(batch: Any, model: nn.Module) -> Tensor:
         loss = training_step(batch, model)
-        if schedules:  # SNIP takes a step of its own
+        if schedules:  # SNIP takes a separate step
             grown.append(zeros(schedules[0].bound_pruner)["conv2"])
         return loss
 

@@ -204,7 +204,7 @@ CONV2 = {"op_names": ["conv2"], "sparse_ratio": 0.5}
         refuses("internal_metric_block, below 1", [{**CONV2, "target_settings": {"weight": {"internal_metric_block": -4}}}], ConfigListError, "at least 1, or None, got -4"),
         refuses("internal_metric_block, that does not divide the weights", [{**CONV, "sparse_ratio": 0.5, "internal_metric_block": 5}], ConfigListError, "does not divide 72 grains"),
         refuses("dependency_group_id, of targets that do not fit each other", [{**CONV, "sparse_ratio": 0.5, "dependency_group_id": 1}], ConfigListError, "72 and 864 grains; give them granularity='out_channel'"),
-        refuses("sparse_pattern, that does not divide the input dimension", [{**CONV, "sparse_pattern": "2:4"}], ConfigListError, "input dimension of 1 is no multiple of 4"),
+        refuses("sparse_pattern, that does not divide the input dimension", [{**CONV, "sparse_pattern": "2:4"}], ConfigListError, "input dimension of 1 is not a multiple of 4"),
         ([{**CONV, "sparse_pattern": "4:2"}], ConfigListError, "0 < N < M"),
         ([{**CONV, "sparse_pattern": "2:4", "sparse_ratio": 0.9}], SparseRatioError, "2:4 is a sparse_ratio of 0.5, got 0.9"),
         refuses("sparse_pattern, with a granularity", [{"op_names": ["fc"], "sparse_pattern": "2:4", "granularity": "out_channel"}], ConfigListError, "cannot be combined with granularity"),

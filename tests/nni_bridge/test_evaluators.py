@@ -1,4 +1,4 @@
-"""Every evaluator of NNI, and the ways in which a loop may step: mixed precision, clipping, several optimizers."""
+"""NNI's evaluators, with mixed precision, gradient clipping and several optimizers."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_gradient_scaler_clipping_and_two_optimizers(model: nn.Module, batches: 
     evaluator = TorchEvaluator(train, optimizers, training_step, [scheduler])
     dense = dense_of(model)
     check_search(LotteryJackpotPruner(model, CONFIG_LIST, evaluator, lr=2.0), dense, max_steps=12)
-    # What was clipped was the scores' own gradient: a scaled one would be a thousand times as long.
+    # The unscaled gradient of the scores was clipped: a scaled gradient is a thousand times longer.
     assert len(norms) == 12
     assert all(clipped == pytest.approx(plain) for clipped, plain in norms)
 
@@ -101,7 +101,7 @@ def test_lightning(
     pruner = LotteryJackpotPruner(module, NET_ONLY, evaluator, init="snip", lr=5.0)
     check_search(pruner, dense, **length)
     assert pruner._search.clock.step == 12
-    # Half a cosine over 12 steps, which the trainer has told where epochs were given.
+    # Half a cosine over 12 steps; if epochs were given, the trainer provides the number.
     last = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * 11 / 12)).item())
     assert pruner.learning_rate == pytest.approx(5.0 * last)
 
@@ -128,7 +128,7 @@ def plain_search(net: nn.Module, batches: Batches, clip: float | None) -> dict[s
 def check_equals_plain_search(
     pruner: LotteryJackpotPruner, batches: Batches, clip: float | None, **length: Any
 ) -> None:
-    """Check what a search finds; network and batches are in double precision."""
+    """Check the masks that a search finds; network and batches are in double precision."""
     expected = plain_search(fresh_net().double(), batches, clip)
     pruner.compress(**{"max_steps": None, "max_epochs": None, **length})
     found = {name.removeprefix("net."): masks["weight"] for name, masks in pruner.get_masks().items()}
@@ -204,7 +204,7 @@ def test_a_fused_optimizer_leaves_unscaling_to_the_search(model: nn.Module, batc
             step += not overflows[-1]
 
     optimizer = nni.trace(torch.optim.SGD)(model.parameters(), lr=0.1, weight_decay=0.1, fused=True)
-    # The skipped step would leave its statistics.
+    # The skipped step changes norm statistics.
     options: dict[str, Any] = {"recipe": "paper", "lr": 5.0, "adapt_norm": False}
     evaluator = TorchEvaluator(train, optimizer, training_step)
     pruner = LotteryJackpotPruner(model, CONFIG_LIST, evaluator, **options)
@@ -215,7 +215,7 @@ def test_a_fused_optimizer_leaves_unscaling_to_the_search(model: nn.Module, batc
     assert pruner._search.clock.step == 12
     assert same(pruner.get_masks(), expected.compress(12, None)[1])
     scores = zip(pruner.score_parameters(), expected.score_parameters(), strict=True)
-    assert all(torch.equal(a, b) for a, b in scores)  # a power of two changes no digit
+    assert all(torch.equal(a, b) for a, b in scores)  # a power of two is exact
 
 
 # -- Transformers
@@ -287,7 +287,7 @@ def _search_of_rank(
     prefix = "module." if world > 1 else ""
 
     def train(model, optimizer, training_step, scheduler, max_steps, max_epochs) -> None:
-        if world > 1:  # what is the same in all processes, and large, is not sent
+        if world > 1:  # large state that is equal in all processes is not sent
             sent = {name for name, _ in model.module.named_buffers()} - model.parameters_to_ignore
             assert not {name for name in sent if "weight" in name}
         for step in range(max_steps):
@@ -325,7 +325,7 @@ def _rank(rank: int, world: int, port: int, batches: Batches, folder: str) -> No
     resumed = _search_of_rank(rank, world, batches, Path(folder, "search.pth"))
     assert torch.equal(found[1], resumed[1])
     torch.save(found, f"{folder}/{world}-{rank}.pt")
-    gc.collect()  # wrapped models are cycles, and must not outlive the process group that they hold
+    gc.collect()  # wrapped models contain cycles, and must not outlive the process group that they hold
     torch.distributed.destroy_process_group()
 
 

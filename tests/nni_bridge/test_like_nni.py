@@ -1,4 +1,4 @@
-"""What NNI's own suite asks of its pruners, asked of ours: one model, plain and as a LightningModule.
+"""The requirements of NNI's test suite for pruners, on one model, plain and as a LightningModule.
 
 Counterparts of test_pruner.py and test_fusion_compress.py in NNI's test/algo/compression. Here zeros are
 counted before every step, and the sped-up model must compute what the masked one computes.
@@ -27,10 +27,10 @@ X = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(2))
 WIDTHS = {"stem": 16, "left": 8, "right": 8, "top": 8, "hidden": 12}
 CHANNELS = ("channels", "dependent")
 OPTIONS: dict[str, Any] = {"recipe": "paper", "init": "random", "lr": 50.0, "adapt_norm": False}
-# A scheduled pruner raises its goal four times, every two steps; two epochs have twelve.
+# A scheduled pruner raises its sparsity four times, every two steps; two epochs have twelve steps.
 RAISED = [min(step // 2, 4) / 4 for step in range(12)]
 CUBIC = [1 - (1 - raised) ** 3 for raised in RAISED]
-# Who drives the search, for how many steps or epochs, and the share of the goal before every step.
+# The driver of the search, its steps or epochs, and the share of the final sparsity before every step.
 RUNS: dict[str, tuple[Any, int | None, int | None, list[float]]] = {
     "steps": (None, 12, None, 12 * [1.0]),
     "epochs": (None, None, 2, 12 * [1.0]),
@@ -44,7 +44,7 @@ SEARCHES = {
     "channels": ["steps", "agp epochs"],
     "dependent": ["epochs", "linear"],
 }
-# What docs/support.md is to say of a search, and of what drives it.
+# The features in docs/support.md, for a search and its driver.
 FEATURES = {
     "weights": [],
     "global": ["global_group_id", "max_sparse_ratio"],
@@ -78,8 +78,8 @@ class Branches(nn.Module):
         self.hidden = nn.Linear(32, 12)
         self.head = nn.Linear(12, 3)
         for layer in self.children():
-            nn.init.normal_(layer.bias, std=0.1)  # which a channel that is gone must not leave behind
-            layer.weight.data *= 2  # outputs that tell the dense model from the masked one
+            nn.init.normal_(layer.bias, std=0.1)  # the bias of a removed channel must not be left
+            layer.weight.data *= 2  # so that outputs of the dense and the masked model differ
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem_norm(self.stem(x)).relu()
@@ -89,7 +89,7 @@ class Branches(nn.Module):
 
 
 def make(kind: str, batches: Batches, folder: Path) -> tuple[Any, Evaluator, str]:
-    """Return the model, its evaluator, and what the names of its layers begin with."""
+    """Return the model, its evaluator, and the prefix of its layers' names."""
     torch.manual_seed(0)
     net = Branches()
     if kind == "torch":
@@ -126,7 +126,7 @@ def configs(wish: str, model: nn.Module, prefix: str) -> list[dict[str, Any]]:
         bounds = {"global_group_id": 0, "max_sparse_ratio": 0.9} if wish == "global" else {}
         return [{"op_names": names, "sparse_ratio": 0.5, **bounds}]
     channels = {"sparse_ratio": 0.5, "granularity": "out_channel"}
-    if wish == "channels":  # of layers that share them with no other layer
+    if wish == "channels":  # layers that share channels with no other layer
         return [{"op_names": names[3:], **channels}]
     result: list[dict[str, Any]] = [{"op_names": names, **channels}]
     for name in names[:3]:
@@ -148,7 +148,7 @@ def expected_zeros(wish: str, ratio: float) -> dict[str, int]:
     for name in list(WIDTHS)[3:] if wish == "channels" else WIDTHS:
         numel = net.get_submodule(name).weight.numel()
         grains = WIDTHS[name] if wish in CHANNELS else numel
-        # In a convolution of two groups, and before it, each group of channels loses as many.
+        # In a convolution with two groups, and before it, both groups of channels lose equally many.
         rows = 2 if wish == "dependent" and name in ("stem", "left", "right") else 1
         result[name] = rows * int(ratio * (grains // rows)) * (numel // grains)
     return result
@@ -167,7 +167,7 @@ def check_channels(masks: dict[str, dict[str, Tensor]], wish: str) -> None:
 
 
 def search(model: Any, pruner: LotteryJackpotPruner, wish: str, run: str, last: Any = None) -> Any:
-    """Search, check the masks on the way, and return the compressor that did: the last one of a chain."""
+    """Search, check the masks on the way, and return the last compressor of the chain."""
     scheduled, steps, epochs, shares = RUNS[run]
     compressor = last or (scheduled(pruner, interval_steps=2, total_times=4) if scheduled else pruner)
     start, seen = masks_of(pruner), []
@@ -256,7 +256,7 @@ def test_fusion(kind: str, last_class: Any, wish: str, batches: Batches, tmp_pat
     last = None if last_class is AGPPruner else quantize(pruner, last_class, prefix)
     model.register_forward_pre_hook(watch)
     last = search(model, pruner, wish, "steps" if last else "agp", last)
-    # The others still learn: the distiller its map of features, LSQ the scales of weights and outputs.
+    # The others still train: the distiller its feature map, LSQ the scales of weights and outputs.
     assert len(learned[1]) == 2 + (2 * len(WIDTHS) if last_class is LsqQuantizer else 0)
     assert all(not torch.equal(a, b) for a, b in zip(learned[1], learned[-1], strict=True))
     give_back(model, last, dense)

@@ -1,4 +1,4 @@
-"""TensorBoard's points are there once, and a disk that is full is an error."""
+"""Each TensorBoard point is written once, and a full disk is an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A full disk is one line and an exit code, and the same command goes on when there is room."""
+"""A full disk gives one line and an exit code; the same command resumes when there is space."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nni_jackpot.experiment.tracking import Tracker
 
 @contextmanager
 def no_file_above(size: int) -> Iterator[None]:
-    """Have the system refuse to write more than so many bytes to a file, as if there were no room for them."""
+    """Let the system refuse to write files larger than a number of bytes, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -74,7 +74,7 @@ def test_a_report_is_whole_or_the_one_that_was_there(
 
 
 def test_metrics_do_not_wait_for_room(tmp_path: Path) -> None:
-    """TensorboardX's writer waited for ever, once its queue was full."""
+    """TensorboardX's writer blocked forever once its queue was full."""
 
     def take_steps() -> None:
         with Tracker(tmp_path, 2000, description="search", log_every=1) as tracker:

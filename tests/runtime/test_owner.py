@@ -1,4 +1,4 @@
-"""One process at a time writes to a folder."""
+"""Only one process at a time writes to a folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nni_jackpot.runtime.owner import owned
 
 @contextmanager
 def child(work: Callable[[], None]) -> Iterator[int]:
-    """Have a process do something, which is killed at the end of the block."""
+    """Run code in a process that is killed at the end of the block."""
     number = os.fork()
     if not number:
         try:
@@ -40,7 +40,7 @@ def kill(number: int) -> None:
 
 @pytest.fixture
 def others(tmp_path: Path) -> Iterator[tuple[int, int]]:
-    """Numbers of a process that owns ``out``, and of a worker that it has."""
+    """Ids of a process that owns ``out``, and of its worker."""
     (tmp_path / "out").mkdir()
     ready, said = os.pipe()
 

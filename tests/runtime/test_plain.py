@@ -1,4 +1,4 @@
-"""What a checkpoint depends on is plain data, whatever it was, and a file that was tampered with is refused."""
+"""The dependencies of a checkpoint become plain data, and manipulated files are refused."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Stop(Exception):
 
 
 def interrupted(folder: Path, batches: Batches, stop_at: int | None, **options: Any) -> LotteryJackpotPruner:
-    """Return a pruner that keeps a checkpoint every second step, after a search that was stopped."""
+    """Return a pruner with a checkpoint every second step, after an interrupted search."""
     torch.manual_seed(0)
     model, steps = ConvNet(), iter(range(100))
 

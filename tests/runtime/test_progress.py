@@ -1,4 +1,4 @@
-"""How far work has come is seen, with and without a terminal."""
+"""Progress is shown with and without a terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nni_jackpot.runtime.progress import Progress
 
 
 class Clock:
-    """A time that passes only as it is told to."""
+    """A clock that only moves on request."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0

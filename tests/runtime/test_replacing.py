@@ -1,4 +1,4 @@
-"""What is written takes its place whole or not at all, and nothing else is touched."""
+"""Writes are atomic, and change no other file."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from nni_jackpot.runtime.files import (
 
 
 def text(content: str) -> Callable[[Path], object]:
-    return lambda aside: aside.write_text(content)
+    return lambda temporary: temporary.write_text(content)
 
 
-def never(aside: Path) -> None:
+def never(temporary: Path) -> None:
     raise AssertionError("this place will not do, and is not to be written")
 
 
-def failing(aside: Path) -> None:
-    aside.write_text("ha")
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(aside))
+def failing(temporary: Path) -> None:
+    temporary.write_text("ha")
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(temporary))
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def umask() -> Iterator[None]:
     os.umask(before)
 
 
-# -- the file that is made aside
+# -- temporary files
 
 
 def test_two_writers_and_a_reader_never_mix(tmp_path: Path) -> None:
@@ -82,7 +82,9 @@ def test_a_link_that_was_planted_is_not_followed(tmp_path: Path, name: str) -> N
 def test_the_name_of_the_file_aside_cannot_be_foreseen(tmp_path: Path) -> None:
     names = set()
     for _ in range(4):
-        replace_file(tmp_path / "file.txt", lambda aside: names.add(aside.name) or aside.write_text("x"))
+        replace_file(
+            tmp_path / "file.txt", lambda temporary: names.add(temporary.name) or temporary.write_text("x")
+        )
     assert len(names) == 4
 
 
@@ -97,7 +99,7 @@ def test_a_name_can_be_as_long_as_the_file_system_allows(tmp_path: Path, name: s
 
 def test_what_a_killed_writer_left_goes(tmp_path: Path) -> None:
     for name in ("a[1].txt", "b.txt"):
-        replace_file(tmp_path / name, lambda aside: os.link(aside, f"{aside}.part"))
+        replace_file(tmp_path / name, lambda temporary: os.link(temporary, f"{temporary}.part"))
     remove_leftovers(tmp_path / "a[1].txt")
     assert [path.name[:3] for path in sorted(tmp_path.glob("*.part"))] == [".b."]
     (tmp_path / "of a user.part").write_text("precious")
@@ -105,7 +107,7 @@ def test_what_a_killed_writer_left_goes(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.glob("*.part")] == ["of a user.part"]
 
 
-# -- what is in the place
+# -- existing files
 
 
 def test_links_are_followed_and_stay(tmp_path: Path) -> None:
@@ -180,7 +182,7 @@ def test_file_and_folder_are_on_the_disk_in_this_order(
     assert events == ["file", "rename", "folder"]
 
 
-# -- what fails
+# -- failures
 
 
 def test_folders_that_were_made_for_nothing_go(tmp_path: Path) -> None:
@@ -195,9 +197,9 @@ def test_folders_that_were_made_for_nothing_go(tmp_path: Path) -> None:
 
 
 def test_folders_that_others_have_put_files_into_stay(tmp_path: Path) -> None:
-    def write(aside: Path) -> None:
-        (aside.parent / "of another").write_text("precious")
-        failing(aside)
+    def write(temporary: Path) -> None:
+        (temporary.parent / "of another").write_text("precious")
+        failing(temporary)
 
     with pytest.raises(OutputFolderError):
         replace_file(tmp_path / "new" / "x.txt", write)
@@ -233,11 +235,11 @@ def test_a_full_disk_is_said_of_tensors_too(tmp_path: Path) -> None:
 
 def test_equal_tensors_are_equal_files(tmp_path: Path) -> None:
     for name in ("a.pth", "b.pth"):
-        replace_file(tmp_path / name, lambda aside: save_tensors({"x": torch.arange(9)}, aside))
+        replace_file(tmp_path / name, lambda temporary: save_tensors({"x": torch.arange(9)}, temporary))
     assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "b.pth").read_bytes()
 
 
-# -- places, before there is anything to write
+# -- checks of folders before writing
 
 
 def test_a_place_can_be_looked_at_first(tmp_path: Path) -> None:
@@ -246,7 +248,7 @@ def test_a_place_can_be_looked_at_first(tmp_path: Path) -> None:
     check_folder("new")
     assert target_of(tmp_path / "none") == Path(os.path.realpath(tmp_path / "none"))
     for folder in ("file", "file/below"):
-        with pytest.raises(OutputFolderError, match=r"cannot write to .*file is no folder"):
+        with pytest.raises(OutputFolderError, match=r"cannot write to .*file is not a folder"):
             check_folder(tmp_path / folder)
     assert os.listdir(tmp_path) == ["file"]
 

@@ -1,4 +1,4 @@
-"""What is printed can be shown by any terminal, and does nothing to it."""
+"""Any terminal can show the output, which contains no control characters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every form of a masked model computes what the masked model computes, or is refused."""
+"""Every conversion of a masked model gives the masked model's outputs, or is refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ X = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 def masks_of(model: nn.Module, config_list: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return initial masks, and leave the model as it was."""
+    """Return initial masks, and restore the model."""
     return dict(LotteryJackpotPruner(copy.deepcopy(model), config_list).get_masks())
 
 
@@ -124,7 +124,7 @@ class TestShrink:
 
 
 class Mixed(nn.Module):
-    """Linear layers on sequences, 1x1 convolutions with and without stride and bias, and what is neither."""
+    """Linear layers on sequences, 1x1 convolutions with and without stride and bias, and other layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -187,7 +187,7 @@ def test_csr_without_a_matrix(model: nn.Module) -> None:
 
 
 def test_masks_of_another_model(mixed: nn.Module) -> None:
-    with pytest.raises(MaskError, match=r"mask of up\.weight has shape \(3, 3\), its parameter \(64, 128\)"):
+    with pytest.raises(MaskError, match=r"mask of up\.weight has shape \(3, 3\), expected \(64, 128\)"):
         sparse_csr(mixed, {"up": {"weight": torch.zeros(3, 3)}})
 
 
@@ -246,7 +246,7 @@ def test_two_of_four_is_the_same(mixed: nn.Module, dtype: torch.dtype, layout: t
     semi_structured(mixed, masks, x)
 
 
-# --- what a form is held to
+# --- comparison of outputs
 
 
 def test_rounding_is_no_difference_and_nan_is() -> None:

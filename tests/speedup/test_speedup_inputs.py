@@ -1,4 +1,4 @@
-"""A model's inputs may be a tensor, a tuple, a list or a dict, nested as the model takes them."""
+"""A model's inputs may be a tensor, a tuple, a list or a dict, nested as the model requires."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ X, Y = torch.randn(2, 4, generator=GENERATOR), torch.randn(2, 3, generator=GENER
 
 
 class Net(nn.Module):
-    """Its masked channels go, of whatever form its inputs are."""
+    """A model whose masked channels can be removed, with inputs of any form."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ def test_onnx_files_take_them(name: str, tmp_path: Path) -> None:
     model, inputs = made(name)
     export_onnx(model, tmp_path / "model.onnx", inputs)
     session = runtime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
-    # More rows than were exported, by the names of the inputs.
+    # More rows than exported, by input names.
     tensors = {node.name: Y if node.shape[-1:] == [3] else X for node in session.get_inputs() if node.shape}
     scalars = {node.name: torch.tensor(2.0) for node in session.get_inputs() if not node.shape}
     feed = {key: tensor.repeat(3, 1) for key, tensor in tensors.items()} | scalars

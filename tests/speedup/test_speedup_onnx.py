@@ -1,4 +1,4 @@
-"""An ONNX file computes what the model computes, or is not there."""
+"""An ONNX file gives the model's outputs, or is not written."""
 
 from __future__ import annotations
 

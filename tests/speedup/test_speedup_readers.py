@@ -1,4 +1,4 @@
-"""Sparse layers are right for models that read a layer's weight instead of calling the layer, or do both."""
+"""Sparse layers work in models that read a layer's weight instead of calling the layer, or do both."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def linear_masks(model: nn.Module) -> Masks:
 
 
 class Reading(nn.Module):
-    """Reads weights in various ways, and calls a layer whose weight is read as well."""
+    """A model that reads weights in various ways, and also calls one of these layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Reading(nn.Module):
 
 
 class AsksItsParameters(nn.Module):
-    """Has no parameters but the weights."""
+    """A model whose only parameters are weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -216,7 +216,7 @@ def test_a_type_without_sparse_products_is_told_at_once(dtype: torch.dtype) -> N
             sparse_csr(model, linear_masks(model))
 
 
-# --- what is tried on an example
+# --- comparison on an example
 
 
 class Net(nn.Module):
@@ -277,8 +277,8 @@ def test_a_model_that_changes_what_it_is_given_is_compared_fairly(kind: str) -> 
         ((X, X), r"does not fit the model's forward\(x\): too many"),
         ({"y": X}, r"the masked model fails on the example input: "),
         (X[..., :3], r"the masked model fails on the example input: .*shapes"),
-        ("x", "holds no tensor"),
-        ({}, "holds no tensor"),
+        ("x", "contains no tensor"),
+        ({}, "contains no tensor"),
     ],
 )
 @pytest.mark.parametrize("form", [sparse_csr, shrink])
@@ -322,12 +322,12 @@ def test_channels_whose_weights_are_read_are_never_silently_wrong() -> None:
     torch.testing.assert_close(small(X), masked(model, masks)(X))
 
 
-# --- 2:4, as far as a CPU can tell
+# --- 2:4, emulated on a CPU
 
 
 @pytest.fixture
 def kernels_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have PyTorch's packed 2:4 weights multiply by their dense ones."""
+    """Let PyTorch's packed 2:4 weights multiply by their dense values."""
     packed = torch.sparse.SparseSemiStructuredTensorCUTLASS
 
     def multiply(self: Any, other: Tensor, *, bias: Tensor | None = None, **how: bool) -> Tensor:

@@ -20,7 +20,7 @@ def random_mask(shape: tuple[int, ...], density: float, seed: int = 0) -> Tensor
 
 
 def n_of_m(shape: tuple[int, ...], keep: int, size: int, dim: int) -> Tensor:
-    """Return a random mask that keeps so many of every group along a dimension."""
+    """Return a random mask that keeps ``keep`` of every ``size`` elements along a dimension."""
     shape = tuple(torch.empty(shape).movedim(dim, -1).shape)
     order = torch.rand(*shape[:-1], shape[-1] // size, size, generator=torch.Generator().manual_seed(0))
     return (order.argsort(-1) < keep).view(shape).movedim(-1, dim)
@@ -164,7 +164,7 @@ def test_a_mask_is_checked_in_little_memory() -> None:
 
 
 def test_the_code_stays_what_it_is() -> None:
-    """Files written once must be read ever after: these bytes are those of the first version."""
+    """Old files stay readable: these bytes were written by the first version."""
     squares = torch.zeros(100)
     squares[[i * i for i in range(10)]] = 1
     pairs = torch.tensor([[1, 1, 0, 0], [1, 0, 1, 0], [0, 1, 1, 0], [0, 0, 1, 1]]).bool()

@@ -69,17 +69,17 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "file"
     with pytest.raises(TicketError, match="there is no thing"):
         read_sealed(path, "thing", 1)
-    with pytest.raises(TicketError, match="is no thing"):
+    with pytest.raises(TicketError, match="is not a thing"):
         read_sealed(tmp_path, "thing", 1)
     for raw in (b"", b"text", torch.arange(100).numpy().tobytes()):
         path.write_bytes(raw)
-        with pytest.raises(TicketError, match="is no thing, or a damaged one"):
+        with pytest.raises(TicketError, match="is not a thing, or is damaged"):
             read_sealed(path, "thing", 1)
     save_file(TENSORS | {"turned": TENSORS["turned"].contiguous()}, path)
     with pytest.raises(TicketError, match="but another safetensors file"):
         read_sealed(path, "thing", 1)
     write_sealed(path, "other", 1, None, {})
-    with pytest.raises(TicketError, match="is no thing, but other"):
+    with pytest.raises(TicketError, match="is not a thing, but other"):
         read_sealed(path, "thing", 1)
 
 

@@ -229,7 +229,7 @@ def test_masks_of_activations_are_kept_but_not_written(tmp_path: Path, model: nn
     ticket = load_ticket(tmp_path / "a.ticket")
     assert torch.equal(ticket.masks["fc"]["_output_0"], masks["fc"]["_output_0"])
     before = state_copy(model)
-    with pytest.raises(MaskError, match=r"prunes fc\._output_0, which is no parameter"):
+    with pytest.raises(MaskError, match=r"prunes fc\._output_0, which is not a parameter"):
         ticket.apply(model)
     assert equal(state_copy(model), before)
     masks["fc"]["_output_0"].fill_(1)
@@ -241,7 +241,7 @@ def test_masks_of_activations_are_kept_but_not_written(tmp_path: Path, model: nn
     ("module", "mask", "words"),
     [
         ("conv3", torch.ones(2), "no parameter conv3.weight"),
-        ("fc", torch.ones(3, 11), r"mask of fc.weight has shape \(3, 11\), its parameter \(3, 12\)"),
+        ("fc", torch.ones(3, 11), r"mask of fc.weight has shape \(3, 11\), expected \(3, 12\)"),
         ("fc", torch.full((3, 12), 0.5), "other than 0 and 1"),
     ],
 )

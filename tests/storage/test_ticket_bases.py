@@ -1,4 +1,4 @@
-"""What a ticket may change of a base: zeros where its masks say, statistics of norm layers, all of it or nothing."""
+"""A ticket changes only masked weights and norm statistics of its base, completely or not at all."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def as_statistic(forged: Forged, name: str, value: Tensor) -> None:
-    """Leave a tensor out of the base, and bring another value of it along as a statistic."""
+    """Move a tensor from the base to the statistics, with another value."""
     forged.take_from_base(name)
     module, _, target = name.rpartition(".")
     forged.content["masks"].get(module, {}).pop(target, None)
@@ -43,7 +43,7 @@ def as_statistic(forged: Forged, name: str, value: Tensor) -> None:
 
 
 def refused_and_untouched(path: Path, base: Any, error: type[Exception], words: str) -> None:
-    """See that a ticket is refused by a model, its state dict, and a box, and changes nothing."""
+    """Check that a model, its state dict and a box refuse a ticket, and that nothing changes."""
     state = base.state_dict()
     before = copy_of(state)
     for apply in (
@@ -67,7 +67,7 @@ def test_a_weight_that_is_said_to_be_a_statistic_is_not_replaced(
 
 
 class Odd(nn.Module):
-    """Weights that are named as norm statistics are."""
+    """Weights with names of norm statistics."""
 
     def __init__(self, weights: dict[str, Tensor], buffers: dict[str, Tensor] | None = None) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ def test_weights_with_the_name_of_a_statistic_are_part_of_the_base(
     forged.take_from_base(name)
     forged.set_statistics({name: torch.full_like(base.state_dict()[name], 9)})
     path.write_bytes(forged.sealed())
-    refused_and_untouched(path, base, OtherBaseError, f"{name} is no norm statistic")
+    refused_and_untouched(path, base, OtherBaseError, f"{name} is not a norm statistic")
 
 
 def test_a_model_tells_parameters_from_statistics_where_a_state_dict_cannot(
@@ -114,7 +114,7 @@ def test_a_model_tells_parameters_from_statistics_where_a_state_dict_cannot(
     path.write_bytes(forged.sealed())
     before = copy_of(base.state_dict())
     for apply in (load_ticket(path).apply, lambda base: TicketBox(base).add("forged", load_ticket(path))):
-        with pytest.raises(OtherBaseError, match="running_mean is no norm statistic"):
+        with pytest.raises(OtherBaseError, match="running_mean is not a norm statistic"):
             apply(base)
     assert equal(base.state_dict(), before)
 
@@ -287,7 +287,7 @@ def test_sparse_checkpoints_of_types_that_no_file_has(path: Path) -> None:
         ({"curve": list(range(50_000))}, "no more than 32,768 values"),
         ({"log": "x" * 600_000}, "no more than 512 KiB"),
         ({"big": 10**50}, "no more than 40 characters"),
-        ({1: 1, "1": 2}, "a key that is there twice"),
+        ({1: 1, "1": 2}, "a key occurs twice"),
     ],
 )
 def test_metadata_that_no_reader_takes_are_not_saved(path: Path, metadata: dict, words: str) -> None:
@@ -309,7 +309,7 @@ def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", "/dev/zero", "a\0b", "x" * 5000):
         for load in (load_ticket, load_sparse):
-            with pytest.raises(TicketError, match="is no "):
+            with pytest.raises(TicketError, match="is not a "):
                 load(path)
 
 

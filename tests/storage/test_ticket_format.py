@@ -1,4 +1,4 @@
-"""The rules of the formats: each is on the page, in the order in which it is checked, and each is enforced."""
+"""Every rule of the formats is documented, in the order of the checks, and enforced."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from conftest import ROOT, Allocations
 from forged_tickets import (
     DECODED,
     FILES,
-    SAID,
+    OF_CONTENT,
     Change,
     another,
     cases,
@@ -50,7 +50,7 @@ def test_the_page_states_every_rule_in_the_order_of_the_validator() -> None:
 
 
 def test_there_is_a_forgery_for_every_rule() -> None:
-    assert {*FILES, *SAID, *DECODED, CLAIM} == set(RULES)
+    assert {*FILES, *OF_CONTENT, *DECODED, CLAIM} == set(RULES)
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def untouched() -> Iterator[nn.Module]:
-    """The base, which is seen to be the same afterwards."""
+    """The base; the test fails if it changes."""
     base = model()
     yield base
     assert equal(base.state_dict(), model().state_dict())
@@ -79,7 +79,7 @@ def test_files_that_break_a_rule_are_refused(
         load_ticket(path)
 
 
-@pytest.mark.parametrize(("rule", "change"), cases(SAID))
+@pytest.mark.parametrize(("rule", "change"), cases(OF_CONTENT))
 def test_tickets_that_break_a_rule_are_refused_before_a_model_is_looked_at(
     path: Path, tmp_path: Path, rule: Rule, change: Change
 ) -> None:
@@ -111,7 +111,7 @@ def test_the_forgeries_of_the_tests_are_tickets_but_for_their_changes(path: Path
 
 
 def peak(run: Callable[[], object]) -> int:
-    """Return the most bytes that Python and NumPy hold at a time within, and the largest tensor."""
+    """Return the peak memory of Python and NumPy during a run in bytes, plus the largest tensor's size."""
     tracemalloc.start()
     try:
         with Allocations() as allocations:

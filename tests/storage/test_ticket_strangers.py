@@ -1,4 +1,4 @@
-"""Files of strangers on the command line: one line says what is wrong, and no terminal acts on what they hold."""
+"""Untrusted files on the command line: one line reports the error, without control characters."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def is_safe(text: str) -> bool:
 @pytest.fixture
 def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     def run(command: str, *names: str, output: str | None = None) -> tuple[int, str, str]:
-        """Run a command on files of the folder; return the exit code, and what was printed."""
+        """Run a command on files of the folder; return the exit code and the output."""
         line = [command, *(str(tmp_path / name) for name in names)]
         code = cli.main([*line, "-o", str(tmp_path / output)] if output else line)
         printed = capsys.readouterr()
@@ -75,7 +75,7 @@ def test_foreign_files_are_named_escaped(run, tmp_path: Path) -> None:
         assert (code, out) == (2, "")
         assert err.count("\n") == 1
         assert is_safe(err)
-        assert "is no jackpot ticket" in err
+        assert "is not a jackpot ticket" in err
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
-"""What NNI 3.0 needs to run on today's PyTorch and Python; applied when nni_jackpot is imported.
+"""Patches that let NNI 3.0 run on current PyTorch and Python; applied when nni_jackpot is imported.
 
-NNI is archived, and its pruning quick start (a pruner, then ``ModelSpeedup``) fails on PyTorch 2 (upstream
-issue 5768), its evaluators on Lightning 2 and Transformers 5. Each repair mends one cause from outside,
-is a no-op where NNI or what it builds on does not need it, and changes nothing where NNI works already.
+NNI is archived. Its pruning quick start (a pruner, then ``ModelSpeedup``) fails on PyTorch 2 (upstream issue
+5768), and its evaluators fail on Lightning 2 and Transformers 5. Each patch fixes one cause from outside. It
+is a no-op with library versions that do not need it, and does not change anything that already works.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ _applied = False
 
 
 def apply() -> None:
-    """Apply all repairs, once a process."""
+    """Apply all patches, once per process."""
     global _applied
     if not _applied:
-        for repair in REPAIRS:
-            repair()
+        for patch in PATCHES:
+            patch()
         _applied = True
 
 
-REPAIRS: tuple[Callable[[], None], ...] = (
+PATCHES: tuple[Callable[[], None], ...] = (
     import_without_registering_twice,
     wrap_types_without_their_parameters,
     skip_builtins_without_module,

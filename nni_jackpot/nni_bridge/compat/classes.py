@@ -1,8 +1,8 @@
-"""The repairs for classes that NNI's tracer replaces: ``list``, ``int``, ``torch.Size`` and others.
+"""Patches for the classes that NNI's tracer replaces: ``list``, ``int``, ``torch.Size`` and others.
 
-While a model is traced, ``builtins.list`` is an object that is called as the class is, and everything that
-runs meanwhile finds it there: the model, PyTorch, a module that is imported. PyTorch and models have come to
-use the class itself: ``list[int]``, ``int | None``.
+While NNI traces a model, ``builtins.list`` is a callable object instead of a class, and all code that runs
+during the trace sees it: the model, PyTorch, imported modules. Newer PyTorch and models use the class itself:
+``list[int]``, ``int | None``.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from .tracer import _tracer
 
 
 class ClassPatcher(_Patcher):
-    """Patch as torch.fx does, with replacements that answer as the replaced class, and that can be lifted."""
+    """torch.fx's patcher, with replacements that behave like the replaced class and can be suspended."""
 
     def __init__(self) -> None:
         super().__init__()
         self._replaced: list[tuple[Any, str, Any]] = []
 
     def patch_method(self, cls: Any, name: str, new_fn: Any, deduplicate: bool = True) -> None:
-        """Replace an attribute, as torch.fx does, and note what a leaf is not to see replaced."""
+        """Replace an attribute as torch.fx does, and record the replacements that leaves must not see."""
         original = getattr(cls, name)
         if isinstance(original, type):
             _answer_as(original, type(new_fn))
@@ -37,7 +37,7 @@ class ClassPatcher(_Patcher):
 
     @contextmanager
     def lifted(self) -> Iterator[None]:
-        """Put back the builtins and the classes meanwhile."""
+        """Restore the builtins and the classes for the block."""
         replacements = [(place, name, vars(place)[name]) for place, name, _ in self._replaced]
         for place, name, original in self._replaced:
             setattr(place, name, original)
@@ -49,20 +49,21 @@ class ClassPatcher(_Patcher):
 
 
 def let_replacements_answer_as_the_class() -> None:
-    """concrete_tracer.py:1064-1071 replaces builtin classes by objects that can be called, and no more.
+    """concrete_tracer.py:1064-1071 replaces builtin classes by objects that only support calls.
 
     "'clz_wrapper_clz' object is not subscriptable" or "unsupported operand type(s) for |" wherever PyTorch or
-    a model has ``list[int]`` or ``int | None``: in ``F.max_pool2d(x, 2)``, whose stride is a ``list[int]``,
-    in ``typing.cast``, in ``isinstance(x, list | tuple)``, in the annotations of a function made meanwhile.
+    a model evaluates ``list[int]`` or ``int | None``: in ``F.max_pool2d(x, 2)``, whose stride is a
+    ``list[int]``, in ``typing.cast``, in ``isinstance(x, list | tuple)``, in annotations of functions defined
+    during the trace.
     """
     _tracer()._Patcher = ClassPatcher
 
 
 def run_leaves_without_replacements() -> None:
-    """concrete_tracer.py:364-367 runs a function of PyTorch, not to be traced into, with builtins replaced.
+    """concrete_tracer.py:364-367 runs PyTorch's leaf functions with builtins replaced.
 
-    Newer PyTorch compares types in it, ``type(x) is bool``, which no replacement is: "Expected bool, got
-    True" in ``F.max_unpool2d``.
+    Newer PyTorch compares types in them, ``type(x) is bool``, which is false for a replacement: "Expected
+    bool, got True" in ``F.max_unpool2d``.
     """
     tracer = _tracer().ConcreteTracer
     run_target = tracer.run_target
@@ -71,7 +72,7 @@ def run_leaves_without_replacements() -> None:
 
     @functools.wraps(run_target)
     def run_lifted(self: Any, kind: str, *args: Any) -> Any:
-        if kind == "placeholder":  # These come before anything is replaced.
+        if kind == "placeholder":  # runs before anything is replaced
             return run_target(self, kind, *args)
         with self.patcher.lifted():
             return run_target(self, kind, *args)
@@ -80,10 +81,10 @@ def run_leaves_without_replacements() -> None:
 
 
 def import_without_replacements() -> None:
-    """concrete_tracer.py:1083 runs the model with builtins replaced, and any module that it imports first.
+    """concrete_tracer.py:1083 runs the model, and the modules it imports, with builtins replaced.
 
-    Newer PyTorch imports much of itself at its first use. The classes of such a module fail to be made, and
-    its tensors would be parts of the graph.
+    Newer PyTorch imports many of its modules on first use. Defining their classes fails, and their tensors
+    would become part of the graph.
     """
     context = _tracer().OperatorPatcherContext
     enter = context.__enter__
@@ -108,7 +109,7 @@ def _lifted(function: Callable[..., Any], tracer: Any) -> Callable[..., Any]:
 
 
 def _answer_as(original: Any, replacement: Any) -> None:
-    """Give the class of a replacement what Python looks up in a class, besides calling it."""
+    """Give the class of a replacement the special methods of a class other than the call."""
     replacement.__getattr__ = lambda _, name: getattr(original, name)
     replacement.__getitem__ = lambda _, item: original[item]
     replacement.__or__ = lambda _, other: original | other

@@ -1,4 +1,4 @@
-"""The evaluators' repairs: training through Lightning 2 and Transformers 5."""
+"""Patches of NNI's evaluators for Lightning 2 and Transformers 5."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Tasks = list[Callable[[], Any]]
 def set_max_steps_of_lightning() -> None:
     """nni/compression/utils/evaluator.py:633 assigns ``trainer.fit_loop.max_steps``.
 
-    Lightning 2 gives the property no setter: "property 'max_steps' of '_FitLoop' object has no setter". It
-    gets back that of Lightning 1.
+    In Lightning 2 the property has no setter: "property 'max_steps' of '_FitLoop' object has no setter". The
+    patch adds the setter of Lightning 1.
     """
     evaluator = _evaluator()
     loop = getattr(evaluator.pl.loops.fit_loop, "_FitLoop", None) if evaluator.LIGHTNING_INSTALLED else None
@@ -31,10 +31,10 @@ def set_max_steps_of_lightning() -> None:
 
 
 def trace_default_optimizer_of_transformers() -> None:
-    """nni/compression/utils/evaluator.py:993-999 replaces ``Trainer.get_optimizer_cls_and_kwargs`` meanwhile.
+    """nni/compression/utils/evaluator.py:993-999 patches ``Trainer.get_optimizer_cls_and_kwargs``.
 
-    Its replacement takes one argument where Transformers passes three: TypeError, and a plain function stays
-    where a static method was. The trainer is given the traced class instead, so that it asks for none.
+    The replacement takes one argument, but Transformers passes three: TypeError, and the static method is
+    restored as a plain function. The patch gives the traced class to the trainer directly.
     """
     evaluator = _evaluator()
     init = evaluator.TransformersEvaluator._init_optimizer_helpers
@@ -63,7 +63,7 @@ def trace_default_optimizer_of_transformers() -> None:
 def patch_loss_of_any_signature() -> None:
     """nni/compression/utils/evaluator.py:1064 replaces ``Trainer.compute_loss`` by one of three arguments.
 
-    Transformers passes ``num_items_in_batch`` as well: "got an unexpected keyword argument".
+    Transformers also passes ``num_items_in_batch``: "got an unexpected keyword argument".
     """
     evaluator = _evaluator()
     patch_loss = evaluator.TransformersEvaluator.patch_loss
@@ -88,10 +88,10 @@ def patch_loss_of_any_signature() -> None:
 def patch_step_of_transformers() -> None:
     """nni/compression/utils/evaluator.py:1077-1097 patches the optimizer's step as training begins.
 
-    It takes every trainer that has an attribute ``deepspeed`` for one that uses it, and newer Transformers
-    always has it: "assert optimizer is not None". Besides, each patch undoes the one before
-    (``MovementPruner`` needs two). Without DeepSpeed the optimizer is there already, and its own step can be
-    patched, which also is what a gradient scaler calls once it has unscaled the gradients.
+    It takes any trainer with an attribute ``deepspeed`` for one that uses DeepSpeed, and newer Transformers
+    always has the attribute: "assert optimizer is not None". Also, each patch undoes the previous one
+    (``MovementPruner`` needs two). Without DeepSpeed the optimizer already exists, so its own step can be
+    patched. A gradient scaler calls this step too, after unscaling the gradients.
     """
     evaluator = _evaluator()
     transformers_evaluator = evaluator.TransformersEvaluator
@@ -101,7 +101,7 @@ def patch_step_of_transformers() -> None:
     revert_step = transformers_evaluator.revert_optimizer_step
 
     def unwrap_optimizer(self: Any) -> Any:
-        # Training leaves Accelerate's wrapper of the optimizer, which would call the step it has met.
+        # Training leaves Accelerate's wrapper around the optimizer, which keeps calling the old step.
         self.trainer.optimizer = self._ori_trainer_attr["optimizer.step"].__self__
         return self.trainer.optimizer
 
@@ -121,7 +121,7 @@ def patch_step_of_transformers() -> None:
                 task()
             return output
 
-        # A scheduler of PyTorch asks for a method.
+        # PyTorch's schedulers require a bound method.
         optimizer.step = MethodType(patched, optimizer)
 
     @functools.wraps(revert_step)
@@ -134,10 +134,10 @@ def patch_step_of_transformers() -> None:
 
 
 def add_parameters_beside_those_of_the_model() -> None:
-    """nni/compression/utils/evaluator.py:195 looks for the module of every parameter in an optimizer.
+    """nni/compression/utils/evaluator.py:195 looks up the submodule of every parameter in an optimizer.
 
-    A parameter of the model itself (a class token) is in none: "list index out of range". Here the model is
-    the only child of another, so that every parameter is in a module.
+    A parameter of the model itself (a class token) is in no submodule: "list index out of range". The patch
+    makes the model the only child of another module.
     """
     evaluator = _evaluator().Evaluator
     add = evaluator._optimizer_add_param_group

@@ -1,4 +1,4 @@
-"""The replacers' repairs: norm layers that lose channels, in the settings that PyTorch has for them."""
+"""Patches of NNI's replacers for norm layers that lose channels."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ Replacer = Callable[[Any, Any], nn.Module]
 
 
 def replace_norms_without_statistics() -> None:
-    """nni/compression/speedup/replacement.py:266 and 310 slice a batch norm's statistics, there or not.
+    """nni/compression/speedup/replacement.py:266 and 310 slice a batch norm's statistics, even without any.
 
-    "'NoneType' object has no attribute 'data'" with ``track_running_stats=False``. Besides, NNI has replacers
-    for some of these layers only: "running_mean should contain 4 elements not 8" of ``SyncBatchNorm``.
+    "'NoneType' object has no attribute 'data'" with ``track_running_stats=False``. NNI also lacks replacers
+    for some of these layers: "running_mean should contain 4 elements not 8" for ``SyncBatchNorm``.
     """
     for name in ("BatchNorm1d", "BatchNorm2d", "InstanceNorm1d", "InstanceNorm2d", "SyncBatchNorm"):
         _replace_where(_has_no_statistics, name, _with_fewer_features)
 
 
 def replace_layer_norms_of_any_shape() -> None:
-    """nni/compression/speedup/replacement.py:844 and 855 take a layer norm to have one dimension and a bias.
+    """nni/compression/speedup/replacement.py:844 and 855 assume a layer norm with one dimension and a bias.
 
-    PyTorch has ``bias=False`` since 2.1, "'NoneType' object has no attribute 'data'", and ``RMSNorm`` since
-    2.4, for which NNI has no replacer. Of several dimensions it fails with "tuple index out of range".
+    PyTorch has ``bias=False`` since 2.1 ("'NoneType' object has no attribute 'data'"), and ``RMSNorm`` since
+    2.4, for which NNI has no replacer. Several dimensions fail with "tuple index out of range".
     """
     for name in ("LayerNorm", "RMSNorm"):
         _replace_where(_has_several_dimensions_or_no_bias, name, _with_a_smaller_shape)
 
 
 def _replace_where(is_needed: Callable[[Any], bool], name: str, ours: Replacer) -> None:
-    """Have modules of a type replaced by ``ours`` where needed, else by NNI's replacer if there is one."""
+    """Register a replacer for a module type: ``ours`` if needed or if NNI has none, else NNI's replacer."""
     from nni.compression.speedup.replacement import replace_module
 
     theirs = replace_module.get(name, ours)
@@ -83,7 +83,7 @@ def _kept(mask: Tensor, dim: int) -> Tensor:
 
 
 def _sliced(norm: nn.Module, kept: list[Tensor]) -> nn.Module:
-    """Keep these indices of each dimension of the parameters and statistics, not of a count of batches."""
+    """Select indices along each dimension of all parameters and buffers; scalars are unchanged."""
     for tensor in (*norm.parameters(recurse=False), *norm.buffers(recurse=False)):
         for dim, indices in enumerate(kept[: tensor.dim()]):
             tensor.data = torch.index_select(tensor.data, dim, indices.to(tensor.device))

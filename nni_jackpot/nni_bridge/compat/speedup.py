@@ -1,4 +1,4 @@
-"""The speedup's repairs: how masks pass through a traced model."""
+"""Patches of NNI's speedup: how masks propagate through a traced model."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from torch.utils import _pytree
 def import_without_registering_twice() -> None:
     """nni/compression/speedup/utils.py:32-33 registers fx's immutable containers as pytree nodes.
 
-    PyTorch has registered them itself since 2.1 and prints two warnings for each. NNI's registration differs
-    in nothing, so it is skipped while the module is imported.
+    PyTorch has registered them itself since 2.1, and prints two warnings for each repeated registration. The
+    patch skips NNI's identical registration while the module is imported.
     """
     register = getattr(_pytree, "_register_pytree_node", None)
     if register is None or "nni.compression.speedup.utils" in sys.modules:
@@ -37,10 +37,10 @@ def import_without_registering_twice() -> None:
 
 
 def keep_sizes_whole() -> None:
-    """nni/compression/speedup/utils.py:90-103, ``tree_map_zip``, takes a ``torch.Size`` for a leaf.
+    """nni/compression/speedup/utils.py:90-103, ``tree_map_zip``, assumes that a ``torch.Size`` is a leaf.
 
-    Newer PyTorch has it registered as a pytree node that is rebuilt as a tuple: ``x.shape[1:].numel()`` fails
-    in the speedup with "'tuple' object has no attribute 'numel'".
+    Newer PyTorch registers it as a pytree node and rebuilds it as a tuple: ``x.shape[1:].numel()`` fails in
+    the speedup with "'tuple' object has no attribute 'numel'".
     """
     from nni.compression.speedup import utils
 
@@ -50,13 +50,13 @@ def keep_sizes_whole() -> None:
     def is_size(node: Any) -> bool:
         return isinstance(node, torch.Size)
 
-    # tree_map_zip is imported by value in several modules, but looks these up in its own.
+    # Several modules import tree_map_zip by value, but it looks these up in its own module.
     utils.tree_map = functools.partial(_pytree.tree_map, is_leaf=is_size)
     utils.tree_flatten = functools.partial(_pytree.tree_flatten, is_leaf=is_size)
 
 
 def free_randomized_values() -> None:
-    """nni/compression/speedup/mask_updater.py:261 deletes ``_output_randomize``, misspelt, of a node's info.
+    """nni/compression/speedup/mask_updater.py:261 deletes a misspelt attribute, ``_output_randomize``.
 
     AttributeError wherever ``len(x)``, ``x.dim()`` or ``x.size()`` is the last use of a value.
     """
@@ -74,15 +74,16 @@ def free_randomized_values() -> None:
 def load_masks_files() -> None:
     """nni/compression/speedup/model_speedup.py:136 loads a masks file by ``torch.load``.
 
-    The masks that a pruner returns are a ``defaultdict``, which PyTorch since 2.6 refuses to load: "Weights
-    only load failed". It is read as a plain dict here, so that a masks file still can't run any code.
+    A pruner returns masks in a ``defaultdict``, which PyTorch refuses to load since 2.6: "Weights only load
+    failed". The patch reads it as a plain dict, so that a masks file still cannot execute code.
     """
     from nni.compression.speedup import ModelSpeedup
 
     init = ModelSpeedup.__init__
     if hasattr(init, "__wrapped__") or _loads_defaultdict():
         return
-    allowed: list[Any] = [(_plain_dict, "collections.defaultdict"), (dict, "builtins.dict")]
+    # As in `runtime.files.load_tensors`. Not imported: importing nni_jackpot applies all patches.
+    allowed: list[Any] = [(lambda factory=None: {}, "collections.defaultdict"), (dict, "builtins.dict")]
 
     @functools.wraps(init)
     def with_defaultdict(*args: Any, **kwargs: Any) -> None:
@@ -95,8 +96,9 @@ def load_masks_files() -> None:
 def pass_back_no_gradient() -> None:
     r"""nni/compression/speedup/mask_updater.py:383 and 400 multiply an output's gradient by its mask.
 
-    Whole numbers, as the indices of ``F.max_pool2d(x, 2, return_indices=True)``, get a mask and no gradient,
-    nor does what is asked only for its shape: "unsupported operand type(s) for \*: 'NoneType' and 'Tensor'".
+    Integers, such as the indices of ``F.max_pool2d(x, 2, return_indices=True)``, have a mask but no gradient,
+    and so have tensors used only for their shape: "unsupported operand type(s) for \*: 'NoneType' and
+    'Tensor'".
     """
     from nni.compression.speedup.mask_updater import NoChangeMaskUpdater
 
@@ -114,9 +116,9 @@ def pass_back_no_gradient() -> None:
 
 
 def find_dimension_of_concatenations() -> None:
-    """nni/compression/speedup/dependency.py:335 takes the dimension from a concatenation's second argument.
+    """nni/compression/speedup/dependency.py:335 reads the dimension from a concatenation's second argument.
 
-    ``torch.stack(tensors)`` leaves it at 0, and ``torch.hstack`` has none: "tuple index out of range".
+    ``torch.stack(tensors)`` omits it, and ``torch.hstack`` does not have it: "tuple index out of range".
     """
     from nni.compression.speedup import dependency, mask_conflict
 
@@ -125,7 +127,7 @@ def find_dimension_of_concatenations() -> None:
         return
     for function in (torch.hstack, torch.column_stack, torch.dstack, torch.row_stack):
         dependency.CALL_FUNCTION_CONCAT.remove(function)
-    # Like a sum, these two take as many channels from each of their inputs; the others put channels in a row.
+    # These two need the same channels from each input, like a sum; the others concatenate channels.
     dependency.CALL_FUNCTION_REDUCE.extend((torch.dstack, torch.row_stack))
 
     @functools.wraps(build)
@@ -147,7 +149,3 @@ def _loads_defaultdict() -> bool:
     except pickle.UnpicklingError:
         return False
     return True
-
-
-def _plain_dict(default_factory: Any = None) -> dict[Any, Any]:
-    return {}

@@ -1,4 +1,4 @@
-"""The tracer's repairs: NNI's concrete tracer on what PyTorch and Python have changed since."""
+"""Patches of NNI's concrete tracer for changes in PyTorch and Python."""
 
 from __future__ import annotations
 import __future__
@@ -14,10 +14,10 @@ import torch
 
 
 def wrap_types_without_their_parameters() -> None:
-    """concrete_tracer.py:889 gives a function the looks of ``type``, by ``functools.wraps``.
+    """concrete_tracer.py:889 applies ``functools.wraps(type)`` to a function.
 
-    Since Python 3.12 that copies ``__type_params__`` as well, which those of ``type`` itself cannot be:
-    TypeError "__type_params__ must be set to a tuple".
+    Since Python 3.12 this also copies ``__type_params__``, but the attribute of ``type`` itself is not a
+    tuple: TypeError "__type_params__ must be set to a tuple".
     """
     if "__type_params__" not in functools.WRAPPER_ASSIGNMENTS or _tracer().functools is not functools:
         return
@@ -35,7 +35,7 @@ def skip_builtins_without_module() -> None:
     wrapped = _tracer().ConcreteTracer.default_autowrap_leaf_function
 
     def module_is_looked_up(function: Any) -> bool:
-        # NNI finds the place of these by their qualified name or type, so a missing module does no harm.
+        # NNI locates these by qualified name or type and does not need the module.
         return not (
             function.__qualname__.startswith(("_TensorBase", "_VariableFunctionsClass"))
             or isinstance(function, (MethodDescriptorType, MethodWrapperType))
@@ -48,11 +48,11 @@ def skip_builtins_without_module() -> None:
 def accept_new_is_impure_signature() -> None:
     """concrete_tracer.py:1436 replaces ``torch.fx.Node.is_impure`` by a function of one argument.
 
-    Newer torch.fx calls it with ``impure_random`` as well: TypeError.
+    Newer torch.fx also passes ``impure_random``: TypeError.
     """
     module = _tracer()
     one_argument = module.node_is_impure_wrapper
-    # The function's own signature: by functools.wraps it shows that of the method it replaces.
+    # The function's own signature; functools.wraps makes it show the signature of the replaced method.
     takes = len(inspect.signature(one_argument, follow_wrapped=False).parameters)
     if takes >= len(inspect.signature(torch.fx.Node.is_impure).parameters):
         return
@@ -67,15 +67,15 @@ def accept_new_is_impure_signature() -> None:
 def index_instructions_by_offset() -> None:
     """concrete_proxy.py:90, 129, 160 and 198 look up the instruction of a frame at ``f_lasti // 2``.
 
-    Since Python 3.11 ``dis.get_instructions`` leaves out the CACHE entries that ``f_lasti`` counts: the wrong
-    instruction is looked at, or IndexError raised.
+    Since Python 3.11 ``dis.get_instructions`` leaves out the CACHE entries that ``f_lasti`` counts: NNI reads
+    the wrong instruction, or raises IndexError.
     """
     probe = list(dis.get_instructions(index_instructions_by_offset))
     if _proxy().dis is not dis or all(instruction.offset == 2 * i for i, instruction in enumerate(probe)):
         return
 
     def get_instructions(code: CodeType) -> Iterator[dis.Instruction]:
-        # A cache entry stands for the instruction after it, since NNI takes ``index + 1`` for the next one.
+        # Yield the following instruction for a cache entry, since NNI reads the next one at ``index + 1``.
         offset = 0
         for instruction in dis.get_instructions(code):
             while offset <= instruction.offset:
@@ -86,10 +86,10 @@ def index_instructions_by_offset() -> None:
 
 
 def know_new_jumps() -> None:
-    """concrete_proxy.py:44-52 lists the opcodes of branches, by which ``__bool__`` knows to return a bool.
+    """concrete_proxy.py:44-52 lists the branch opcodes for which ``__bool__`` returns a bool.
 
-    Python 3.11 renamed them (``POP_JUMP_FORWARD_IF_FALSE``) and 3.13 tests in an instruction before the jump
-    (``TO_BOOL``): "__bool__ should return bool" (efficientnet, inception).
+    Python 3.11 renamed them (``POP_JUMP_FORWARD_IF_FALSE``), and 3.13 calls ``__bool__`` in an instruction
+    before the jump (``TO_BOOL``): "__bool__ should return bool" (efficientnet, inception).
     """
     proxy = _proxy().ConcreteProxy
     jumps = [code for name, code in dis.opmap.items() if name.startswith("POP_JUMP_")]
@@ -103,9 +103,9 @@ def know_new_jumps() -> None:
 
 
 def call_functions_as_documented() -> None:
-    """concrete_tracer.py:1297 calls the C function where ``torch.norm`` or another is not to be traced.
+    """concrete_tracer.py:1297 calls the C function of ``torch.norm`` and others, not the Python function.
 
-    What PyTorch documents is a Python function in front of it, which PyTorch's own code calls as well:
+    The documented function is a Python function with another signature, which PyTorch's own code calls:
     "norm() received an invalid combination of arguments" in ``F.normalize``, "broadcast_tensors() takes 1
     positional argument but 2 were given" in ``F.mse_loss``.
     """
@@ -121,10 +121,10 @@ def call_functions_as_documented() -> None:
 
 
 def leave_annotations_unread() -> None:
-    """operator_patcher.py:248-259 compiles a function again, by itself, and so evaluates its annotations.
+    """operator_patcher.py:248-259 recompiles a function on its own, which evaluates its annotations.
 
-    A module with ``from __future__ import annotations`` has them never evaluated: NameError where a name is
-    there for type checkers only.
+    The function's module may use ``from __future__ import annotations``: NameError if an annotation has a
+    name that exists for type checkers only.
     """
     from nni.common.concrete_trace_utils import operator_patcher
 

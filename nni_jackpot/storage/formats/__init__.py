@@ -1,1 +1,1 @@
-"""The formats of stored files, and the rules that are checked before a file is believed."""
+"""File formats, and the rules that are checked before any content is used."""

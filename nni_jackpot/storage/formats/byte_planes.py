@@ -1,6 +1,6 @@
-"""Tensors as few bytes: the first bytes of all numbers, then all second ones, and so on, deflated.
+"""Compression of tensors by byte planes: the first bytes of all numbers, then all second bytes, and so on.
 
-Exponents of neighbours are alike, and mantissas are not: set apart, the former compress.
+Neighbouring numbers have similar exponents and unrelated mantissas. Stored apart, the exponents compress.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ FORM = Rule(
 )
 PACKED = Rule("packed tensors inflate to the bytes of their types and shapes, and end there")
 
-_MOST_DEFLATED = 1032  # bytes that a byte can stand for in zlib's format
-_PIECE = 1 << 12  # of what is deflated; its rest is copied at each step
-_MOST_AT_ONCE = 1 << 16  # of what is inflated
+_MOST_DEFLATED = 1032  # zlib's highest compression ratio
+_PIECE = 1 << 12  # bytes of input per step; zlib copies what it has not consumed
+_MOST_AT_ONCE = 1 << 16  # bytes of output per step
 
 
 @dataclass(frozen=True)
 class Form:
-    """Type and shape of a tensor.
+    """Dtype and shape of a tensor.
 
     Raises
     ------
     TicketError
-        If there are none such.
+        If no tensor can have them.
     """
 
     dtype: str
@@ -54,17 +54,17 @@ class Form:
 
     @property
     def size(self) -> int:
-        """How many numbers there are."""
+        """Number of elements."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of such a tensor."""
+        """Size in bytes."""
         return self.size * DTYPES[self.dtype].itemsize
 
 
 def pack(tensors: Sequence[Tensor]) -> bytes:
-    """Return the bytes of tensors; their forms are needed to take them back."""
+    """Compress tensors; `unpack` needs their forms."""
     planes = []
     for alike in _by_dtype([Form.of(tensor) for tensor in tensors]).values():
         values = torch.cat([as_bytes(tensors[i]) for i in alike])
@@ -73,12 +73,12 @@ def pack(tensors: Sequence[Tensor]) -> bytes:
 
 
 def unpack(packed: bytes, forms: Sequence[Form]) -> list[Tensor]:
-    """Return the tensors of such forms.
+    """Decompress tensors of the given forms.
 
     Raises
     ------
     TicketError
-        If these bytes are not those of tensors of these forms; no more memory is taken than the forms say.
+        If the bytes do not match the forms. Memory is bounded by the forms.
     """
     if sum(form.nbytes for form in forms) > _MOST_DEFLATED * len(packed):
         raise PACKED.broken("packed tensors are damaged, with too few bytes")
@@ -93,7 +93,7 @@ def unpack(packed: bytes, forms: Sequence[Form]) -> list[Tensor]:
 
 
 class _Inflated:
-    """What deflated bytes stand for, inflated piece by piece."""
+    """A reader that inflates deflated bytes piece by piece."""
 
     def __init__(self, packed: bytes) -> None:
         self._packed, self._at = packed, 0
@@ -110,7 +110,7 @@ class _Inflated:
             at += len(raw)
 
     def finish(self) -> None:
-        """See that nothing is left."""
+        """Check that the input ends here."""
         if (
             self._next(1)
             or not self._inflate.eof
@@ -120,7 +120,7 @@ class _Inflated:
             raise PACKED.broken("packed tensors are damaged, with too few bytes, or too many")
 
     def _next(self, most: int) -> bytes:
-        """Return so many of the next bytes, or fewer; none at the end."""
+        """Return up to ``most`` of the next bytes; empty at the end."""
         while not self._inflate.eof:
             piece = self._inflate.unconsumed_tail
             if not piece:
@@ -136,7 +136,7 @@ class _Inflated:
 
 
 def _by_dtype(forms: Sequence[Form]) -> dict[str, list[int]]:
-    """Return the places of the tensors of each type."""
+    """Return the indices of the tensors of each dtype."""
     places: dict[str, list[int]] = {}
     for i, form in enumerate(forms):
         places.setdefault(form.dtype, []).append(i)

@@ -1,4 +1,4 @@
-"""What is said of a coded mask, and the rules that hold of it before anything is decoded."""
+"""A coded mask with its description, and the rules that are checked before it is decoded."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from nni_jackpot.storage.formats.rules import Rule, are_naturals, is_natural
 from nni_jackpot.storage.formats.sealed import DTYPES
 
 GROUP_SIZES = (2, 4, 8, 16)
-MOST_WEIGHTS = 1 << 32  # beyond the largest layers there are
+MOST_WEIGHTS = 1 << 32  # more than the largest existing layers have
 _MOST_SIDES = 16
-_SPARE = 8  # bytes; the last words of the coder
+_SPARE = 8  # bytes for the coder's last words
 
 DESCRIPTION = Rule(
     "a mask is an object of `dtype`, `shape` and `ones`, and of `blocks` and `group` where there are any"
@@ -38,27 +38,27 @@ RULES = (DESCRIPTION, DTYPE, NUMBERS, SHAPE, BLOCKS, ONES, STREAM, GROUP)
 
 @dataclass(frozen=True)
 class CodedMask:
-    """A mask of one target, coded.
+    """The coded mask of one target.
 
     Attributes
     ----------
     dtype
-        Of the mask, ``float32``.
+        Dtype of the mask: ``float32``.
     shape
-        Of the mask.
+        Shape of the mask.
     blocks
-        Size of a block along each dimension, 1 where single weights differ.
+        Block size along each dimension; 1 if single weights differ.
     ones
-        How many blocks are kept.
+        Number of kept blocks.
     group
-        ``(N, M, dim)`` if of every M blocks in a row along ``dim`` exactly N are kept; None otherwise.
+        ``(N, M, dim)`` if exactly N of every M consecutive blocks along ``dim`` are kept; None otherwise.
     stream
-        Words of the range coder, little-endian; empty if all blocks are alike.
+        Words of the range coder, little-endian; empty if all blocks are equal.
 
     Raises
     ------
     TicketError
-        If they break a rule, as only those of a damaged file do.
+        If the attributes break a rule; only a damaged file does.
     """
 
     dtype: str
@@ -103,34 +103,34 @@ class CodedMask:
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """How many blocks there are along each dimension."""
+        """Number of blocks along each dimension."""
         return tuple(size // block for size, block in zip(self.shape, self.blocks, strict=True))
 
     @property
     def size(self) -> int:
-        """How many weights there are."""
+        """Number of weights."""
         return math.prod(self.shape)
 
     @property
     def cells(self) -> int:
-        """How many blocks there are."""
+        """Number of blocks."""
         return math.prod(self.shape) // math.prod(self.blocks)
 
     @property
     def kept(self) -> int:
-        """How many weights are kept."""
+        """Number of kept weights."""
         return self.ones * math.prod(self.blocks)
 
     @property
     def bound(self) -> float:
-        """Entropy in bytes of as many independent cells, each a one with the same probability."""
+        """Entropy in bytes of ``cells`` independent bits that are one with probability ``ones / cells``."""
         rates = [
             count / self.cells for count in (self.ones, self.cells - self.ones) if 0 < count < self.cells
         ]
         return -self.cells * sum(rate * math.log2(rate) for rate in rates) / 8
 
     def describe(self) -> dict[str, Any]:
-        """Return all but the stream as plain values."""
+        """Return all attributes except the stream as plain values."""
         blocks = list(self.blocks) if any(block > 1 for block in self.blocks) else None
         described = {"dtype": self.dtype, "shape": list(self.shape), "ones": self.ones}
         described |= {"blocks": blocks, "group": self.group}
@@ -138,12 +138,12 @@ class CodedMask:
 
     @classmethod
     def described(cls, description: Any, stream: bytes) -> CodedMask:
-        """Return the mask of a description and a stream.
+        """Create the mask from its description and its stream.
 
         Raises
         ------
         TicketError
-            If they make no mask.
+            If they break a rule.
         """
         needed, possible = {"dtype", "shape", "ones"}, {"blocks", "group"}
         if not isinstance(description, dict) or not needed <= description.keys() <= needed | possible:

@@ -1,9 +1,9 @@
-"""A mask as few bytes: range coded at the entropy of its zeros and ones.
+"""Range coding of masks, close to the entropy of their zeros and ones.
 
-Three steps, each of which the decoder takes back. A mask that is constant over blocks (channels, kernels, any
-of NNI's granularities) shrinks to one cell a block. If of every M cells in a row N are kept (2:4), each such
-group is one of C(M, N) symbols of equal probability. Else every cell is a symbol, and the number of ones
-gives the probability of a one: by a division of two integers, so that all machines code alike.
+The encoder has three steps, which the decoder reverses. A mask that is constant over blocks (channels,
+kernels, any of NNI's granularities) is reduced to one cell per block. If N of every M consecutive cells are
+kept (2:4), each group is one of C(M, N) symbols of equal probability. Otherwise every cell is a symbol, and
+the number of ones gives the probability of a one: a quotient of two integers, so that all machines agree.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ DECODED = Rule(
     "the stream of a mask says as many ones as `ones`, and has no more than one word after the last block"
 )
 
-_SYMBOLS_AT_ONCE = 1 << 16  # the coder takes four bytes a symbol
+_SYMBOLS_AT_ONCE = 1 << 16  # the coder takes four bytes per symbol
 
 
 def encode(mask: Tensor) -> CodedMask:
-    """Code a mask of zeros and ones, of any type and shape.
+    """Encode a mask of zeros and ones, of any dtype and shape.
 
     Raises
     ------
     MaskError
-        If it has other values.
+        If the mask has other values.
     """
     kept = mask.detach().bool()
     if mask.dtype != torch.bool and not torch.equal(mask == 1, kept):
@@ -61,12 +61,12 @@ def encode(mask: Tensor) -> CodedMask:
 
 
 def decode(coded: CodedMask) -> Tensor:
-    """Return the mask, boolean, on the CPU.
+    """Decode a mask to a boolean tensor on the CPU.
 
     Raises
     ------
     TicketError
-        If the stream is not that of such a mask.
+        If the stream does not match the description.
     """
     cells = np.full(coded.grid, coded.ones > 0) if not coded.stream else _decoded(coded)
     if max(coded.blocks, default=1) > 1:
@@ -77,12 +77,12 @@ def decode(coded: CodedMask) -> Tensor:
 
 
 def check(coded: CodedMask) -> None:
-    """See that a mask can be decoded, in no more memory than a piece of it takes.
+    """Check that a mask can be decoded, using the memory of one piece only.
 
     Raises
     ------
     TicketError
-        If the stream is not that of such a mask.
+        If the stream does not match the description.
     """
     for _ in _pieces(coded):
         pass
@@ -102,7 +102,7 @@ def _decoded(coded: CodedMask) -> Bools:
 
 
 def _pieces(coded: CodedMask) -> Iterator[Bools]:
-    """Iterate over the cells, (n,) at a time, in the order in which they are coded."""
+    """Iterate over pieces of the cells, (n,), in coding order."""
     if not coded.stream:
         return
     if coded.group is None:
@@ -116,7 +116,7 @@ def _pieces(coded: CodedMask) -> Iterator[Bools]:
     for at in range(0, count, _SYMBOLS_AT_ONCE):
         try:
             symbols = decoder.decode(distribution, min(_SYMBOLS_AT_ONCE, count - at))
-        except AssertionError:  # which is what the library raises for words that no encoder writes
+        except AssertionError:  # the library's error for words that no encoder writes
             raise DECODED.broken("a stream of other words than a coder's") from None
         piece = symbols.astype(bool) if patterns is None else patterns[symbols].reshape(-1)
         ones += int(np.count_nonzero(piece))
@@ -126,7 +126,7 @@ def _pieces(coded: CodedMask) -> Iterator[Bools]:
 
 
 def _block_along(cells: Bools, dim: int) -> int:
-    """Return the largest size of blocks that tile a dimension and within which slices are equal."""
+    """Return the largest block size that divides a dimension such that slices within a block are equal."""
     across = np.moveaxis(cells, dim, 0)
     block = len(across)
     for i in range(1, len(across)):
@@ -138,7 +138,7 @@ def _block_along(cells: Bools, dim: int) -> int:
 
 
 def _group_of(cells: Bools, ones: int) -> tuple[int, int, int] | None:
-    """Return N, M and the dimension if a mask keeps N of every M; of several, the smallest M."""
+    """Return ``(N, M, dim)`` with the smallest M such that the mask keeps N of every M, or None."""
     for size in GROUP_SIZES:
         keep, rest = divmod(ones * size, max(1, cells.size))
         if rest or not 0 < keep < size:
@@ -154,7 +154,7 @@ def _in_groups(cells: Bools, size: int, dim: int) -> Bools:
 
 
 def _patterns(keep: int, size: int) -> Bools:
-    """Return all ways to keep so many of a group, one a row, in the order of their numbers."""
+    """Return all ways to keep ``keep`` of ``size`` cells, one per row, ordered as little-endian numbers."""
     numbers = np.arange(1 << size, dtype="<u2")
     ones = np.unpackbits(np.arange(256, dtype=np.uint8)).reshape(-1, 8).sum(axis=1, dtype=np.uint8)
     numbers = numbers[ones[numbers & 255] + ones[numbers >> 8] == keep]
@@ -163,7 +163,7 @@ def _patterns(keep: int, size: int) -> Bools:
 
 
 def _ranks(cells: Bools, group: tuple[int, int, int]) -> npt.NDArray[np.int32]:
-    """Return the row that each group has among all patterns."""
+    """Return the row of `_patterns` that equals each group."""
     keep, size, dim = group
     bits = np.int32(1) << np.arange(size, dtype=np.int32)
     patterns = _patterns(keep, size)

@@ -1,4 +1,4 @@
-"""Rules of file formats: the text of each is on the page of a format, and in messages about files."""
+"""Rules of file formats; the documentation of a format and the error messages show their texts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from nni_jackpot.errors import TicketError
 from nni_jackpot.runtime.terminal import escaped
 
-_MOST_NATURAL = (1 << 63) - 1  # torch's own
+_MOST_NATURAL = (1 << 63) - 1  # torch's limit
 _MOST_SIDES, _MOST_NUMBERS = 64, 1 << 60
 
 
@@ -22,19 +22,19 @@ class Rule:
     Attributes
     ----------
     text
-        What holds in every file of the format, in one sentence.
+        A sentence that is true for every file of the format.
     """
 
     text: str
 
     def broken(self, where: str) -> TicketError:
-        """Return the error of a file that breaks the rule, ``where`` being the part of the file that does."""
+        """Return the error for a file that breaks the rule; ``where`` names the part of the file."""
         return TicketError(f"{escaped(where)}: {self.text}")
 
 
 @contextmanager
-def saying(prefix: str) -> Iterator[None]:
-    """Say which file it is in the message of any TicketError from within."""
+def error_prefix(prefix: str) -> Iterator[None]:
+    """Prefix the message of any TicketError in the block, such as with the name of the file."""
     try:
         yield
     except TicketError as error:
@@ -42,17 +42,17 @@ def saying(prefix: str) -> Iterator[None]:
 
 
 def is_natural(value: Any) -> bool:
-    """Tell whether a value is a whole number of 63 bits, 0 included; a boolean is none."""
+    """Return True if a value is an integer from 0 to 2^63 - 1; a bool is not."""
     return type(value) is int and 0 <= value <= _MOST_NATURAL
 
 
 def are_naturals(values: Any) -> bool:
-    """Tell whether a value is a list or a tuple of natural numbers."""
+    """Return True if a value is a list or a tuple of natural numbers."""
     return isinstance(values, list | tuple) and all(map(is_natural, values))
 
 
 def is_shape(values: Any) -> bool:
-    """Tell whether a tensor can have this shape: few sides, whose product is bounded beside a 0 as well."""
+    """Return True if a tensor can have this shape; the bound on its size takes a side of 0 for 1."""
     return (
         are_naturals(values)
         and len(values) <= _MOST_SIDES

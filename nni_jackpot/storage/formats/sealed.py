@@ -1,8 +1,8 @@
-"""Sealed files: safetensors with a kind, a version, plain data and a digest of it all; whole or refused.
+"""Sealed files: safetensors with a kind, a version, plain data and a digest of all content.
 
-The digest finds damage, not malice: whoever writes a file can seal it. What is read is therefore data and
-nothing else, and must be checked by those who know what it means. The library writes these files and does not
-read them: it takes a header of any size and form, and several times its bytes of memory.
+The digest detects damage, not malice, since anyone can compute it. The content is therefore plain data, and
+its meaning must be checked by the caller. The safetensors library only writes these files: its reader accepts
+headers of any size and form, and takes a multiple of the header's size in memory.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from nni_jackpot.errors import TicketError
 from nni_jackpot.runtime.files import replace_file
 from nni_jackpot.runtime.tensor_bytes import as_bytes
 from nni_jackpot.runtime.terminal import escaped
-from nni_jackpot.storage.formats.rules import saying
+from nni_jackpot.storage.formats.rules import error_prefix
 from nni_jackpot.storage.formats.sealed_format import (
     BOOLEANS,
     BYTES,
@@ -53,19 +53,19 @@ DTYPES = {
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """Return what a type is called in files, ``float32``."""
+    """Return the name of a dtype in files: ``float32``."""
     return str(dtype).removeprefix("torch.")
 
 
 def digest_of(tensor: Tensor) -> bytes:
-    """Return SHA-256 (32 bytes) of type, shape and values: ``float32 [64, 3, 7, 7] `` and then the bytes."""
+    """Return the SHA-256 (32 bytes) of ``float32 [64, 3, 7, 7] `` (dtype and shape), then the values."""
     digest = hashlib.sha256(f"{name_of(tensor.dtype)} {list(tensor.shape)} ".encode())
     digest.update(as_bytes(tensor).numpy().data)
     return digest.digest()
 
 
 def _digest_of_bytes(part: bytes) -> bytes:
-    """Return `digest_of` the tensor of these bytes."""
+    """Return `digest_of` for the uint8 tensor of these bytes."""
     digest = hashlib.sha256(f"uint8 [{len(part)}] ".encode())
     digest.update(part)
     return digest.digest()
@@ -79,59 +79,59 @@ def write_sealed(
     Parameters
     ----------
     path
-        Where to; the folder is made if need be.
+        The file; a missing folder is created.
     kind, version
-        What reads it, and which form of it this is.
+        Kind of the file, and version of its format.
     content
-        Plain data, as JSON has them.
+        Plain data that JSON can represent.
     tensors
-        By name; no two of them in the same memory.
+        Tensors by name, which must not share memory.
 
     Raises
     ------
     OutputFolderError
-        If the folder cannot be written; the file is whole or not there.
+        If the folder cannot be written. The write is atomic.
     TicketError
-        If a tensor is of a type that safetensors does not know, or no reader would take the file, because its
+        If safetensors does not support the dtype of a tensor, or the reader would refuse the file because its
         content is too large, too deep or ambiguous.
     TypeError, ValueError, RecursionError
-        If the content is not plain.
+        If JSON cannot represent the content.
     """
     for name, tensor in tensors.items():
         if tensor.dtype not in TYPES.values():
             raise TicketError(f"no {kind} can hold {escaped(name)}, of type {name_of(tensor.dtype)}")
     text = json.dumps(content, allow_nan=False)
-    content = json.loads(text, object_pairs_hook=object_of)  # as it will be read
+    content = json.loads(text, object_pairs_hook=object_of)  # as the reader will see it
     envelope = {"version": version, "content": content, "sha256": seal_of(kind, version, content, tensors)}
-    # One entry: the library writes several in an order that changes from one process to the next.
+    # A single entry: the library writes several entries in an order that differs between processes.
     metadata = {kind: json.dumps(envelope, separators=(",", ":"))}
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     raw = save(whole, metadata)
-    with saying(f"{path} would be no {kind} that can be read"):
+    with error_prefix(f"{path} would not be a readable {kind}"):
         header_of(io.BytesIO(raw), len(raw))
         envelope_of(metadata, kind, len(raw))
-    # Not the library's save_file, whose files are their owner's to read alone, whatever the umask.
-    replace_file(path, lambda aside: aside.write_bytes(raw))
+    # Not the library's save_file: it ignores the umask and makes files readable by their owner only.
+    replace_file(path, lambda temporary: temporary.write_bytes(raw))
 
 
 def read_sealed(path: str | os.PathLike[str], kind: str, version: int) -> tuple[Any, dict[str, Tensor]]:
-    """Read a sealed file: its plain data and its tensors, in memory of their own.
+    """Read a sealed file, and return its plain data and its tensors.
 
     Raises
     ------
     TicketError
-        If it is missing or damaged, of another kind, or of a newer version than this one.
+        If the file is missing, damaged, of another kind, or of a newer version than ``version``.
     """
     return _read(path, kind, version, _tensor, digest_of)
 
 
 def read_parts(path: str | os.PathLike[str], kind: str, version: int) -> tuple[Any, dict[str, bytes]]:
-    """Read a sealed file whose tensors are bytes: its plain data, and these bytes.
+    """Read a sealed file whose tensors are bytes, and return its plain data and these bytes.
 
     Raises
     ------
     TicketError
-        If it is missing or damaged, of another kind, or of a newer version than this one.
+        If the file is missing, damaged, of another kind, or of a newer version than ``version``.
     """
     return _read(path, kind, version, _part, _digest_of_bytes)
 
@@ -144,30 +144,30 @@ def _read(
     digest: Callable[[T], bytes],
 ) -> tuple[Any, dict[str, T]]:
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe is to wait
-            raise TicketError(f"{path} is no {kind}, and no regular file")
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would block
+            raise TicketError(f"{path} is not a {kind}, and not a regular file")
         with Path(path).open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            with saying(f"{path} is no {kind}, or a damaged one"):
+            with error_prefix(f"{path} is not a {kind}, or is damaged"):
                 metadata, entries = header_of(file, size)
             if kind not in metadata:
                 found = escaped(" and ".join(metadata)) or "another safetensors file"
-                raise TicketError(f"{path} is no {kind}, but {found}")
-            with saying(f"{path} is damaged"):
+                raise TicketError(f"{path} is not a {kind}, but {found}")
+            with error_prefix(f"{path} is damaged"):
                 envelope = envelope_of(metadata, kind, size)
             if is_newer(envelope, version):
                 raise TicketError(
                     f"{path} is a {kind} of version {envelope['version']}, and this nni_jackpot reads up to "
                     f"{version}: take a newer nni_jackpot"
                 )
-            with saying(f"{path} is damaged"):
+            with error_prefix(f"{path} is damaged"):
                 return _sealed_in(file, entries, kind, envelope, take, digest)
     except TicketError:
         raise
     except FileNotFoundError:
         raise TicketError(f"there is no {kind} {path}") from None
-    except (OSError, ValueError) as error:  # a ValueError for a name that no file can have
-        raise TicketError(f"{escaped(path)} is no {kind} that can be read: {escaped(error)}") from None
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise TicketError(f"{escaped(path)} is not a readable {kind}: {escaped(error)}") from None
 
 
 def _sealed_in(
@@ -178,7 +178,7 @@ def _sealed_in(
     take: Callable[[BufferedReader, Entry, str], T],
     digest: Callable[[T], bytes],
 ) -> tuple[Any, dict[str, T]]:
-    """Return the plain data and the tensors, where ``file`` is at the first of them."""
+    """Check the digest, and return the plain data and the tensors; ``file`` must be at the first tensor."""
     check_envelope(envelope)
     begin, tensors = file.tell(), {}
     for name, entry in entries.items():
@@ -210,7 +210,7 @@ def _part(file: BufferedReader, entry: Entry, name: str) -> bytes:
 
 
 def seal_of(kind: str, version: int, content: Any, tensors: Mapping[str, Tensor]) -> str:
-    """Return what stands for a whole file: 64 hex digits."""
+    """Return the digest of a whole file, as 64 hexadecimal digits."""
     return _seal(kind, version, content, {name: digest_of(tensor) for name, tensor in tensors.items()})
 
 

@@ -1,6 +1,7 @@
-"""The rules of sealed files, most of which are checked on a file's header before a tensor is read.
+"""The rules of sealed files; most are checked on the header, before a tensor is read.
 
-Memory is bounded by the size of the file: a header of many small values would take twenty times its bytes.
+The rules bound memory by the size of the file: parsing a header of many small values takes twenty times its
+bytes.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ _MOST_VALUES, _BYTES_A_VALUE = 1 << 15, 128
 _MOST_LEVELS = 64
 _MOST_DIGITS = 40
 
-TYPES = {  # all that the library writes and reads
+TYPES = {  # all dtypes that the library supports
     **{"BOOL": torch.bool, "U8": torch.uint8, "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64},
     **{"I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64},
     **{"F8_E4M3": torch.float8_e4m3fn, "F8_E4M3FNUZ": torch.float8_e4m3fnuz},
@@ -62,7 +63,7 @@ if hasattr(torch, "float8_e8m0fnu"):  # since torch 2.7
 
 @dataclass(frozen=True)
 class Entry:
-    """Type, shape and place of a tensor in a file."""
+    """Dtype, shape and first byte of a tensor in a file."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -70,19 +71,19 @@ class Entry:
 
 
 def header_of(file: BinaryIO, size: int) -> tuple[dict[str, Any], dict[str, Entry]]:
-    """Return the metadata and the tensors' places, which begin where ``file`` is left.
+    """Read the header: the metadata, and the entries of the tensors, whose offsets begin after the header.
 
     Parameters
     ----------
     file
-        At its first byte.
+        The file, at its first byte; afterwards at the first byte after the header.
     size
-        Of the file in bytes.
+        Size of the file in bytes.
 
     Raises
     ------
     TicketError
-        If the header breaks a rule; no more memory is taken than the rules allow.
+        If the header breaks a rule. The rules bound the memory used.
     """
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > size - 8:
@@ -92,13 +93,13 @@ def header_of(file: BinaryIO, size: int) -> tuple[dict[str, Any], dict[str, Entr
     try:
         text = str(file.read(length), "utf-8")
     except ValueError as error:
-        raise JSON.broken(f"the header is no text, {error}") from None
+        raise JSON.broken(f"the header is not UTF-8, {error}") from None
     header = plain(text, size)
     if not isinstance(header, dict):
-        raise ENTRY.broken("the header is no object")
+        raise ENTRY.broken("the header is not an object")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict):
-        raise ENTRY.broken("its `__metadata__` are no object")
+        raise ENTRY.broken("its `__metadata__` is not an object")
     entries = {name: _entry(name, entry) for name, entry in header.items()}
     end = 0
     for name, begin, stop in sorted(
@@ -113,12 +114,12 @@ def header_of(file: BinaryIO, size: int) -> tuple[dict[str, Any], dict[str, Entr
 
 
 def plain(text: str, size: int) -> Any:
-    """Return the data of a JSON text in a file of ``size`` bytes.
+    """Parse a JSON text in a file of ``size`` bytes.
 
     Raises
     ------
     TicketError
-        If the text has too many values, or is no JSON of the kind that the rules allow.
+        If the text has too many values, or is not JSON as the rules allow it.
     """
     count = sum(map(text.count, "[{,"))
     most = _MOST_VALUES + size // _BYTES_A_VALUE
@@ -134,17 +135,17 @@ def plain(text: str, size: int) -> Any:
     for _ in range(_MOST_LEVELS + 1):
         level = [child for node in level for child in _children(node) if isinstance(child, list | dict)]
     if level:
-        raise JSON.broken("lists and objects within one another")
+        raise JSON.broken("nested lists and objects")
     return data
 
 
 def envelope_of(metadata: dict[str, Any], kind: str, size: int) -> Any:
-    """Return what the metadata of a file of ``size`` bytes say, yet to be checked.
+    """Parse the envelope in the metadata of a file of ``size`` bytes; its fields are not yet checked.
 
     Raises
     ------
     TicketError
-        If they say nothing of this kind.
+        If the metadata do not consist of one text for this kind of file.
     """
     text = metadata.get(kind)
     if not isinstance(text, str) or len(metadata) > 1:
@@ -153,18 +154,18 @@ def envelope_of(metadata: dict[str, Any], kind: str, size: int) -> Any:
 
 
 def is_newer(envelope: Any, version: int) -> bool:
-    """Tell whether a file says that it is of a newer version, whatever else it may say."""
+    """Return True if an envelope, valid or not, has a newer version."""
     written = envelope.get("version") if isinstance(envelope, dict) else None
     return type(written) is int and written > version
 
 
 def check_envelope(envelope: Any) -> None:
-    """See that a file says its version, content and digest, the digest yet to be compared.
+    """Check the fields of an envelope, except the digest.
 
     Raises
     ------
     TicketError
-        If it does not.
+        If a field is missing or invalid.
     """
     if not isinstance(envelope, dict) or envelope.keys() != {"version", "content", "sha256"}:
         raise ENVELOPE.broken("the metadata")
@@ -189,16 +190,16 @@ def _children(node: Any) -> Any:
 
 
 def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the object of keys and values, for a JSON reader.
+    """Create the dict of key-value pairs, for a JSON parser.
 
     Raises
     ------
     ValueError
-        If a key is there twice.
+        If a key occurs twice.
     """
     data = dict(pairs)
     if len(data) != len(pairs):
-        raise ValueError("a key that is there twice")
+        raise ValueError("a key occurs twice")
     return data
 
 

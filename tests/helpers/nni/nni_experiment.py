@@ -1,4 +1,4 @@
-"""Run a real NNI experiment on this machine and read its trials; no test of its own."""
+"""Run a real NNI experiment on this machine and read its trials; not a test."""
 
 from __future__ import annotations
 

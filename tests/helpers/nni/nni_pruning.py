@@ -1,4 +1,4 @@
-"""Prune a model with NNI and shrink it, beside the masked model; no test of its own."""
+"""Prune a model with NNI and shrink it, next to the masked model; not a test."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ CONVOLUTIONS: list[dict[str, Any]] = [{"op_types": ["Conv2d"], "sparse_ratio": 0
 
 
 class Recording(ModelSpeedup):
-    """Keeps the masks that the speedup makes real: the user's, widened where layers must agree."""
+    """A speedup that keeps its final masks: the user's masks, extended where layers must agree."""
 
     fixed: dict[str, dict[str, Tensor | None]]
 
     def initialize_propagate(self, args: Any) -> None:
-        # A later step overwrites the masks in ways that no longer describe the small model.
+        # A later step overwrites the masks, which then no longer describe the small model.
         self.fixed = copy.deepcopy(self.masks)
         super().initialize_propagate(args)
 
 
 def set_activations_to_scale(model: nn.Module, x: Tensor) -> None:
-    """Set the batch norms so that neither a masked channel leaks (it must stay 0) nor all outputs vanish."""
+    """Set the batch norms so that masked channels stay 0 and not all outputs vanish."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = 1.0
@@ -64,7 +64,7 @@ def shrink(model: nn.Module, x: Tensor, masks: dict[str, dict[str, Tensor]]) -> 
             for target, mask in targets.items():
                 if mask is not None:
                     masked.get_submodule(name).get_parameter(target).mul_(mask)
-    model.eval()  # NNI leaves the modules it made in training mode.
+    model.eval()  # NNI leaves the modules that it creates in train mode.
     after = model(x)
     sum(output.sum() for output in _pytree.tree_leaves(after) if output.requires_grad).backward()
     left = sum(p.numel() for p in model.parameters()) / total

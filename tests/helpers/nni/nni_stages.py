@@ -1,6 +1,6 @@
-"""Run each repair's check before the repair and after it, and print as JSON how each failed; no test of its own.
+"""Run each patch's check before and after the patch, and print the failures as JSON; not a test.
 
-In a process that has not imported nni_jackpot: each check must fail in its own way, which its repair must end.
+The process has not imported nni_jackpot: each check must fail in its own way until its patch is applied.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ spec = importlib.util.spec_from_file_location(
     "nni_compat", module_path, submodule_search_locations=[str(Path(module_path).parent)]
 )
 nni_compat = importlib.util.module_from_spec(spec)
-sys.modules["nni_compat"] = nni_compat  # of which its files import each other
+sys.modules["nni_compat"] = nni_compat  # so that its files can import each other
 spec.loader.exec_module(nni_compat)
 (Path(masks_path).parent / "imported_late.py").write_text(
     "from typing import NamedTuple\n\n\nclass Pair(NamedTuple):\n    two: int\n", "utf-8"
@@ -185,7 +185,7 @@ def patch_loss():
 def patch_step():
     calls = []
     evaluator = transformers_evaluator()
-    evaluator.trainer.optimizer.optimizer = None  # as of an optimizer that holds another: not to be unwrapped
+    evaluator.trainer.optimizer.optimizer = None  # as in an optimizer that holds another one
     evaluator.patch_optimizer_step([lambda: calls.append("before")], [])
     evaluator.patch_optimizer_step([], [lambda: calls.append("after")])
     evaluator.train()
@@ -241,8 +241,8 @@ def failure(name):
 
 
 stages = {}
-for repair in nni_compat.REPAIRS:
-    before = failure(repair.__name__)
-    repair()
-    stages[repair.__name__] = [before, failure(repair.__name__)]
+for patch in nni_compat.PATCHES:
+    before = failure(patch.__name__)
+    patch()
+    stages[patch.__name__] = [before, failure(patch.__name__)]
 print(json.dumps([stages, [name for name in CHECKS if failure(name)]]))

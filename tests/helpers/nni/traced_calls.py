@@ -1,4 +1,4 @@
-"""Calls of torch.nn.functional and torchvision.ops, for the tracer to go through; no test of its own.
+"""Calls of torch.nn.functional and torchvision.ops for the tracer; not a test.
 
 An expression is what a forward returns: of a feature map ``x`` of (8, 4, 8, 8), the same as a sequence ``v`` of
 (8, 4, 64), as vectors ``t`` of (8, 4), as a volume ``u`` of (8, 4, 3, 8, 8), of boxes ``a`` and ``b``, and of
@@ -267,12 +267,12 @@ OPERATORS: dict[str, list[str]] = {
     "drop_block3d": ["O.drop_block3d(u, 0.5, 3, training=self.training)"],
 }
 
-# Nothing that a network on this device could call.
+# Functions that no network on this device can call.
 ELSEWHERE = {
     "scaled_mm": "multiplies numbers of 8 bits, on GPUs",
     "scaled_grouped_mm": "multiplies numbers of 8 bits, on GPUs",
 }
-# Helpers of PyTorch's own code, public by their name alone.
+# Helpers of PyTorch's own code; only their names are public.
 NO_OPERATIONS = {
     "assert_int_or_pair",
     "boolean_dispatch",
@@ -282,7 +282,7 @@ NO_OPERATIONS = {
     "has_torch_function_variadic",
 }
 
-# What NNI's tracer can't follow on any PyTorch: the layer, the call, the error and the reason.
+# Calls that NNI's tracer cannot follow with any PyTorch: layer, call, error and reason.
 LIMITS = [
     (
         "nn.Identity()",

@@ -1,4 +1,4 @@
-"""Layers of torch.nn and torchvision.ops, for the tracer to go through; no test of its own.
+"""Layers of torch.nn and torchvision.ops for the tracer; not a test.
 
 A call goes to ``layer`` with the inputs that traced_calls.py names.
 """
@@ -196,7 +196,7 @@ LAYERS: dict[str, list[str]] = {
     ],
 }
 
-# Containers and bases, the settings of a loss, and names that are about to go.
+# Containers, base classes, settings of a loss, and deprecated names.
 NO_LAYERS = {
     "Container",
     "LinearCrossEntropyLoss",

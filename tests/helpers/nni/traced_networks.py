@@ -1,4 +1,4 @@
-"""Networks made of source, which NNI's tracer reads; no test of its own."""
+"""Networks generated as source code, which NNI's tracer reads; not a test."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from nni.common.concrete_trace_utils import concrete_trace
 from torch import Tensor, nn
 
-# No annotations import: the annotations of these networks are evaluated.
+# No import of annotations from __future__: these networks' annotations are evaluated.
 BASE = """
 import functools
 import importlib
@@ -47,7 +47,7 @@ class Base(nn.Module):
     def forward(self, x):
         return self.conv(x)
 """
-# What expressions call the feature map in other shapes.
+# Names of the feature map in other shapes, for expressions.
 SHAPES = {
     "v": "x.flatten(2)",
     "t": "x.mean((2, 3))",
@@ -85,7 +85,7 @@ def indent_all(lines: Sequence[str]) -> list[str]:
 
 
 def returning(expression: str) -> str:
-    """Return a forward that computes an expression of the feature map."""
+    """Return a forward that evaluates an expression of the feature map."""
     shapes = [f"{name} = {shape}" for name, shape in SHAPES.items() if re.search(rf"\b{name}\b", expression)]
     return "\n".join(
         ["def forward(self, x):", *indent_all(["x = self.conv(x)", *shapes, f"return {expression}"])]
@@ -93,7 +93,7 @@ def returning(expression: str) -> str:
 
 
 def check_traced(model: nn.Module) -> Any:
-    """Assert that the traced network computes what the network does; return the trace."""
+    """Assert that the traced network gives the network's outputs; return the trace."""
     x = image()
     expected = model(x)
     traced = concrete_trace(model, (x,))

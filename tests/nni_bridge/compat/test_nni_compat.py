@@ -1,4 +1,4 @@
-"""NNI's pruning and speedup on the installed PyTorch and Python, with each repair and without."""
+"""NNI's pruning and speedup on the installed PyTorch and Python, with and without each patch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from nni_jackpot.nni_bridge import compat as nni_compat
 
 CURRENT_TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 14)
 NEW_BYTECODE = sys.version_info >= (3, 11)
-NEW_JUMPS = NEW_BYTECODE and sys.version_info[:2] != (3, 12)  # which has the old names again
+NEW_JUMPS = NEW_BYTECODE and sys.version_info[:2] != (3, 12)  # 3.12 has the old names again
 NEW_WRAPS = sys.version_info >= (3, 12)
 LIGHTNING = find_spec("pytorch_lightning") is not None
 TRANSFORMERS = find_spec("transformers") is not None and find_spec("accelerate") is not None
@@ -41,7 +41,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[str | None]], list[str]]:
-    """Return how each repair's check failed before and after the repair, and the checks that fail in the end."""
+    """Return each check's failure before and after its patch, and the checks that fail with all patches."""
     folder = tmp_path_factory.mktemp("stages")
     script = HELPERS / "nni" / "nni_stages.py"
     result = run(str(script), nni_compat.__file__, str(folder / "masks.pth"))
@@ -51,7 +51,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[str
 
 
 @pytest.mark.parametrize(
-    ("repair", "symptom", "needed"),
+    ("patch", "symptom", "needed"),
     [
         ("wrap_types_without_their_parameters", "__type_params__", NEW_WRAPS),
         ("skip_builtins_without_module", "no attribute 'startswith'", CURRENT_TORCH),
@@ -77,23 +77,23 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[str
         ("add_parameters_beside_those_of_the_model", "list index out of range", True),
     ],
 )
-def test_each_repair_ends_its_symptom(
-    stages: tuple[dict[str, list[str | None]], list[str]], repair: str, symptom: str, needed: bool
+def test_each_patch_ends_its_symptom(
+    stages: tuple[dict[str, list[str | None]], list[str]], patch: str, symptom: str, needed: bool
 ) -> None:
-    before, after = stages[0][repair]
+    before, after = stages[0][patch]
     if needed:
         assert symptom in (before or "")
     assert symptom not in (after or "")
 
 
-def test_nothing_is_left_to_repair(stages: tuple[dict[str, list[str | None]], list[str]]) -> None:
+def test_nothing_is_left_to_patch(stages: tuple[dict[str, list[str | None]], list[str]]) -> None:
     assert stages[1] == []
-    assert list(stages[0]) == [repair.__name__ for repair in nni_compat.REPAIRS]
+    assert list(stages[0]) == [patch.__name__ for patch in nni_compat.PATCHES]
 
 
 def test_import_prints_nothing_and_leaves_the_filters_alone() -> None:
     count = "; import warnings; print(len(warnings.filters))"
-    # Torch 2.6 leaves a temporary folder to be cleaned up as the process ends, once Lightning is imported.
+    # With Lightning imported, torch 2.6 leaves a temporary folder that is cleaned up at the end of the process.
     # Typeguard, which NNI imports, uses what Python 3.12 deprecates.
     options = ("-W", "default", "-W", "ignore::ResourceWarning", "-W", "ignore:ast.:DeprecationWarning", "-c")
     ours = run(*options, "import nni_jackpot" + count)
@@ -140,11 +140,11 @@ def state() -> list[Any]:
     ]
 
 
-def test_repairs_are_idempotent() -> None:
+def test_patches_are_idempotent() -> None:
     before = state()
     nni_compat.apply()
-    for repair in nni_compat.REPAIRS:
-        repair()
+    for patch in nni_compat.PATCHES:
+        patch()
     assert state() == before
 
 

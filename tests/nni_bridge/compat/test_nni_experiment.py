@@ -18,9 +18,9 @@ def test_a_small_experiment(tmp_path: Path) -> None:
     run["model"]["width"] = 4
     run["pretrain"] |= {"epochs": 2, "cache": str(tmp_path / "pretrained")}
     (tmp_path / "run.yml").write_text(yaml.safe_dump(run))
-    # The experiment as it comes along, made small.
+    # The experiment of the repository, with less work.
     experiment["searchSpace"]["search.epochs"] = {"_type": "quniform", "_value": [1, 3, 1]}
-    # A network this narrow keeps nothing of its first layer at 98%.
+    # At 98 %, so narrow a network would keep nothing in its first layer.
     experiment["searchSpace"]["config_list.0.sparse_ratio"]["_value"] = [0.8, 0.9]
     experiment |= {
         "trialCommand": "nni-jackpot search run.yml",
@@ -37,7 +37,7 @@ def test_a_small_experiment(tmp_path: Path) -> None:
         assert set(trial.parameters) == set(experiment["searchSpace"])
         assert len(trial.intermediate) == trial.parameters["search.epochs"]
         (folder,) = (tmp_path / "experiments").rglob(f"trials/{trial.id}")
-        # Not the last epoch's, which comes before norm statistics are estimated anew.
+        # Not the last epoch's accuracy, which precedes the re-estimation of norm statistics.
         rows = {row["kind"]: row for row in json.loads((folder / "results.json").read_text())["rows"]}
         assert trial.final == rows["jackpot"]["accuracy"]
         config = yaml.safe_load((folder / "config.yml").read_text())

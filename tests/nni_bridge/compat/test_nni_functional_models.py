@@ -1,4 +1,4 @@
-"""Networks written with functions of PyTorch, as users write them: pruned by NNI and made smaller."""
+"""Networks written with PyTorch's functions, as users write them: pruned and shrunk by NNI."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class UNetOfSizes(UNet):
 
 
 class Pools(nn.Module):
-    """One branch for each way to pool, put together."""
+    """One branch per kind of pooling, concatenated."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class Pools(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention between places, after a convolution that loses channels."""
+    """Attention between pixels, after a convolution that loses channels."""
 
     def __init__(self) -> None:
         super().__init__()

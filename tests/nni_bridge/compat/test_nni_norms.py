@@ -1,4 +1,4 @@
-"""Norm layers in all of PyTorch's settings, behind convolutions that lose channels."""
+"""Norm layers in all of PyTorch's settings, after convolutions that lose channels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KEPT = [1, 3, 5, 7]
 
 
 class Last(nn.Sequential):
-    """The channels last, as transformers have them."""
+    """Channels in the last dimension, as in transformers."""
 
     def forward(self, x: Tensor) -> Tensor:
         conv, norm, last = self
@@ -36,7 +36,7 @@ def masks_of(model: nn.Sequential) -> dict[str, dict[str, Tensor]]:
 
 
 def with_values(norm: nn.Module) -> nn.Module:
-    """Give a norm layer weights and statistics of its own, under which a channel of zeros stays zero."""
+    """Give a norm layer random weights and statistics that map a channel of zeros to zeros."""
     for name, tensor in norm.state_dict().items():
         if name in ("weight", "running_var"):
             tensor.uniform_(0.5, 1.5)

@@ -25,7 +25,7 @@ def small_vgg() -> nn.Module:
 
 def small_vit() -> nn.Module:
     model = models.VisionTransformer(32, 16, num_layers=2, num_heads=4, hidden_dim=64, mlp_dim=128)
-    nn.init.normal_(model.heads.head.weight)  # All 0 at first, which lets no gradient through.
+    nn.init.normal_(model.heads.head.weight)  # Initially all 0, which blocks gradients.
     return model
 
 
@@ -63,7 +63,7 @@ def small_vit() -> nn.Module:
 def test_torchvision_models_shrink_and_compute_the_same(
     make: Callable[[], nn.Module], size: int, config_list: list[dict[str, Any]]
 ) -> None:
-    torch.manual_seed(0)  # mobilenet_v3_small differs with some random weights, one in twelve tried
+    torch.manual_seed(0)  # mobilenet_v3_small differs for some random weights, 1 of 12 tried
     left, masked, after = speedup(make(), size, config_list)
     assert left < 0.92
     assert after.isfinite().all()
@@ -75,9 +75,7 @@ def test_torchvision_models_shrink_and_compute_the_same(
 def test_other_pruners_work(pruner_class: Any) -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))
     left, masked, after = speedup(model, 8, [{"op_names": ["0"], "sparse_ratio": 0.5}], pruner_class)
-    if (
-        pruner_class is LevelPruner
-    ):  # Single weights leave no channel to take away, and their masks are dropped.
+    if pruner_class is LevelPruner:  # Masks of single weights remove no channel, and are dropped.
         assert left == 1.0
     else:
         assert left < 0.6

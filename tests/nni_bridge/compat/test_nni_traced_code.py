@@ -1,4 +1,4 @@
-"""What Python code NNI's tracer follows in a network: classes used as such, annotations, imports, loops."""
+"""Python code that NNI's tracer can follow: classes used as such, annotations, imports, loops."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ FORWARDS = {
     """,
 }
 
-# What NNI's tracer can't follow on any PyTorch or Python: the forward and the reason.
+# Code that NNI's tracer cannot follow with any PyTorch or Python: forward and reason.
 LIMITS = {
     "set": (
         """
@@ -253,7 +253,7 @@ assert type(two) is int and isinstance(Box, type) and type(SCALE) is torch.Tenso
 
 @pytest.fixture(autouse=True)
 def late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make a module that only the tracer is to import."""
+    """Create a module that only the tracer imports."""
     (tmp_path / "late").mkdir()
     (tmp_path / "late" / "imported_late.py").write_text(LATE, "utf-8")
     monkeypatch.syspath_prepend(tmp_path / "late")

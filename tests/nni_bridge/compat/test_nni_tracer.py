@@ -1,4 +1,4 @@
-"""NNI's tracer on all functions and layers of PyTorch that a network may have."""
+"""NNI's tracer on all functions and layers of PyTorch that a network can contain."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from traced_networks import check_traced, network, returning
 
 import nni_jackpot  # noqa: F401
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # of functions that PyTorch is to drop
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::UserWarning"  # of functions that PyTorch will remove
+)
 
 INITIALS = sorted({name[0] for name in FUNCTIONS})
 
@@ -70,7 +72,7 @@ def test_no_layer_and_no_operator_is_left_out() -> None:
 
 
 def _outputs(calls: Iterable[str]) -> str:
-    """Return the source of a dict of what these give, so that a difference has a name."""
+    """Return the source of a dict of the outputs of calls, so that differences have names."""
     return "{" + ", ".join(f"{call!r}: {call}" for call in calls) + "}"
 
 
