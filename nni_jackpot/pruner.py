@@ -279,7 +279,7 @@ class LotteryJackpotPruner(Pruner):
         return self._search.learning_rate if self._search else 0.0
 
     def get_masks(self) -> dict[str, dict[str, Tensor | None]]:
-        """Return a copy of the masks as they stand, ``{module: {target: mask}}``, in model order."""
+        """Return a copy of the current masks, ``{module: {target: mask}}``, in model order."""
         self._refresh_masks()
         # Plain dicts, so that a file of them loads with torch's weights_only.
         return {module_name: dict(masks) for module_name, masks in super().get_masks().items()}
@@ -289,7 +289,7 @@ class LotteryJackpotPruner(Pruner):
             refresh_masks(wrapper)
 
     def generate_masks(self) -> dict[str, dict[str, Tensor | None]]:
-        """Return the masks as they stand (NNI's name): those of the start, or those that were found."""
+        """Return the current masks (NNI's name for `get_masks`)."""
         return self.get_masks()
 
     def update_masks(self, masks: Masks) -> None:
@@ -416,37 +416,38 @@ class LotteryJackpotPruner(Pruner):
         minutes: float = 5.0,
         beside: Stateful | None = None,
     ) -> None:
-        """Have `compress` keep a file of how far it has come, and go on from it when it is called again.
+        """Save a checkpoint during `compress`, and resume from it when `compress` is called again.
 
-        Run the interrupted script again as it was: the search ends with the masks it would have had, bit for
-        bit on one device. The training loop is taken through its steps up to the checkpoint without forward
-        and backward passes, which brings its loaders, schedulers and random numbers to their places. If
-        training steps draw random numbers (dropout) or return more than a loss, the forward passes are done
-        once more. A training step must keep no state of its own. The file is removed when the search is over.
+        Run the interrupted script again: the search ends with the masks of an uninterrupted one, bit for bit
+        on one device. The training loop is replayed up to the step of the checkpoint without forward and
+        backward passes, which restores loaders, schedulers and random numbers. If training steps draw random
+        numbers (dropout) or return more than a loss, the replay computes the forward passes. A training step
+        must not keep state between calls. The file is removed at the end of the search.
 
         Parameters
         ----------
         path
-            The file, about as large as scores, masks and the optimizer's state; written aside and renamed.
+            The file, about as large as scores, masks and the optimizer's state together. It is replaced
+            atomically.
         every
-            Steps of the search from one writing to the next.
+            Number of steps between two checkpoints.
         settings
-            What else the search depends on, by name: a file that was written under others is refused.
+            Further settings that the search depends on, by name; a file with other settings is refused.
             Weights, targets, length and optimizer are compared in any case. Paths, enumerations, dates,
             dataclasses and NumPy's numbers are compared as plain data.
         keep
-            Whether the file stays instead, for what comes next to be interrupted too: the search that is
-            begun again, by a pruner made anew and of the same ``max_steps``, is then over at once.
+            Whether to keep the file at the end, for work after the search that may be interrupted too.
+            Rerunning with a new pruner and the same ``max_steps`` then returns immediately.
         minutes
-            Time from one writing to the next where ``every`` steps take longer.
+            Time between two checkpoints, if ``every`` steps take longer.
         beside
-            What is to go on as well, such as a log: its state is that at the end of the loss's computation.
+            An object whose state is saved and restored along with the search, such as a log.
 
         Raises
         ------
         CheckpointError
-            If a setting is something that a file cannot hold. By `compress`, before it trains: if the file is
-            damaged or of another search.
+            If a file cannot hold a setting. By `compress`, before it trains: if the file is damaged or belongs
+            to another search.
         OutputFolderError
             If the folder cannot be written.
         """
@@ -458,7 +459,7 @@ class LotteryJackpotPruner(Pruner):
 
     @property
     def resumed_step(self) -> int:
-        """Step of the search from which `compress` has gone on; 0 if it began anew."""
+        """Step that `compress` has resumed from; 0 if it began from the start."""
         return self._checkpoint.resumed_step if self._checkpoint else 0
 
     def _single_compress(self, max_steps: int | None, max_epochs: int | None) -> None:
@@ -472,7 +473,7 @@ class LotteryJackpotPruner(Pruner):
                 self.evaluator.unbind_model()
 
     def _fuse_preprocess(self, evaluator: Evaluator) -> None:
-        self._frozen.freeze()  # another compressor may have wrapped the model anew
+        self._frozen.freeze()  # another compressor may have re-wrapped the model
         search = self._make_search()
         self._targets.follow_goals()
         if self.interval_steps is None:

@@ -40,8 +40,7 @@ class Unit:
     shape
         Shape of the first target's weight; only `by_erdos_renyi_kernel` looks at it.
     rows
-        The grains fall into so many blocks of equal length, each of which keeps the same number
-        (``internal_metric_block``).
+        Number of rows of equal length; each row keeps the same number of grains (``internal_metric_block``).
     """
 
     grains: int

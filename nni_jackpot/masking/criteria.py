@@ -63,13 +63,13 @@ def needs_losses(criterion: Criterion) -> bool:
 
 @register_criterion("magnitude")
 def magnitude(weights: Mapping[Hashable, Tensor]) -> Importance:
-    """Importance ``|w|`` (Eq. 11)."""
+    """Return the importance ``|w|`` (Eq. 11)."""
     return {key: weight.detach().abs() for key, weight in weights.items()}
 
 
 @register_criterion("random")
 def random(weights: Mapping[Hashable, Tensor]) -> Importance:
-    """Importance uniform in [0, 1) (Sec. 3.3, Random).
+    """Return an importance uniform in [0, 1) (Sec. 3.3, Random).
 
     Drawn from PyTorch's global CPU generator whatever the device, so that ``torch.manual_seed`` decides the
     mask and the same seed gives the same one on every device.
@@ -79,7 +79,7 @@ def random(weights: Mapping[Hashable, Tensor]) -> Importance:
 
 @register_criterion("snip", needs="losses")
 def snip(weights: Mapping[Hashable, Tensor], losses: Losses) -> Importance:
-    """Importance ``|w * g|``: how fast the loss changes as the weight fades (SNIP, Eq. 13).
+    """Return the importance ``|w * g|``: how fast the loss changes as the weight fades (SNIP, Eq. 13).
 
     ``g`` is the gradient of the loss, averaged over all batches and, under `torch.distributed`, over all
     ranks. A weight that no loss depends on has importance 0.
@@ -110,7 +110,7 @@ def snip(weights: Mapping[Hashable, Tensor], losses: Losses) -> Importance:
 
 @register_criterion("grasp", needs="losses")
 def grasp(weights: Mapping[Hashable, Tensor], losses: Losses) -> Importance:
-    """Importance ``w * Hg``: pruning the smallest keeps the most gradient flow (GraSP, Eq. 16).
+    """Return the importance ``w * Hg``: pruning the smallest keeps the most gradient flow (GraSP, Eq. 16).
 
     ``g`` and ``H`` are gradient and Hessian of the loss over all ``weights`` together, averaged over all
     batches and, under `torch.distributed`, over all ranks. A weight that no loss depends on has importance 0.

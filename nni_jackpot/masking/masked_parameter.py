@@ -207,7 +207,7 @@ class MaskedParameter:
 
     @property
     def known_kept(self) -> int | None:
-        """Number of grains in the mask; None if somebody else has written to the mask."""
+        """Number of grains in the mask; None if other code has written to the mask."""
         return self._kept if self.mask._version == self._kept_version else None
 
     def replace_mask(self, kept: Tensor, before: Tensor) -> None:
@@ -230,7 +230,7 @@ class MaskedParameter:
         is_training
             Whether the module is in train mode.
         may_write
-            Whether backward may overwrite the gradient of the result: nobody else reads it.
+            Whether backward may overwrite the gradient of the result, because no other code reads it.
         """
         return self.masked(weight, may_write)
 

@@ -73,7 +73,7 @@ class LastChange:
 def refresh(parameters: Iterable[MaskedParameter]) -> None:
     """Update masks and cached weights after a step of the search.
 
-    Deferred masks are left for whoever reads them next; only their soft masks are updated.
+    Deferred masks are updated when they are read next; only their soft masks are updated now.
 
     Raises
     ------

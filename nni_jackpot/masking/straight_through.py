@@ -36,9 +36,9 @@ class StraightThrough(torch.autograd.Function):
         grains
             What a score stands for.
         may_write
-            Whether backward may overwrite the gradient of the masked weights: nobody else reads it.
+            Whether backward may overwrite the gradient of the masked weights, because no other code reads it.
         cache
-            The cache that ``masked`` belongs to; None if nobody writes to ``masked`` again.
+            The cache that ``masked`` belongs to; None if ``masked`` is not written to again.
         """
         ctx.score_dtype = score.dtype
         ctx.grains = grains

@@ -11,14 +11,15 @@ from nni_jackpot.nni_bridge.wrapper import ALIGNED, raw_mask, refresh_mask
 
 
 class AlignedMask:
-    """Keeps the mask of a target in step with another target's (NNI's ``align``).
+    """The mask of a target that follows the mask of another target (NNI's ``align``).
 
     Parameters
     ----------
     source
-        Target space whose mask is followed.
+        Target space of the mask that is followed.
     dims
-        Dimensions of the source's mask that the target has; where all others are zero, the target is.
+        Dimensions of the source's mask that the target has. The target's mask is zero where the source's mask
+        is zero over all other dimensions.
     """
 
     def __init__(self, source: PruningTargetSpace, dims: tuple[int, ...]) -> None:
@@ -27,7 +28,7 @@ class AlignedMask:
         self._seen: tuple[int, int] | None = None
 
     def _kept(self) -> Tensor:
-        """Return where the source keeps anything, boolean, one dimension for each of ``dims``."""
+        """Return where the source keeps a weight: boolean, one dimension for each of ``dims``."""
         mask = raw_mask(self.source).bool()
         dims = {dim % mask.dim() for dim in self.dims}
         others = [dim for dim in range(mask.dim()) if dim not in dims]
@@ -35,7 +36,7 @@ class AlignedMask:
 
     @without_gradients
     def refresh(self, space: PruningTargetSpace) -> None:
-        """Let the mask of ``space`` follow; an input or output, once its shape has been seen."""
+        """Update the mask of ``space``; for an input or output, after a forward has shown its shape."""
         refresh_mask(self.source)
         mask = raw_mask(self.source)
         seen = (id(mask), mask._version)
@@ -50,12 +51,12 @@ class AlignedMask:
         if before is not None:
             kept = kept.expand_as(before)
         if before is None or not torch.equal(before, kept):
-            # Not in place: the graph of a forward may need the mask that was.
+            # Not in place: the autograd graph of a forward may need the former mask.
             space._set_wrapper_attr(space._mask_name, kept.clone())
         self._seen = seen
 
 
 def align(space: PruningTargetSpace, source: PruningTargetSpace, dims: tuple[int, ...]) -> None:
-    """Have the mask of ``space`` follow that of ``source`` from now on, before every use."""
+    """Make the mask of ``space`` follow that of ``source``; it is updated before every use."""
     setattr(space._wrapper, ALIGNED.format(space._target_name), AlignedMask(source, dims))
     refresh_mask(space)

@@ -29,12 +29,12 @@ class EvaluatorLoop:
         after_step: Callable[[], None],
         run: Callable[[Callable[..., None], int | None, int | None], None],
     ) -> None:
-        """Have the next training be a search.
+        """Make the next training a search.
 
         Parameters
         ----------
         scores
-            What the evaluator's first optimizer gets as parameters as well.
+            Parameters that the evaluator's first optimizer gets as well.
         check_loss
             Called with each loss and its batch.
         after_step
@@ -43,14 +43,14 @@ class EvaluatorLoop:
             Called in place of the training, with it and its length in steps and in epochs.
         """
         evaluator = self._evaluator
-        # The name is no module's, so that NNI takes the first optimizer.
+        # No module has this name, so NNI takes the first optimizer.
         evaluator.patch_optim_param_group({"scores": list(scores)})
         evaluator.patch_loss(check_loss)
         evaluator.patch_optimizer_step(before_step_tasks=[], after_step_tasks=[after_step])
         train = evaluator.train
 
         def search(max_steps: int | None = None, max_epochs: int | None = None) -> None:
-            del evaluator.train  # this one call knows the length of the search
+            del evaluator.train  # only this call knows the length of the search
             run(train, max_steps, max_epochs)
 
         evaluator.train = search
@@ -72,7 +72,7 @@ class EvaluatorLoop:
 
     @property
     def training_step(self) -> tuple[Any, str]:
-        """Where the evaluator keeps the function that gives the loss of a batch."""
+        """Object and attribute of the function that computes the loss of a batch."""
         evaluator = self._evaluator
         if isinstance(evaluator, LightningEvaluator):
             return evaluator.model, "training_step"
@@ -82,6 +82,6 @@ class EvaluatorLoop:
 
     @property
     def steps_by_hand(self) -> bool:
-        """True if the steps are the model's own affair: Lightning's manual optimization."""
+        """Whether the model itself takes the steps: Lightning's manual optimization."""
         is_lightning = isinstance(self._evaluator, LightningEvaluator)
         return is_lightning and not self._evaluator.model.automatic_optimization

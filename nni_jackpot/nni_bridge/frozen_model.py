@@ -38,7 +38,7 @@ class FrozenModel:
         self._ignored_before: tuple[nn.Module, Any] | None = None
 
     def freeze(self) -> None:
-        """Freeze the parameters; again, if another compressor has wrapped the model anew."""
+        """Freeze the parameters; again, if another compressor has re-wrapped the model."""
         # A quantizer of the same chain may have scales to train, which the model did not come with.
         for name, parameter in self._model.named_parameters():
             if name.replace(_WRAPPER, "") in self._takes_gradient:

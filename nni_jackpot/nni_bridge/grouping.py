@@ -1,4 +1,4 @@
-"""From NNI's target spaces to what is searched: which targets share scores, and which masks follow others."""
+"""Groups of NNI's target spaces: which targets share scores, and which masks follow other masks."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ TargetSpaces = Mapping[str, Mapping[str, PruningTargetSpace]]
 
 
 def tie(spaces: TargetSpaces, wrappers: Mapping[str, ModuleWrapper]) -> None:
-    """Let the targets that are one parameter have one score and one mask, those of the first in model order.
+    """Give targets that are one tied parameter one score and one mask: those of the first in model order.
 
     Raises
     ------
     ConfigListError
-        If the config list asks for different things of them.
+        If the config list has different settings for them.
     """
     first: dict[int, tuple[str, PruningTargetSpace]] = {}
     for module_name, wrapper in wrappers.items():
@@ -45,14 +45,14 @@ def tie(spaces: TargetSpaces, wrappers: Mapping[str, ModuleWrapper]) -> None:
                 continue
             if primary._setting != space._setting or module_name not in spaces:
                 raise ConfigListError(
-                    f"{other} and {where} are one parameter, and the config list asks for different things: "
-                    f"{_wishes(primary)} and {_wishes(space)}; name one of them, or ask for the same"
+                    f"{other} and {where} are one parameter, but their settings in the config list differ: "
+                    f"{_settings(primary)} and {_settings(space)}; select one of them, or set both alike"
                 )
             del wrapper._parameters[name], wrapper._buffers[space._mask_name]
             space.__class__, space.primary = TiedSpace, primary
 
 
-def _wishes(space: PruningTargetSpace) -> dict[str, Any]:
+def _settings(space: PruningTargetSpace) -> dict[str, Any]:
     return {key: value for key, value in space._setting.items() if value not in (None, "default")}
 
 
@@ -112,7 +112,7 @@ def _grains(where: str, module: nn.Module, space: PruningTargetSpace, rows: int)
 
 
 def _check_members(group: ScoreGroup) -> None:
-    """Targets with common scores need as many grains and the same wishes."""
+    """Check that targets with common scores have the same number of grains and the same settings."""
     first = group.members[0]
     keys = ("sparse_threshold", "global_group_id", "min_sparse_ratio", "max_sparse_ratio")
     for other in group.members[1:]:
@@ -127,7 +127,7 @@ def _check_members(group: ScoreGroup) -> None:
 
 
 def by_name(groups: Sequence[ScoreGroup], spaces: TargetSpaces) -> dict[tuple[str, str], MaskedParameter]:
-    """Return what is searched by module and target names, a tied parameter under each of its names."""
+    """Return the searched parameters by module and target name; a tied parameter under each of its names."""
     targets = {id(target.space): target for group in groups for target in group.members}
     return {
         (module_name, name): target
@@ -140,7 +140,7 @@ def by_name(groups: Sequence[ScoreGroup], spaces: TargetSpaces) -> dict[tuple[st
 def align_targets(
     groups: Sequence[ScoreGroup], spaces: TargetSpaces, wrappers: Mapping[str, ModuleWrapper]
 ) -> None:
-    """Have masks of aligned targets follow those of their sources (NNI's ``align``).
+    """Make masks of aligned targets follow the masks of their sources (NNI's ``align``).
 
     Raises
     ------
@@ -151,7 +151,7 @@ def align_targets(
     for module_name, module_spaces in spaces.items():
         wrapper = wrappers[module_name]
         for name, space in module_spaces.items():
-            # NNI prunes by ratio where there are both, and a module may have no bias at all.
+            # With both a ratio and an align NNI prunes by ratio; and a module may have no bias.
             absent = space.type is TargetType.PARAMETER and space.target is None
             if space.align is None or (module_name, name) in searched or absent:
                 continue
@@ -187,7 +187,7 @@ def align_targets(
 def _followed(
     where: str, module: nn.Module, name: str, space: PruningTargetSpace
 ) -> tuple[str, list[int] | None]:
-    """Say what of a target follows another, and its sizes; None for sizes that only a forward would tell."""
+    """Return in words what follows another mask, and its sizes; None if only a forward shows the sizes."""
     if space.type is TargetType.PARAMETER:
         what, shape = f"shape {space.shape}", list(space.shape)
         steps = len(shape) * [1] if space._scaler is None else steps_of(space._scaler, len(shape))

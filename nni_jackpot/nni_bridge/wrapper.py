@@ -1,7 +1,7 @@
-"""What a search keeps in NNI's module wrappers: parameters, scores and masks, which modules read there.
+"""NNI's module wrappers, which hold parameters, scores and masks, and give modules masked weights.
 
-All of a wrapper's functions stand at module level or in its class and find what they need in the wrapper, so
-that a wrapped model can be copied, pickled and moved to another device.
+All functions of a wrapper are defined at module level or in its class, and read their data from the wrapper.
+So a wrapped model can be copied, pickled and moved to another device.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ SCORE = "{}_score"
 MASKED = "{}_masked"
 ALIGNED = "{}_aligned_mask"
 APPLY_METHOD = "jackpot_mul"
-# Modules whose forward uses the weight once, in an operation that makes a gradient for nobody else.
+# Modules whose forward uses the weight once, in an operation whose weight gradient no other code reads.
 _PLAIN_MODULES = (
     *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
     *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
 )
 
-# The wrapper whose plain module runs its forward in this thread: a read of the weight is that forward's.
+# The wrapper of the plain module that runs its forward in this thread, and so reads the weight.
 _running = threading.local()
 
 
 class LeanSpace(PruningTargetSpace):
-    """A target space that hands out its settings themselves: NNI copies all of them whenever one is read."""
+    """A target space that returns its settings without a copy: NNI copies all settings on every read."""
 
     @property
     def setting(self) -> dict[str, Any]:
@@ -60,9 +60,9 @@ class LeanSpace(PruningTargetSpace):
         return self._wrapper.score(self._target_name)
 
     def start(self, score: nn.Parameter, mask: Tensor, parameter: MaskedParameter, is_first: bool) -> None:
-        """Keep what a search of the target needs; only the first target of common scores registers them.
+        """Store the tensors of a searched target; only the first of a score group registers the scores.
 
-        Formats such as safetensors take no tensor twice.
+        Formats such as safetensors refuse a tensor under two names.
         """
         if self.score is None:
             if is_first:
@@ -79,7 +79,7 @@ class LeanSpace(PruningTargetSpace):
 
 
 class SearchedSpace(LeanSpace):
-    """A target space whose mask takes a byte a weight, not four; NNI reads it as numbers, in a copy."""
+    """A target space whose mask takes one byte per weight instead of four; NNI reads a copy as numbers."""
 
     @property
     def mask(self) -> Tensor | None:
@@ -97,7 +97,7 @@ class SearchedSpace(LeanSpace):
 
 
 class TiedSpace(LeanSpace):
-    """The target space of a parameter that another module's wrapper has: score and mask are that one's."""
+    """The target space of a tied parameter, whose score and mask belong to another module's wrapper."""
 
     primary: PruningTargetSpace
 
@@ -117,39 +117,39 @@ class TiedSpace(LeanSpace):
 
 
 def raw_mask(space: PruningTargetSpace) -> Tensor:
-    """Return the mask itself, as it lies in the wrapper."""
+    """Return the mask that the wrapper stores, not a copy."""
     return space._wrapper._buffers[space._mask_name]
 
 
 class SearchedWrapper(ModuleWrapper):
-    """A wrapper that gives masked weights to whoever reads them.
+    """A wrapper that gives masked weights to all code that reads the weights.
 
-    NNI's wrapper puts masked weights into its module before each forward of the module, where other readers
-    miss or outlive them. NNI's also holds a copy of each parameter; this one holds the parameter itself, and
-    gives it back when the module is unwrapped.
+    NNI's wrapper assigns masked weights to its module before each forward of the module. Code that reads the
+    weight at another time gets an old value. NNI's wrapper also copies each parameter; this wrapper holds the
+    parameter itself, and returns it when the module is unwrapped.
     """
 
-    # By target name, the modules that hold the parameter, and its name in each: several if it is tied.
+    # By target name, the modules that hold the parameter and its name there; several if it is tied.
     holders: dict[str, list[tuple[nn.Module, str]]]
     # Scores that are parameters of another wrapper, by target name; a state dict has each score once.
     shared_scores: dict[str, nn.Parameter]
     pruning_target_spaces: dict[str, Any]
     quantization_target_spaces: dict[str, Any]
-    # What NNI's forward has assigned to attributes of the module, for the time of one forward; else None.
+    # Values that NNI's forward has assigned to attributes of the module; None outside of a forward.
     _given: dict[str, Tensor | None] | None
     _is_plain: bool
     _had_forward: bool
 
     @classmethod
     def adopt(cls, wrapper: ModuleWrapper, holders: Holders) -> None:
-        """Turn NNI's wrapper into one of this class, and let it hold the parameters themselves.
+        """Turn NNI's wrapper into one of this class, which holds the parameters themselves.
 
         Parameters
         ----------
         wrapper
-            Of a module that is not wrapped now.
+            Wrapper of a module that is not wrapped at the moment.
         holders
-            Of all parameters of the model.
+            Modules that hold each parameter of the model.
         """
         if type(wrapper) is ModuleWrapper:
             wrapper.__class__ = cls
@@ -185,7 +185,7 @@ class SearchedWrapper(ModuleWrapper):
     # -- wrapping
 
     def wrap(self) -> None:
-        """Take the parameters out of all modules that hold them, and let these read them here."""
+        """Move the parameters from their modules to this wrapper, where the modules read them."""
         self._had_forward = "forward" in vars(self.module)
         with self._without_spaces():
             super().wrap()
@@ -194,19 +194,19 @@ class SearchedWrapper(ModuleWrapper):
                 compute(holder, attribute, Source(self, name))
 
     def unwrap(self) -> None:
-        """Give the parameters back to the modules: the very objects, in their places."""
+        """Return the same parameter objects to their modules."""
         for name, holders in self.holders.items():
             for holder, attribute in holders:
                 if is_computed(holder, attribute):
                     stop_computing(holder, attribute, self._parameters.get(name))
         with self._without_spaces():
             super().unwrap()
-        if not self._had_forward:  # NNI leaves an attribute where there was none
+        if not self._had_forward:  # NNI adds this attribute and does not remove it
             del self.module.forward
 
     @contextmanager
     def _without_spaces(self) -> Iterator[None]:
-        """Let NNI do its part but for parameters, of which NNI would make copies."""
+        """Hide the target spaces from NNI, which would copy the parameters."""
         spaces = self.pruning_target_spaces, self.quantization_target_spaces
         self.pruning_target_spaces, self.quantization_target_spaces = {}, {}
         try:
@@ -239,7 +239,7 @@ class SearchedWrapper(ModuleWrapper):
         return self._parameters.get(SCORE.format(name), self.shared_scores.get(name))
 
     def read(self, name: str) -> Tensor | None:
-        """Return a parameter as training and evaluation see it: masked, quantized, or as it is."""
+        """Return a parameter as training and evaluation see it: masked, quantized or unchanged."""
         if self._given is not None and name in self._given:
             return self._given[name]
         space, score = self.pruning_target_spaces.get(name), self.score(name)
@@ -253,12 +253,12 @@ class SearchedWrapper(ModuleWrapper):
         return self.patch_helper(name, value)
 
     def give(self, name: str, value: Tensor | None) -> None:
-        """Take what NNI assigns to an attribute in a forward.
+        """Store a value that NNI assigns to an attribute in a forward.
 
         Raises
         ------
         AttributeError
-            If the attribute is assigned to outside of one.
+            If the assignment happens outside of a forward.
         """
         if self._given is None:
             raise AttributeError(f"{self.name}.{name} is masked: call unwrap_model() before assigning to it")
@@ -272,7 +272,7 @@ class SearchedWrapper(ModuleWrapper):
     # -- forward
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the module, whose attributes are masked; as NNI does it where others take part."""
+        """Call the module, whose attributes are masked; by NNI's forward if other compressors need it."""
         if self._has_others():
             self._given = {}
             try:
@@ -294,7 +294,7 @@ class SearchedWrapper(ModuleWrapper):
         return of_values or getattr(self, "is_bias_correction", False)
 
     def patch_params(self, targets_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return what NNI assigns to the module's attributes: what NNI makes, and not what `read` does."""
+        """Return the attributes that NNI itself assigns to the module; `read` returns all others."""
         if not self.fused_modules and not getattr(self, "is_bias_correction", False):
             quantized = self.quantization_target_spaces
             targets_dict = {name: target for name, target in targets_dict.items() if name in quantized}
@@ -312,7 +312,7 @@ class SearchedWrapper(ModuleWrapper):
     # -- moving
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Move or convert the wrapper as any module; scores keep the precision that a search needs."""
+        """Move or convert the wrapper; scores keep the precision that a search needs."""
         scores = {
             name: (score, score.data)
             for name in self.pruning_target_spaces
@@ -332,7 +332,7 @@ class SearchedWrapper(ModuleWrapper):
 
 
 def _jackpot_mul(weight: Tensor, target_space: PruningTargetSpace) -> Tensor:
-    """NNI's apply method of a searched target: the masked weights, with gradients for its scores."""
+    """Return masked weights with gradients for the scores: NNI's apply method of searched targets."""
     wrapper, name = target_space._wrapper, target_space._target_name
     score = wrapper.score(name)
     return mul_mask(weight, target_space) if score is None else wrapper._masked(name, weight)
@@ -342,13 +342,13 @@ pruning_apply_methods[APPLY_METHOD] = _jackpot_mul
 
 
 def _refresh_before_use(wrapper: SearchedWrapper, target_name: str, target: Any) -> None:
-    """Serve NNI's tracking of targets, which comes right before a mask is applied."""
+    """Update an aligned mask; NNI's tracking of targets calls this right before a mask is applied."""
     if hasattr(wrapper, ALIGNED.format(target_name)):
         refresh_mask(wrapper.pruning_target_spaces[target_name])
 
 
 def refresh_mask(space: PruningTargetSpace) -> None:
-    """Bring a mask up to date, whatever it follows."""
+    """Update a mask to the scores or to the mask that it follows."""
     wrapper, name = space._wrapper, space._target_name
     if isinstance(space, TiedSpace):
         refresh_mask(space.primary)
@@ -359,6 +359,6 @@ def refresh_mask(space: PruningTargetSpace) -> None:
 
 
 def refresh_masks(wrapper: ModuleWrapper, *state_dict_arguments: Any) -> None:
-    """Bring all masks of a wrapper up to date; also before a state dict is taken."""
+    """Update all masks of a wrapper; also a hook that runs before a state dict is taken."""
     for space in wrapper.pruning_target_spaces.values():
         refresh_mask(space)

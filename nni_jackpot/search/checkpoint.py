@@ -1,9 +1,9 @@
-"""An interrupted search goes on where it was, and ends with the masks that it would have had.
+"""Checkpoints of a search inside a training loop, from which an interrupted search resumes.
 
-A search runs inside a training loop that is not ours, so nothing can jump into the middle of it. The loop is
-run again from its start instead, from the random states that it had there, but without forward and backward
-passes, until it stands where the checkpoint was written. That brings loaders, schedulers and counters of any
-loop to their places; then scores, masks, optimizers, statistics and random states take the values they had.
+A resumed search ends with the masks of an uninterrupted one. The training loop belongs to the user, so nothing
+can jump into the middle of it. Instead the loop is replayed from its start, with the random states of its
+start, but without forward and backward passes. At the step of the checkpoint, loaders, schedulers and counters
+have their former states; scores, masks, optimizers, statistics and random states are then restored.
 """
 
 from __future__ import annotations
@@ -44,27 +44,27 @@ _logger = logging.getLogger(__name__)
 
 
 class Checkpoint:
-    """A file that a search writes as it goes on, goes on from when it begins again, and mostly removes then.
+    """A file that a search writes regularly, resumes from, and removes at its end unless told to keep it.
 
     Parameters
     ----------
     path
         The file; in distributed training rank 0 writes it and all ranks read it.
     every
-        Steps of the search from one writing to the next.
+        Number of steps between two checkpoints.
     settings
-        What else the search depends on, by name: a file of other settings is refused.
+        Further settings that the search depends on, by name; a file with other settings is refused.
     keep
         Whether the file stays at the end, and is that of the last step where the length is known in steps.
     minutes
-        Time from one writing to the next, if the steps take longer.
+        Time between two checkpoints, if the steps take longer.
     beside
-        What else goes on from the file.
+        An object whose state is saved and restored along with the search, such as a log.
 
     Attributes
     ----------
     resumed_step
-        Step of the search from which it has gone on; 0 if it began anew.
+        Step that the search has resumed from; 0 if it began from the start.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Checkpoint:
 
     @property
     def replaying(self) -> bool:
-        """Whether the loop is on its way back to where it was interrupted."""
+        """Whether the loop is being replayed up to the step of the checkpoint."""
         return self._saved is not None
 
     def begin(
@@ -100,7 +100,7 @@ class Checkpoint:
         max_steps: int | None,
         max_epochs: int | None,
     ) -> None:
-        """Follow a search that has begun; raises CheckpointError if the file is of another search."""
+        """Follow a search that has begun; raises CheckpointError if the file belongs to another search."""
         if training.steps_by_hand:
             raise CheckpointError("a checkpoint of the search needs Lightning's automatic optimization")
         self._searches += 1
@@ -116,7 +116,7 @@ class Checkpoint:
             **_settings_of(search.optimizer),
             **self._settings,
         }
-        as_plain(search.optimizer.state_dict(), "the state of the optimizer")  # or refused before any work
+        as_plain(search.optimizer.state_dict(), "the state of the optimizer")  # raises before any work
         self._losses = 0
         self._written_at = time.monotonic()
         self._may_skip = True
@@ -149,11 +149,11 @@ class Checkpoint:
             self._saved = None
 
     def _is_overdue(self) -> bool:
-        """Return True if the last writing is long ago; processes that train together count steps alone."""
+        """Return True if the last checkpoint is too old; distributed processes count steps only."""
         return world_size() == 1 and time.monotonic() - self._written_at > 60 * self._minutes
 
     def end(self) -> None:
-        """Take leave of a search that is over; raises CheckpointError if it never came as far again."""
+        """End the search; raises CheckpointError if the replay has not reached the step of the checkpoint."""
         if self._saved is not None:
             raise self._another_course()
         if not self._keep:
@@ -181,10 +181,10 @@ class Checkpoint:
         return followed
 
     def _watch(self, training_step: Callable[[], Any]) -> Any:
-        """Take a step, and note whether a replay may leave it out.
+        """Compute a loss, and note whether a replay may skip the computation.
 
-        It may if the step gives nothing but a loss, and draws no random numbers (as dropout does), on which
-        those of the loader depend.
+        It may if the training step returns only a loss and draws no random numbers, as dropout does: the
+        loader's random numbers would depend on them.
         """
         if not self._may_skip:
             return training_step()
@@ -195,8 +195,8 @@ class Checkpoint:
 
     def _another_course(self) -> CheckpointError:
         return CheckpointError(
-            f"the training loop does not come to where {self.path} was written: it is not the same loop, or "
-            "not the same data. Run it as it was, or remove the file to start anew"
+            f"the training loop does not reach the step at which {self.path} was written: the loop or the data "
+            "differ. Run the former loop, or remove the file to start from the beginning"
         )
 
     # -- what the file holds
@@ -222,14 +222,14 @@ class Checkpoint:
             "beside": {} if self._beside is None else self._beside.state_dict(),
         }
         write_state(self.path, self._depends_on, state)
-        if not self._is_read_back:  # so that a file which cannot be read is found now, and not when needed
+        if not self._is_read_back:  # finds an unreadable file now, and not when it is needed
             barrier()
             check_saved(self.path, read_state(self.path, "search", self._depends_on), search, self._model)
             self._is_read_back = True
         self._written_at = time.monotonic()
 
     def _sums(self) -> dict[str, Any]:
-        """Return what the order of sums depends on, and so the last digits of all numbers."""
+        """Return what the order of sums, and so the last digits of all numbers, depends on."""
         device = self._search.groups[0].score.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         return {"device": name, "threads": torch.get_num_threads()}
@@ -237,7 +237,7 @@ class Checkpoint:
     def _warn_of_other_sums(self, saved: dict[str, Any]) -> None:
         if saved != (own := self._sums()):
             _logger.warning(
-                "the search began with %s and goes on with %s: sums in another order may find another mask",
+                "the search began with %s and resumes with %s: sums in another order may lead to another mask",
                 saved,
                 own,
             )

@@ -1,4 +1,4 @@
-"""A search inside a training loop that somebody else runs, such as that of NNI's evaluators."""
+"""A search inside a training loop that other code runs, such as NNI's evaluators."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ class OwnLoop:
         Raises
         ------
         ValueError, TypeError, LookupError
-            If the state is that of another search; nothing is changed then.
+            If the state belongs to another search; nothing is changed then.
         """
         self._search.check_state(state)
         self._search.load_state_dict(state)

@@ -53,7 +53,7 @@ def check_saved(path: Path, saved: Mapping[str, Any], search: Search, model: nn.
             if type(saved.get(name)) is not kind:
                 raise TypeError(f"{name} is {type(saved.get(name)).__name__}")
         if any(len(saved[name]) != world_size() for name in ("random_start", "random")):
-            raise ValueError("random states are those of another number of processes")
+            raise ValueError("random states belong to another number of processes")
         search.check_state(saved)
         if saved["losses"] < saved["clock"]["step"]:
             raise ValueError(f"step {saved['clock']['step']} after {saved['losses']} losses")

@@ -28,7 +28,7 @@ def net(kind: str = "weights", **options: Any) -> tuple[nn.Module, LotteryJackpo
 
 
 def reference(model: nn.Module, pruner: LotteryJackpotPruner) -> nn.Module:
-    """Return a plain model with the masks as they stand."""
+    """Return a plain model with the current masks."""
     plain = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).to(
         model[0]._nni_wrapper.weight.dtype
     )
@@ -52,7 +52,7 @@ def test_a_forward_in_inference_mode_changes_nothing(recipe: str, batches: Batch
 
         def step(batch: Any, model: nn.Module) -> Tensor:
             if in_inference:  # noqa: B023
-                with torch.inference_mode():  # amid the search, as a validation
+                with torch.inference_mode():  # within the search, like a validation
                     looks.append(model.eval()(batch[0]))  # noqa: B023
                 model.train()
             return training_step(batch, model)
@@ -223,7 +223,7 @@ def test_graphs_that_are_dropped_do_not_keep_masked_weights() -> None:
     optimizer = torch.optim.SGD(pruner.score_parameters(), lr=0.0)
     places = set()
     for _ in range(4):
-        model(torch.randn(2, 8))  # a graph that nobody goes back through
+        model(torch.randn(2, 8))  # a graph without a backward pass
         model(torch.randn(2, 8)).sum().backward()
         optimizer.step()
         places.add(relaxed.cache.values.data_ptr())

@@ -16,7 +16,7 @@ WIDTH, TOKENS = 8, 11
 
 
 class Calls(nn.Module):
-    """Passes what comes through a function of its layers."""
+    """Apply a function of its layers."""
 
     def __init__(self, function: Callable[..., Tensor], *layers: nn.Module) -> None:
         super().__init__()

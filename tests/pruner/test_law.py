@@ -57,7 +57,7 @@ def floats(*shape: int) -> tuple[Tensor]:
 
 
 def check(net: Net, entries: list[dict[str, Any]], **options: Any) -> None:
-    # An encoder is run by a kernel of its own where no layer of it is looked into.
+    # PyTorch runs an encoder by a fused kernel unless a layer of the encoder has hooks.
     check_law(net.make, entries, net.inputs(), exact="encoder" not in str(net), **options)
 
 
@@ -155,7 +155,7 @@ def _in_a_module_that_the_model_does_not_know() -> nn.Module:
 
 
 class Subclassed(nn.Module):
-    """Wants a word from whoever makes a subclass."""
+    """Requires a keyword from each subclass."""
 
     def __init_subclass__(cls, *, word: str) -> None:
         super().__init_subclass__()

@@ -134,7 +134,7 @@ def test_layers(layer: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
     assert frozen(model, dense)
 
 
-# -- a loop of one's own
+# -- your own loop
 
 
 @pytest.mark.honours("a loop of your own")
@@ -236,7 +236,7 @@ def test_copies_of_the_wrapped_model(model: nn.Module, batches: Batches, duplica
     twin.eval()
     x = batches[1][0]
     assert torch.equal(twin(x), model(x))
-    # and the copy lives a life of its own
+    # and the copy is independent
     before = model(x)
     scores = [p for n, p in twin.named_parameters() if n.endswith("_score")]
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Whoever reads a weight, and whatever else holds the parameter, gets the masked one."""
+"""All code that reads a weight, through any holder of the parameter, gets the masked weight."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class ThreeTied(nn.Module):
 
 
 class TwoNames(nn.Module):
-    """Has a layer under a name of its own, and within a Sequential."""
+    """Has one layer both as an attribute and within a Sequential."""
 
     def __init__(self) -> None:
         super().__init__()

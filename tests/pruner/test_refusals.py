@@ -1,4 +1,4 @@
-"""What cannot be masked for all its readers is refused by name, and the model is as it was."""
+"""Weights that cannot be masked for all their readers are refused by name; the model is unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A wrapped model is saved and loaded by whoever saves models: Transformers, safetensors, PyTorch."""
+"""Transformers, safetensors and PyTorch save and load a wrapped model."""
 
 from __future__ import annotations
 

@@ -178,7 +178,7 @@ def test_another_loop_is_refused(batches: Batches, tmp_path: Path) -> None:
     path = tmp_path / "search.pth"
     with pytest.raises(Interrupted):
         Script(batches, path, stop_after=17, length=(None, 3))
-    with pytest.raises(CheckpointError, match="does not come to where"):
+    with pytest.raises(CheckpointError, match="does not reach the step at which"):
         Script(batches[:4], path, length=(None, 3))
 
 

@@ -1,4 +1,4 @@
-"""A search in a loop of one's own: begin, step, finish."""
+"""A search in your own loop: begin, step, finish."""
 
 from __future__ import annotations
 

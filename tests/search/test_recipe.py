@@ -32,7 +32,7 @@ def watched(
 
     def step(batch: Any, model: nn.Module) -> torch.Tensor:
         loss = nn.functional.cross_entropy(model(batch[0]), batch[1])
-        if pruner.method.schedule.temperature:  # nobody has asked for the masks yet
+        if pruner.method.schedule.temperature:  # no forward reads the masks themselves
             pruner.get_masks()
         seen.append(zeros_of(model))
         return loss

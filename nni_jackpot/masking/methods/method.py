@@ -42,7 +42,7 @@ class MaskSchedule(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """Settings of a search method; each method is a subclass in a file of its own.
+    """Settings of a search method; each method is a subclass in a separate file.
 
     Attributes
     ----------
