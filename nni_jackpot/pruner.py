@@ -446,8 +446,8 @@ class LotteryJackpotPruner(Pruner):
         Raises
         ------
         CheckpointError
-            If a file cannot hold a setting. By `compress`, before it trains: if the file is damaged or belongs
-            to another search.
+            If a file cannot hold a setting. By `compress`, before it trains, if the file is damaged or
+            belongs to another search.
         OutputFolderError
             If the folder cannot be written.
         """

@@ -1,9 +1,9 @@
 """Checkpoints of a search inside a training loop, from which an interrupted search resumes.
 
-A resumed search ends with the masks of an uninterrupted one. The training loop belongs to the user, so nothing
-can jump into the middle of it. Instead the loop is replayed from its start, with the random states of its
-start, but without forward and backward passes. At the step of the checkpoint, loaders, schedulers and counters
-have their former states; scores, masks, optimizers, statistics and random states are then restored.
+A resumed search ends with the masks of an uninterrupted one. The training loop belongs to the user, so
+nothing can jump into the middle of it. Instead the loop is replayed from its start, with the random states of
+its start, but without forward and backward passes. At the step of the checkpoint, loaders, schedulers and
+counters have their former states; scores, masks, optimizers, statistics and random states are then restored.
 """
 
 from __future__ import annotations
@@ -195,8 +195,8 @@ class Checkpoint:
 
     def _another_course(self) -> CheckpointError:
         return CheckpointError(
-            f"the training loop does not reach the step at which {self.path} was written: the loop or the data "
-            "differ. Run the former loop, or remove the file to start from the beginning"
+            f"the training loop does not reach the step at which {self.path} was written: the loop or the "
+            "data differ. Run the former loop, or remove the file to start from the beginning"
         )
 
     # -- what the file holds
@@ -237,7 +237,7 @@ class Checkpoint:
     def _warn_of_other_sums(self, saved: dict[str, Any]) -> None:
         if saved != (own := self._sums()):
             _logger.warning(
-                "the search began with %s and resumes with %s: sums in another order may lead to another mask",
+                "the search began with %s and resumes with %s: sums in another order may change the mask",
                 saved,
                 own,
             )
