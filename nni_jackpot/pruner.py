@@ -312,7 +312,7 @@ class LotteryJackpotPruner(Pruner):
             losses = losses_of(
                 self.evaluator, self.bound_model, names, list(weights.values()), self._init_batches
             )
-        importance = CRITERIA[str(self._init)](weights, losses)
+        importance = CRITERIA.find(str(self._init))(weights, losses)
         return {group: group.pool(importance) for group in self._groups}
 
     def _seed(self, group: ScoreGroup, kept: Tensor) -> None:

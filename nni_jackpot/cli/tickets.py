@@ -58,7 +58,7 @@ def add_commands(commands: Any) -> None:
 
 def _export(options: argparse.Namespace) -> None:
     run: Path = options.run
-    config = load_config(run / "config.yml")
+    config = load_config(run / "config.yml", is_stored=True)
     load_result(run).check_files("masks.pth", "jackpot.pth")
     masks = load_masks(run / "masks.pth")
     found = _read_state(run / "jackpot.pth")

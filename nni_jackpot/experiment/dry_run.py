@@ -14,6 +14,7 @@ from nni_jackpot.errors import JackpotError
 from nni_jackpot.experiment.checks import pruner_options, validate_config_list
 from nni_jackpot.experiment.config import RunConfig, config_hash
 from nni_jackpot.experiment.data.loading import load_data, used_images
+from nni_jackpot.experiment.data.spec import DATASETS
 from nni_jackpot.experiment.folder.pretrained import cache_path, check_start
 from nni_jackpot.experiment.folder.result import finished
 from nni_jackpot.experiment.folder.run_folder import check_free
@@ -23,17 +24,6 @@ from nni_jackpot.experiment.sight import network_of
 from nni_jackpot.experiment.sweep import shown
 
 Shape = tuple[int, int, int]
-
-# Training images, their shape and the number of classes of published datasets, which need not be there.
-_KNOWN: dict[str, tuple[int, Shape, int]] = {
-    "digits": (1437, (1, 8, 8), 10),
-    "mnist": (60_000, (1, 28, 28), 10),
-    "fashion_mnist": (60_000, (1, 28, 28), 10),
-    "cifar10": (50_000, (3, 32, 32), 10),
-    "cifar100": (50_000, (3, 32, 32), 100),
-    "imagenet": (1_281_167, (3, 224, 224), 1000),
-}
-
 
 _WIDTH = 100  # columns of a screen
 
@@ -78,8 +68,9 @@ def plan(
         pretrained = config.pretrain.checkpoint or cache_path(config).exists() or once in trained
         trained.add(once)
         pretrain = 0 if pretrained else config.pretrain.epochs
-        tuned = config.finetune.epochs * (2 if config.finetune.under == "both" else 1)
-        epochs = 0 if is_finished else pretrain + config.search.epochs + tuned
+        tuned = sum(comparator.epochs for comparator in config.finetune.comparators().values())
+        compared = sum(comparator.epochs for comparator in config.compared.values())
+        epochs = 0 if is_finished else pretrain + config.search.epochs + compared
         steps = epochs * math.ceil(images / config.data.batch_size)
         total += steps
         row = {
@@ -94,6 +85,9 @@ def plan(
             else "is there",
             "search": f"{config.search.epochs} epochs, {_how(config)}",
             "tuning": f"{tuned} epochs",
+            "comparators": ", ".join(
+                f"{name}: {own.epochs} epochs" for name, own in config.comparators.items()
+            ),
             "steps": "is finished" if is_finished else f"{steps:,}",
         }
         pace, note = tried[key]
@@ -111,7 +105,7 @@ def plan(
 
 def _tables(rows: Sequence[dict[str, str]]) -> str:
     """Return a table of what all rows have in common, and one of that in which they differ."""
-    common = {name: value for name, value in rows[0].items() if all(row[name] == value for row in rows)}
+    common = {name: v for name, v in rows[0].items() if v and all(row[name] == v for row in rows)}
     tables = []
     if common:
         table = _table([])
@@ -122,7 +116,9 @@ def _tables(rows: Sequence[dict[str, str]]) -> str:
         tables.append(table)
     # In what else runs differ their names say.
     if differing := [
-        name for name in rows[0] if name not in {*common, "data", "network", "search", "tuning"}
+        name
+        for name in rows[0]
+        if name not in {*common, "data", "network", "search", "tuning", "comparators"}
     ]:
         table = _table(differing)
         table.add_rows([[row[name] for name in differing] for row in rows])
@@ -141,10 +137,11 @@ def _table(columns: Sequence[str]) -> PrettyTable:
 
 
 def _size(config: RunConfig) -> tuple[int, Shape, int]:
-    if config.data.name not in _KNOWN:  # the user's own folder
+    known = DATASETS.find(config.data.name).size
+    if known is None:  # the files decide
         data = load_data(config.data, config.seed)
         return sum(data.train.order.sizes), data.shape, data.num_classes
-    images, (channels, height, width), classes = _KNOWN[config.data.name]
+    images, (channels, height, width), classes = known
     images = len(used_images(config.data, images)[0])
     size = config.data.image_size
     return images, (channels, size or height, size or width), classes

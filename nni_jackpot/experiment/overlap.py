@@ -103,6 +103,7 @@ def overlap(config: RunConfig, overwrite: bool = False) -> Comparison:
             output=str(Path(config.output) / f"init={criterion}"),
             search=replace(config.search, init=criterion),
             finetune=replace(config.finetune, epochs=0),
+            comparators={},
         )
         for criterion in CRITERIA
     }

@@ -20,9 +20,10 @@ from torch.optim import SGD
 
 from nni_jackpot.errors import DatasetNotFoundError, NothingKeptError
 from nni_jackpot.experiment.checks import device_of, pruner_options, validate_config_list
-from nni_jackpot.experiment.config import DataConfig, RunConfig
+from nni_jackpot.experiment.config import RunConfig
 from nni_jackpot.experiment.data.images import Batch
 from nni_jackpot.experiment.data.loading import Data, load_data
+from nni_jackpot.experiment.data.section import DataConfig
 from nni_jackpot.experiment.folder.pretrained import check_pretrained
 from nni_jackpot.experiment.folder.run_folder import place_of
 from nni_jackpot.experiment.models import build_model

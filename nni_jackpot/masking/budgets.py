@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nni_jackpot.masking.topk import check_order, keep_top
+from nni_jackpot.runtime.registry import Registry
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -224,8 +225,9 @@ def by_erdos_renyi_kernel(units: Mapping[Key, Unit], importance: Mapping[Key, Te
     return {key: keep * units[key].rows for key, keep in budgets.items()}
 
 
-BUDGETS: dict[str, Rule] = {
-    "as_configured": as_configured,
-    "global_rank": by_global_rank,
-    "erdos_renyi_kernel": by_erdos_renyi_kernel,
-}
+BUDGETS: Registry[Rule] = Registry("budget")
+register_budget = BUDGETS.register
+
+register_budget("as_configured")(as_configured)
+register_budget("global_rank")(by_global_rank)
+register_budget("erdos_renyi_kernel")(by_erdos_renyi_kernel)

@@ -7,7 +7,7 @@ important. All targets at once, because some criteria need the whole network's g
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,11 +15,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nni_jackpot.errors import SearchDivergedError
 from nni_jackpot.runtime.distributed import all_reduce_sum
+from nni_jackpot.runtime.registry import Registry
 
 Importance: TypeAlias = dict[Hashable, Tensor]
 Losses: TypeAlias = Callable[[Callable[[Tensor], None]], None]
 """Runs training steps and hands every loss, with its graph, to the visitor (`calibration.losses_of`)."""
 Criterion: TypeAlias = Callable[[Mapping[Hashable, Tensor], Losses | None], Importance]
+
+C = TypeVar("C", bound=Criterion)
 
 
 def magnitude(weights: Mapping[Hashable, Tensor], losses: Losses | None = None) -> Importance:
@@ -115,9 +118,26 @@ def grasp(weights: Mapping[Hashable, Tensor], losses: Losses | None) -> Importan
     return _finite("grasp", _weighted(weights, product.compute()))
 
 
-CRITERIA: dict[str, Criterion] = {"magnitude": magnitude, "random": random, "snip": snip, "grasp": grasp}
-NEEDS_LOSSES = frozenset({"snip", "grasp"})
+CRITERIA: Registry[Criterion] = Registry("criterion")
+NEEDS_LOSSES: set[str] = set()
 """The criteria that look at losses, and not at weights alone."""
+
+
+def register_criterion(name: str, needs: Literal["weights", "losses"] = "weights") -> Callable[[C], C]:
+    """Return a decorator that registers a criterion under a name, with the evidence that it needs."""
+
+    def decorate(criterion: C) -> C:
+        registered = CRITERIA.register(name)(criterion)
+        (NEEDS_LOSSES.add if needs == "losses" else NEEDS_LOSSES.discard)(name)
+        return registered
+
+    return decorate
+
+
+register_criterion("magnitude")(magnitude)
+register_criterion("random")(random)
+register_criterion("snip", needs="losses")(snip)
+register_criterion("grasp", needs="losses")(grasp)
 
 
 class _Mean:

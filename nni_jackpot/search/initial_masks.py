@@ -36,7 +36,7 @@ def budgets_of(
         else:
             together[group.space.global_group_id].append(group)
     for global_id, members in together.items():
-        rule = BUDGETS[budget] if global_id is None else by_global_rank
+        rule = BUDGETS.find(budget) if global_id is None else by_global_rank
         units = {group: _unit_of(group, importance[group]) for group in members}
         budgets |= rule(units, {group: importance[group] for group in members})
     return {group: budgets[group] for group in groups}

@@ -10,7 +10,8 @@ from typing import Any
 
 from nni_jackpot.masking.budgets import BUDGETS
 from nni_jackpot.masking.criteria import CRITERIA, NEEDS_LOSSES
-from nni_jackpot.masking.methods.supermask import LOGITS, METHODS
+from nni_jackpot.masking.methods.method import METHODS
+from nni_jackpot.masking.methods.supermask import LOGITS
 from nni_jackpot.search.recipes import OF_MASKS, RECIPES, Recipe, recipe_of
 
 # Initial scores of kept and of pruned weights under edge-popup (Sec. 4.1).

@@ -154,7 +154,7 @@ def test_data_that_the_run_would_fetch_need_not_be_there(
     "sweep",
     [
         ["seed=0,1"],
-        ["config_list.0.sparse_ratio=0.5,0.6", "search.recipe=paper,jackpot", "search.lr=0.01", "seed=0"],
+        ["config_list.0.sparse_ratio=0.5,0.6", "search.recipe=paper,default", "search.lr=0.01", "seed=0"],
         ["output=" + "a" * 60 + "/" + "b" * 60 + ",c"],
         ["pretrain.cache=" + "d" * 150],
         ["model.width=2,3", "data.batch_size=32,64"],

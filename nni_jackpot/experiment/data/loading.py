@@ -13,9 +13,9 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from nni_jackpot.errors import DatasetNotFoundError, ExperimentConfigError
-from nni_jackpot.experiment.config import DataConfig
-from nni_jackpot.experiment.data.datasets import DATASETS
 from nni_jackpot.experiment.data.images import Batch, Images
+from nni_jackpot.experiment.data.section import DataConfig
+from nni_jackpot.experiment.data.spec import DATASETS
 from nni_jackpot.runtime.distributed import rank, world_size
 
 # One batch of so many is in the sample that norm statistics are estimated by in the midst of a search, and
@@ -71,7 +71,7 @@ def load_data(config: DataConfig, seed: int) -> Data:
         processes of the run.
     """
     try:
-        train, unvaried, test, num_classes = DATASETS[config.name](config)
+        train, unvaried, test, num_classes = DATASETS.find(config.name).load(config)
     except DatasetNotFoundError:
         raise
     except OSError as error:  # a name that is too long, a link that leads to itself

@@ -146,7 +146,7 @@ def convergence(measures: Sequence[Measure]) -> Figure | None:
     if not panels:
         return None
     title = "Convergence by the initial mask (the paper's Fig. 5)"
-    note = "Where masks grow (search.growth), they do not have all their zeros in the first epochs."
+    note = "Under a ramp (search.ramp_end), masks do not have all their zeros in the first epochs."
     return Figure("fig5", title, "epochs of search", _ACCURACY, panels, note)
 
 

@@ -73,8 +73,8 @@ class Measure:
 
     @property
     def overlaps(self) -> dict[int, float]:
-        """Of the masks with those that the search starts from, in [0, 1], by seed; none without masks."""
-        if self.kind == "dense":
+        """Overlap of the masks with the initial masks, in [0, 1], by seed; empty if it is not known."""
+        if self.kind == "dense" or self.kind not in NAMES:
             return {}
         found = self.kind.startswith("jackpot")
         return {seed: run.overlap if found else 1.0 for seed, run in self.runs.items()}
@@ -133,13 +133,21 @@ def measure(runs: Iterable[Run]) -> list[Measure]:
     groups: dict[str, tuple[str, dict[str, Any], dict[int, Run]]] = {}
     for run in runs:
         for kind in run.rows:
-            settings = {k: v for k, v in run.settings.items() if k.startswith(_DEPENDS_ON[kind])}
+            settings = {k: v for k, v in run.settings.items() if k.startswith(_depends_on(kind, run))}
             settings.pop("finetune.under", None)  # the kind tells
             if kind.startswith("jackpot") and not settings[EPOCHS]:
                 continue
             key = json.dumps([kind, settings], sort_keys=True)
             groups.setdefault(key, (kind, settings, {}))[2][run.seed] = run
     return sorted((_measure(*group) for group in groups.values()), key=_order)
+
+
+def _depends_on(kind: str, run: Run) -> tuple[str, ...]:
+    """Return how the names of the settings begin that a kind of row depends on."""
+    if kind in _DEPENDS_ON:
+        return _DEPENDS_ON[kind]
+    own = f"comparators.{kind}."
+    return (*_MASK, own, *(["search."] if run.settings.get(f"{own}start") == "jackpot" else []))
 
 
 def _measure(kind: str, settings: dict[str, Any], runs: dict[int, Run]) -> Measure:
@@ -157,10 +165,10 @@ def _measure(kind: str, settings: dict[str, Any], runs: dict[int, Run]) -> Measu
 
 def _order(one: Measure) -> tuple[Any, ...]:
     init = list(CRITERIA).index(one.init) if one.init in CRITERIA else len(CRITERIA)
-    kind = list(NAMES).index(one.kind)
+    kind = list(NAMES).index(one.kind) if one.kind in NAMES else len(NAMES)
     recipe = str(one.settings.get(RECIPE, ""))
     weights = str(one.settings["weights"])
-    return (kind, weights, init, one.method, recipe, one.epochs, one.sparsity, one.without())
+    return (kind, one.kind, weights, init, one.method, recipe, one.epochs, one.sparsity, one.without())
 
 
 def labels(measures: Sequence[Measure], *shown: str) -> list[str]:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from nni_jackpot.errors import RunFolderError
-from nni_jackpot.experiment.config import RunConfig, load_config
-from nni_jackpot.experiment.folder.result import Row, load_result, settings_of
+from nni_jackpot.experiment.config import RunConfig, SearchConfig, load_config, settings_of, to_dict
+from nni_jackpot.experiment.folder.result import Row, load_result
+from nni_jackpot.masking.methods.method import METHODS
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,10 @@ class Run:
     seed
         Of all that was random in it.
     settings
-        All else that its results depend on, by dotted name: ``{"search.epochs": 20, ...}``.
+        All other settings that its results depend on, by dotted name: ``{"search.epochs": 20, ...}``; None
+        for a setting of the method that has the recipe's value.
+    effective
+        The same, with the recipe's values.
     rows
         Its results by their kind.
     overlap
@@ -42,6 +46,7 @@ class Run:
     folder: Path
     seed: int
     settings: dict[str, Any]
+    effective: dict[str, Any]
     rows: dict[str, Row]
     overlap: float
     curve: dict[int, float]
@@ -136,7 +141,7 @@ def _time(run: Run) -> int:
 
 
 def _read_run(folder: Path) -> Run:
-    config = load_config(folder / "config.yml")
+    config = load_config(folder / "config.yml", is_stored=True)
     result = load_result(folder)
     path = folder / "metrics.csv"
     try:
@@ -145,7 +150,9 @@ def _read_run(folder: Path) -> Run:
         reason = f"{type(error).__name__}: {error}"
         raise RunFolderError(f"{path} is not that of a run ({reason}): run it again") from error
     rows = {row.kind: row for row in result.rows}
-    return Run(0, folder, config.seed, _settings(config), rows, result.overlap, curve)
+    effective = _settings(config)
+    settings = effective | _left_to_recipe(config)
+    return Run(0, folder, config.seed, settings, effective, rows, result.overlap, curve)
 
 
 def _curve(path: Path) -> Iterator[tuple[int, float]]:
@@ -153,6 +160,16 @@ def _curve(path: Path) -> Iterator[tuple[int, float]]:
         with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 yield int(row["epoch"]), float(row["accuracy"])
+
+
+def _left_to_recipe(config: RunConfig) -> dict[str, None]:
+    """Return None for each setting of the search that has the recipe's value, by dotted name."""
+    search = config.search
+    if search.method not in METHODS or search.recipe not in METHODS.find(search.method).recipes():
+        return {}
+    usual = to_dict(SearchConfig(epochs=0, method=search.method, recipe=search.recipe))
+    names = [*to_dict(search.settings), "reestimate_norm"]
+    return {f"search.{name}": None for name in names if to_dict(search)[name] == usual[name]}
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def by_recipe(measures: Sequence[Measure]) -> Table | None:
     for one in measures:
         if one.kind == "jackpot":
             searches[one.without(RECIPE)][one.settings[RECIPE]] = one
-    pairs = [(by["paper"], by["jackpot"]) for by in searches.values() if by.keys() >= {"paper", "jackpot"}]
+    pairs = [(by["paper"], by["default"]) for by in searches.values() if by.keys() >= {"paper", "default"}]
     if not pairs:
         return None
     lines = []
@@ -138,14 +138,14 @@ def by_recipe(measures: Sequence[Measure]) -> Table | None:
         both = [theirs.accuracies, ours.accuracies]
         gains = [both[1][seed] - both[0][seed] for seed in ours.runs if seed in theirs.runs]
         cells = [*(spread(values.values()) for values in both), spread(gains) if gains else _NONE]
-        origin = _origin({"paper": theirs, "jackpot": ours})
+        origin = _origin({"paper": theirs, "default": ours})
         lines.append([name, percent(ours.sparsity), str(ours.epochs), *cells, *origin])
     return Table(
         "recipes",
         "Recipes of the search side by side",
-        ["", "sparsity", "epochs", "recipe paper %", "recipe jackpot %", "gain", "seeds", "runs"],
+        ["", "sparsity", "epochs", "recipe paper %", "recipe default %", "gain", "seeds", "runs"],
         lines,
-        "Accuracy of jackpots found by the recipe of the paper and by the recipe jackpot, all else equal. The"
+        "Accuracy of jackpots found by the recipe of the paper and by the default recipe, all else equal. The"
         " gain is taken seed by seed.",
         [one for pair in pairs for one in pair],
     )

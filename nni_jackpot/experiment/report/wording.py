@@ -17,8 +17,8 @@ NAMES = {
 
 
 def name_of(kind: str, init: str) -> str:
-    """Return the name of a kind of row, of a search that starts from the mask of a criterion."""
-    return NAMES[kind].format(init)
+    """Return the name of a kind of row; comparators of other packages have the name of the kind."""
+    return NAMES.get(kind, kind).format(init)
 
 
 def spread(values: Collection[float]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,8 +13,10 @@ from torch.autograd.graph import increment_version
 
 from nni_jackpot.masking.granularity import Grains
 from nni_jackpot.masking.masked_weights import Masked, StraightThrough, as_numbers, without_gradients
+from nni_jackpot.masking.methods.method import DECAY, MaskSchedule, Method, register_method
 from nni_jackpot.masking.methods.soft_mask import soft_mask
 from nni_jackpot.masking.topk import Threshold, swap_at_most, update_top, update_tops
+from nni_jackpot.runtime.settings import Rule, SettingError, between, option
 
 # Forwards of several threads may find the same mask out of date. A lock for each mask could not be pickled.
 _refreshing = threading.RLock()
@@ -368,3 +371,65 @@ def refresh_sets(targets: Sequence[Target]) -> None:
 def is_accelerator(device: torch.device) -> bool:
     """Return whether the host had better not wait for a device."""
     return device.type != "cpu"
+
+
+_SHARE = Rule("> 0 and <= 1", lambda value: 0 < value <= 1)
+_PROGRESS = Rule(">= 0 and <= 1", lambda value: 0 <= value <= 1)
+_SCORE = Rule(">= -1e6 and <= 1e6", lambda value: -1e6 <= value <= 1e6)
+
+
+@register_method("edge_popup")
+@dataclass(frozen=True, kw_only=True)
+class EdgePopup(Method):
+    """Settings of edge-popup: the mask keeps the grains of largest score (Eq. 4-6)."""
+
+    weight_decay: float = option("weight decay of the scores", DECAY, 0.05)
+    ramp_end: float = option("progress at which the masks have all their zeros", _PROGRESS, 0.5)
+    temperature: float = option(
+        "temperature of the soft masks at the start, 0 for hard masks", between(0, 10**6), 0.5
+    )
+    anneal_end: float = option("progress at which the temperature is 0", _PROGRESS, 0.9)
+    reallocate: bool = option(
+        "whether targets of one budget group trade weights during the search", default=True
+    )
+    kept_score: float = option("initial score of kept weights", _SCORE, 1.0)
+    pruned_score: float = option("initial score of pruned weights", _SCORE, 0.95)
+    swap_limit: float | None = option(
+        "largest share of kept weights replaced in one step, annealed; null for no limit", _SHARE, None
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.pruned_score < self.kept_score:
+            raise SettingError(
+                "pruned_score",
+                f"found {self.pruned_score}, allowed: a number < kept_score, which is {self.kept_score}",
+            )
+        if self.temperature and not self.anneal_end:
+            raise SettingError("temperature", f"found {self.temperature}, allowed with anneal_end > 0")
+        if self.swap_limit is not None and (self.ramp_end or self.temperature or self.reallocate):
+            allowed = "allowed with ramp_end 0, temperature 0 and reallocate false, as in recipe paper"
+            raise SettingError("swap_limit", f"found {self.swap_limit}, {allowed}")
+
+    @classmethod
+    def paper(cls, **changes: Any) -> EdgePopup:
+        """Return the settings of the paper (Sec. 4.1)."""
+        own = {"lr": 0.1, "weight_decay": 5e-4, "normalize": False, "reallocate": False}
+        return cls(**{**own, "ramp_end": 0.0, "temperature": 0.0, "anneal_end": 0.0, **changes})
+
+    @classmethod
+    def recipes(cls) -> dict[str, Method]:
+        """Return the named sets of settings."""
+        return {"default": cls(), "paper": cls.paper()}
+
+    @property
+    def initial_scores(self) -> tuple[float, float]:
+        """Initial scores of kept and of pruned grains."""
+        return self.kept_score, self.pruned_score
+
+    @property
+    def schedule(self) -> MaskSchedule:
+        """How the masks change over the search."""
+        return MaskSchedule(
+            self.ramp_end, self.temperature, self.anneal_end, self.reallocate, self.swap_limit
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ from torch import Tensor
 from nni_jackpot.masking.granularity import Grains
 from nni_jackpot.masking.masked_weights import StraightThrough
 from nni_jackpot.masking.methods.edge_popup import RelaxedMask
+from nni_jackpot.masking.methods.method import RATE, Method, register_method
+from nni_jackpot.runtime.settings import option
 
-METHODS = ("edge_popup", "supermask")
 # Initial scores of kept and of pruned grains: logits, of which only the difference matters.
 LOGITS = (3.0, -3.0)
 # Newton's steps a sample, each from where the last has come to, and how far one may go.
@@ -88,3 +90,26 @@ class SampledMask(RelaxedMask):
         """Take over a state along with the scores and the mask that were of it."""
         super().restore(state, score)
         self._seed, self._samples, self._shift = state["seed"], state["samples"], state["shift"]
+
+
+@register_method("supermask")
+@dataclass(frozen=True, kw_only=True)
+class Supermask(Method):
+    """Settings of supermasks: scores are logits, which move further than the scores of edge-popup."""
+
+    lr: float = option("learning rate of the scores at the start", RATE, 0.03)
+
+    @classmethod
+    def paper(cls, **changes: Any) -> Supermask:
+        """Return the settings that go with the paper's recipe."""
+        return cls(**{"lr": 100.0, "normalize": False, **changes})
+
+    @classmethod
+    def recipes(cls) -> dict[str, Method]:
+        """Return the named sets of settings."""
+        return {"default": cls(), "paper": cls.paper()}
+
+    @property
+    def initial_scores(self) -> tuple[float, float]:
+        """Initial scores of kept and of pruned grains."""
+        return LOGITS

@@ -24,7 +24,7 @@ from nni_jackpot.experiment.report import summary, write_report
 from nni_jackpot.experiment.report.measures import measure
 from nni_jackpot.experiment.report.runs import find_runs
 from nni_jackpot.experiment.run import search
-from nni_jackpot.search.recipes import RECIPES
+from nni_jackpot.masking.methods.edge_popup import EdgePopup
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_the_csv_files_have_every_number(runs: Path) -> None:
     commands = [f"nni-jackpot search 'runs/<b>/{seed}-0.9/config.yml'" for seed in (0, 1)]
     assert line["commands"].split("; ") == commands
     settings = json.loads(line["settings"])
-    assert (settings["search.recipe"], settings["search.lr"]) == ("jackpot", RECIPES["jackpot"].lr)
+    assert (settings["search.recipe"], settings["search.lr"]) == ("default", EdgePopup().lr)
     assert lines["dense", "0.0"]["overlap %"] == ""
     with Path("out/resnet-8-of-width-16-on-digits-fig3.csv").open(newline="") as file:
         points = list(csv.DictReader(file))

@@ -102,8 +102,8 @@ def test_names_say_what_differs(write_run: Write, measures: Measures) -> None:
         "magnitude mask alone, norm re-estimated",
         "snip mask alone, norm re-estimated",
         "magnitude mask alone, norm re-estimated, random weights",
-        "jackpot, from magnitude, jackpot recipe",
+        "jackpot, from magnitude, default recipe",
         "jackpot, from magnitude, paper recipe, search.lr=1.0",
-        "jackpot, from snip, jackpot recipe",
-        "jackpot, random weights, from magnitude, jackpot recipe",
+        "jackpot, from snip, default recipe",
+        "jackpot, random weights, from magnitude, default recipe",
     ]
