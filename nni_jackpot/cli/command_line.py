@@ -19,6 +19,7 @@ from nni_jackpot.experiment.dry_run import plan
 from nni_jackpot.experiment.folder.result import finished
 from nni_jackpot.experiment.overlap import overlap, save
 from nni_jackpot.experiment.processes import joined
+from nni_jackpot.experiment.reference.keys import markdown, yaml_text
 from nni_jackpot.experiment.report import summary, write_report
 from nni_jackpot.experiment.run import pretrain, search
 from nni_jackpot.experiment.sweep import named, runs_of
@@ -100,6 +101,10 @@ def _parser() -> argparse.ArgumentParser:
                 action="store_true",
                 help="check all runs, and print what each would train and for how long",
             )
+    text = "print every key of FILE with its default and meaning"
+    sub = commands.add_parser("config", help=text, description=text)
+    sub.set_defaults(command=lambda options: print((markdown if options.markdown else yaml_text)(), end=""))
+    sub.add_argument("--markdown", action="store_true", help="as the reference page of the documentation")
     add_commands(commands)
     text = "write the paper's tables and figures, of finished runs and NNI experiments"
     sub = commands.add_parser("report", help=text, description=text)

@@ -78,7 +78,7 @@ class Reader:
     def section(self, cls: Any, raw: object, key: str = "") -> Any:
         """Read a mapping as the dataclass ``cls``; raises `Invalid`."""
         if not isinstance(raw, dict):
-            raise Invalid(key, f"found {shown(raw)}, allowed: {_allowed(cls, ANY)}")
+            raise Invalid(key, f"found {shown(raw)}, allowed: {allowed_text(cls, ANY)}")
         kinds = get_type_hints(cls)
         entries = {entry.name: entry for entry in dataclasses.fields(cls)}
         values = {
@@ -100,7 +100,7 @@ class Reader:
         for name, entry in entries.items():
             if name not in values and entry.default is MISSING and entry.default_factory is MISSING:
                 doc = entry.metadata.get("doc", kinds[name].__doc__)
-                wanted = f"{_allowed(kinds[name], entry.metadata.get('rule', ANY))} ({doc})"
+                wanted = f"{allowed_text(kinds[name], entry.metadata.get('rule', ANY))} ({doc})"
                 raise Invalid(_join(key, name), f"is missing, allowed: {wanted}")
         with _within(key):
             return cls(**values)
@@ -137,7 +137,7 @@ class Reader:
             raw = int(raw)
         is_named = self.is_stored and rule.is_open and isinstance(raw, str)
         if not is_named and not fits(kind, rule, raw):
-            raise Invalid(key, f"found {shown(raw)}, allowed: {_allowed(kind, rule)}")
+            raise Invalid(key, f"found {shown(raw)}, allowed: {allowed_text(kind, rule)}")
         return _expanded(key, raw) if rule is PATH else base(raw)
 
     def _sections(self, registry: Registry[Any], raw: object, key: str) -> dict[str, Any]:
@@ -213,7 +213,8 @@ def _join(key: str, name: object) -> str:
     return f"{key}.{name}" if key else str(name)
 
 
-def _allowed(kind: Any, rule: Rule) -> str:
+def allowed_text(kind: Any, rule: Rule) -> str:
+    """Return in words what a type and a rule allow; a section by its keys."""
     base = without_none(kind)
     if dataclasses.is_dataclass(base):
         own = ", ".join(entry.name for entry in dataclasses.fields(base) if "base" not in entry.metadata)
