@@ -80,3 +80,12 @@ def device_of(name: str) -> torch.device:
         raise JackpotError(f"device {name} is not there: PyTorch sees {count}, from cuda:0 on")
     # Each process of torchrun has its own device.
     return torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device(name)
+
+
+def check_frozen(model: nn.Module, dense: dict[str, torch.Tensor]) -> None:
+    """Check that the search has changed no parameter; norm statistics are buffers."""
+    changed = [
+        name for name, parameter in model.named_parameters() if not torch.equal(parameter, dense[name])
+    ]
+    if changed:
+        raise JackpotError(f"the search changed weights, which is a defect of nni_jackpot: {changed}")

@@ -1,4 +1,4 @@
-"""What the runs of a file would train, on what and for how long, without any of it done."""
+"""The plan of a file's runs: networks, data, steps and estimated time; nothing is trained."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ def plan(
 ) -> str:
     """Check all runs of a file, and return tables of what each would do.
 
-    Networks are built and config lists tried on them, but nothing is trained or written, and of the published
-    datasets no file is looked for unless they are to run here.
+    Networks are built and config lists validated on them. Nothing is trained or written; files of known data
+    sets are read only with ``here``.
 
     Parameters
     ----------
     runs
-        What is swept in each run, and its config.
+        Swept values and config of each run.
     here
-        Whether to see as well that this machine has all that the runs need, and how long it would take.
+        Whether to check that this machine has all that the runs need, and to estimate the time.
     overwrite
-        Whether they are to be made anew where they are finished already.
+        Whether finished runs will be replaced.
 
     Raises
     ------
     JackpotError
-        One of its kinds for what a run would stumble over; named with the run, where there are several.
+        One of its kinds for an error that a run would raise, with the name of the run if there are several.
     """
     tried: dict[str, tuple[Pace | None, str]] = {}
     notes: dict[str, None] = {}
@@ -104,7 +104,7 @@ def plan(
 
 
 def _tables(rows: Sequence[dict[str, str]]) -> str:
-    """Return a table of what all rows have in common, and one of that in which they differ."""
+    """Return a table of the values that all rows share, and a table of the others."""
     common = {name: v for name, v in rows[0].items() if v and all(row[name] == v for row in rows)}
     tables = []
     if common:
@@ -114,7 +114,7 @@ def _tables(rows: Sequence[dict[str, str]]) -> str:
         table.max_width = _WIDTH - 24  # beside the names
         table.align = "l"
         tables.append(table)
-    # In what else runs differ their names say.
+    # The names of the runs have the other differences.
     if differing := [
         name
         for name in rows[0]
@@ -148,7 +148,7 @@ def _size(config: RunConfig) -> tuple[int, Shape, int]:
 
 
 def _what_a_trial_depends_on(config: RunConfig, here: bool) -> str:
-    """Return a key that is the same for runs one of which can be tried for all."""
+    """Return a key that is equal for runs that need one trial in all."""
     names = ["data", "model", "config_list", *(["device", "pretrain"] if here else [])]
     parts = {name: getattr(config, name) for name in names}
     return config_hash(
@@ -157,18 +157,18 @@ def _what_a_trial_depends_on(config: RunConfig, here: bool) -> str:
 
 
 def _is_finished(config: RunConfig, overwrite: bool) -> bool:
-    """Return whether the run's results are there; raises OutputFolderError if those of another are."""
+    """Return True if the run is finished; raises OutputFolderError if another run is finished there."""
     check_free(config, overwrite)
     return not overwrite and finished(config) is not None
 
 
 def _try(config: RunConfig, shape: Shape, classes: int, here: bool) -> tuple[Pace | None, str]:
-    """Build the network and wrap it; here, with the weights that it has, and for a few steps.
+    """Build and wrap the network; with ``here``, check the machine and time a few steps as well.
 
     Returns
     -------
     tuple
-        How fast it is, and what may still go wrong.
+        The speed, None without ``here``; and what may still go wrong.
     """
     check_start(config, classes)
     model = build_model(replace(config.model, weights=None), classes, shape[0])

@@ -15,8 +15,8 @@ from nni.compression.utils import TorchEvaluator
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from nni_jackpot.errors import JackpotError, TrainingDivergedError
-from nni_jackpot.experiment.checks import device_of, pruner_options, validate_config_list
+from nni_jackpot.errors import TrainingDivergedError
+from nni_jackpot.experiment.checks import check_frozen, device_of, pruner_options, validate_config_list
 from nni_jackpot.experiment.comparators import Comparator
 from nni_jackpot.experiment.comparators.masked_training import all_kept
 from nni_jackpot.experiment.config import RunConfig, settings_of, to_dict
@@ -152,13 +152,6 @@ class RunContext:
         with Tracker(
             self.run.work / name, steps, description=name, rank=rank(), report_to_nni=False
         ) as tracker:
-
-            def skip(epochs: int) -> None:
-                for _ in range(epochs):
-                    for _ in range(len(loader)):
-                        tracker.skip_step()
-                    tracker.skip_epoch()
-
             return train_weights(
                 model,
                 config,
@@ -166,7 +159,7 @@ class RunContext:
                 file,
                 on_step=tracker.step,
                 on_epoch=lambda: tracker.epoch(self.evaluate(model)),
-                on_skip=skip,
+                on_skip=lambda epochs: tracker.skip_epochs(epochs, len(loader)),
                 masks=masks,
             )
 
@@ -269,7 +262,7 @@ def _search(context: RunContext, run: RunFolder) -> Result:
         rows.append(Row("jackpot", context.evaluate(model), sparsity, config.search.epochs))
         tracker.final(rows[-1].accuracy)
     pruner.unwrap_model()
-    _check_frozen(model, dense)
+    check_frozen(model, dense)
 
     found = copy.deepcopy(model.state_dict())  # with its normalisation statistics
     for name, comparator in config.compared.items():
@@ -381,16 +374,14 @@ def _compare(
     context: RunContext, name: str, comparator: Comparator, state: dict[str, Tensor], masks: Masks
 ) -> Row:
     """Train weights as a comparator does, from a state dict and masks; return its row."""
-    config = context.config
-    context.data.restart()
+    config, data = context.config, context.data
+    data.restart()
     model = copy.deepcopy(context.model)
     model.load_state_dict(state)
     if comparator.from_scratch:
         with same_random_states():
             torch.manual_seed(config.seed)
-            drawn = build_model(
-                replace(config.model, weights=None), context.data.num_classes, context.data.shape[0]
-            )
+            drawn = build_model(replace(config.model, weights=None), data.num_classes, data.shape[0])
         model.load_state_dict(drawn.state_dict())
     if comparator.start == "dense":
         masks = all_kept(masks)
@@ -404,12 +395,3 @@ def _compare(
         raise
     before = config.search.epochs if comparator.start == "jackpot" else 0
     return Row(name, context.evaluate(model), sparsity_of(masks), before + comparator.epochs)
-
-
-def _check_frozen(model: nn.Module, dense: dict[str, Tensor]) -> None:
-    """Check that the search has changed no parameter; norm statistics are buffers."""
-    changed = [
-        name for name, parameter in model.named_parameters() if not torch.equal(parameter, dense[name])
-    ]
-    if changed:
-        raise JackpotError(f"the search changed weights, which is a defect of nni_jackpot: {changed}")

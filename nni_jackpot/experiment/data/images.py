@@ -1,4 +1,4 @@
-"""Labelled images as normalised batches, varied at random: those in memory, and those in files."""
+"""Labelled images as normalised batches with random augmentation: in memory, and in files."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ from nni_jackpot.errors import DatasetNotFoundError
 
 Batch = tuple[Tensor, Tensor]
 
-# Longer side to shorter, which is resized to hundreds of pixels: a line of 60,000 would become gigabytes.
+# Largest ratio of the sides: the shorter side is resized to hundreds of pixels, and the longer could then need
+# gigabytes.
 _MOST_STRETCHED = 50
 
 
 class Images(Dataset[Any]):
-    """Images that are handed over a whole batch at a time.
+    """Images that are loaded a batch at a time.
 
-    What is random in a batch is a function of the batch itself, whose order follows (seed, epoch): it is the
-    same in every worker process, however many there are, and after a resume.
+    The random numbers of a batch are a function of the batch itself, whose order follows (seed, epoch): they
+    are the same for any number of worker processes, and after a resume.
 
     Parameters
     ----------
     labels
         int64 (N,).
     shape
-        (C, H, W) of an image of a batch.
+        (C, H, W) of an image in a batch.
     mean, std
         float32 (C,), in units of the images' values, 0 to 255.
     """
@@ -53,7 +54,7 @@ class Images(Dataset[Any]):
     def __getitems__(self, indices: Sequence[int]) -> Batch | DatasetNotFoundError:
         """Return a batch ``(images, labels)``: float32 (N, C, H, W) and int64 (N,).
 
-        An error is returned and not raised, for out of a worker process a raised one comes as a traceback.
+        An error is returned, not raised: an error raised in a worker process arrives as a traceback.
         """
         at = torch.tensor(indices)
         try:
@@ -63,11 +64,11 @@ class Images(Dataset[Any]):
         return (pixels.float() - self._mean) / self._std, self.labels[at]
 
     def blank(self, size: int) -> Batch:
-        """Return a batch of the right shapes and types that holds nothing, and takes no memory."""
+        """Return a batch of zeros with the right shapes and types, which takes no memory."""
         return torch.zeros(()).expand(size, *self.shape), torch.zeros((), dtype=torch.int64).expand(size)
 
     def _pixels(self, at: Tensor, seed: int) -> Tensor:
-        """Return the images at int64 (N,) as uint8 (N, C, H, W), varied by random numbers of the seed."""
+        """Return the images at int64 (N,) as uint8 (N, C, H, W), augmented by random numbers of the seed."""
         raise NotImplementedError
 
 
@@ -81,12 +82,11 @@ class ImageTensors(Images):
     labels, mean, std
         As for `Images`.
     size
-        Height and width that images are resized to in the end.
+        Final height and width of the images.
     max_shift
-        Images are shifted by up to so many pixels each way, 0 (black) coming in: a crop out of an image that
-        is padded by so many.
+        Largest shift in pixels in each direction, filled with 0 (black): a crop of the padded image.
     flip
-        Whether every other image, on average, is mirrored left to right.
+        Whether an image is mirrored left to right with probability 1/2.
     """
 
     def __init__(
