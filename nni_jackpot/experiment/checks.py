@@ -74,10 +74,10 @@ def device_of(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise JackpotError(
-            f"device {name} is not there: PyTorch sees no CUDA device; set device to auto or cpu"
+            f"device {name} does not exist: PyTorch sees no CUDA device; set device to auto or cpu"
         )
     if (index := torch.device(name).index or 0) and index >= (count := torch.cuda.device_count()):
-        raise JackpotError(f"device {name} is not there: PyTorch sees {count}, from cuda:0 on")
+        raise JackpotError(f"device {name} does not exist: PyTorch sees {count}, from cuda:0 on")
     # Each process of torchrun has its own device.
     return torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device(name)
 

@@ -1,7 +1,7 @@
 """One run is one YAML file, read strictly into these dataclasses: a new setting is one more field.
 
 A config that has been read holds every value that has an effect: what the recipe says is filled in. Equal
-configs are therefore equal runs, whatever the spelling.
+configs are therefore equal runs.
 """
 
 from __future__ import annotations
@@ -172,8 +172,8 @@ class SearchConfig:
         if self.settings is None:
             object.__setattr__(self, "settings", _settings_of_recipe(vars(self)))
         if self.reestimate_norm is None:
-            anew = (self.method, self.recipe) != ("edge_popup", "paper")
-            object.__setattr__(self, "reestimate_norm", anew)
+            default = (self.method, self.recipe) != ("edge_popup", "paper")
+            object.__setattr__(self, "reestimate_norm", default)
         if isinstance(own := self.settings, Method) and own.lr * own.weight_decay > 2 * (1 + own.momentum):
             most = f"up to {2 * (1 + own.momentum) / own.lr:.3g} with lr {own.lr}"
             raise Invalid(
@@ -218,7 +218,7 @@ class RunConfig:
 
 
 def _check_patterns(patterns: object, key: str) -> None:
-    """Check the regular expressions, which NNI compiles in the midst of a selection."""
+    """Check the regular expressions, which NNI would compile only while it selects modules."""
     for pattern in patterns if isinstance(patterns, list) else ():
         try:
             re.compile(pattern if isinstance(pattern, str) else "")
@@ -269,7 +269,7 @@ def load_config(
             import_plugins(raw["plugins"], Path(path).parent)
         config: RunConfig = Reader(overrides, is_stored and _names_plugins(raw)).section(RunConfig, raw)
     except RecursionError:
-        raise ExperimentConfigError(f"{path}: an override has more levels than there can be") from None
+        raise ExperimentConfigError(f"{path}: an override has too many levels") from None
     except Invalid as error:
         guilty = [name for name in overrides if related(name, error.key)]
         blame = f" (with the override {', '.join(guilty)})" if guilty else ""
@@ -357,7 +357,7 @@ def _flat(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 def config_hash(obj: object) -> str:
     """Return 12 hex digits that stand for a config dataclass, or a dict of such and of plain values.
 
-    Equal contents have equal hashes, in every process and whatever the order of keys.
+    Equal contents have equal hashes, in every process and for any order of keys.
     """
     canonical = json.dumps(obj, sort_keys=True, separators=(",", ":"), default=to_dict)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]

@@ -82,7 +82,7 @@ def plan(
             if pretrain
             else "none"
             if not config.pretrain.epochs
-            else "is there",
+            else "cached",
             "search": f"{config.search.epochs} epochs, {_how(config)}",
             "tuning": f"{tuned} epochs",
             "comparators": ", ".join(

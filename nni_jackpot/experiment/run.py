@@ -227,7 +227,7 @@ def search(config: RunConfig, overwrite: bool = False) -> Result:
                 return _search(context, run)
             found = run.finished  # by another process meanwhile
     if rank() == 0:
-        said = "%s holds this run, finished: its results are taken. --overwrite makes it anew"
+        said = "%s holds this run, finished: its results are used. --overwrite repeats the run"
         logging.getLogger(__name__).warning(said, found.folder)
     return found
 

@@ -42,7 +42,7 @@ def test_ctrl_c_in_the_midst_of_a_search(path: Path, monkeypatch: pytest.MonkeyP
             break
     _, err = process.communicate()
     assert process.returncode == 130
-    said = r"nni-jackpot: interrupted at step (\d+) of 276 \(search\): run the same command to go on\n"
+    said = r"nni-jackpot: interrupted at step (\d+) of 276 \(search\): run the same command to resume\n"
     found = re.fullmatch(said, err)
     assert found is not None, err
     assert int(found[1]) >= 23

@@ -21,7 +21,7 @@ from nni_jackpot.errors import DatasetNotFoundError
 
 Batch = tuple[Tensor, Tensor]
 
-# Largest ratio of the sides: the shorter side is resized to hundreds of pixels, and the longer could then need
+# Largest ratio of the sides: the shorter side is resized to hundreds of pixels, and a longer one would need
 # gigabytes.
 _MOST_STRETCHED = 50
 
@@ -119,16 +119,16 @@ class ImageTensors(Images):
 
 
 def _shifted(images: Tensor, max_shift: int, generator: torch.Generator) -> Tensor:
-    """Shift each image of (N, C, H, W) by its own whole number of pixels, 0 coming in."""
+    """Shift each image of (N, C, H, W) by its own whole number of pixels, filling with 0."""
     n, _, height, width = images.shape
     top, left = torch.randint(2 * max_shift + 1, (2, n), generator=generator)
-    # A view of all crops (N, C, 2 * max_shift + 1, 2 * max_shift + 1, H, W), of which one an image is copied.
+    # A view of all crops (N, C, 2 * max_shift + 1, 2 * max_shift + 1, H, W), one per image is copied.
     crops = F.pad(images, [max_shift] * 4).unfold(2, height, 1).unfold(3, width, 1)
     return crops[torch.arange(n), :, top, left]
 
 
 class ImageFiles(Images):
-    """Images in files, read when they are wanted, in three channels.
+    """Images in files, read on demand, in three channels.
 
     Parameters
     ----------
@@ -137,10 +137,10 @@ class ImageFiles(Images):
     labels, mean, std
         As for `Images`.
     transform
-        From a PIL image in RGB to uint8 (3, size, size). Its random numbers come from PyTorch's global
-        generator, which is lent to it.
+        Maps a PIL image in RGB to uint8 (3, size, size). Its random numbers come from PyTorch's global
+        generator, which is restored afterwards.
     size
-        Height and width of an image of a batch.
+        Height and width of an image in a batch.
     """
 
     def __init__(
@@ -153,12 +153,12 @@ class ImageFiles(Images):
         size: int,
     ) -> None:
         super().__init__(labels, (3, size, size), mean, std)
-        # One array, since worker processes would copy a list of a million strings by counting references.
+        # One array: reference counts would make worker processes copy a list of a million strings.
         self._paths = np.array([os.fsencode(path) for path in paths])
         self._transform = transform
 
     def seen_through(self, transform: Callable[[Any], Tensor]) -> ImageFiles:
-        """Return the same images, of the same files, through another transform."""
+        """Return the same images with another transform."""
         others = copy.copy(self)
         others._transform = transform
         return others
@@ -171,10 +171,10 @@ class ImageFiles(Images):
     def _read(self, index: int) -> Any:
         path = os.fsdecode(self._paths[index])
         try:
-            if not os.path.isfile(path):  # to open a pipe may never end
-                raise ValueError("it is no file")
+            if not os.path.isfile(path):  # opening a pipe may block forever
+                raise ValueError("it is not a file")
             with warnings.catch_warnings(), open(path, "rb") as file:
-                warnings.simplefilter("ignore")  # a process for each worker would print them
+                warnings.simplefilter("ignore")  # each worker process would print them
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 image = Image.open(file)
                 if image.format == "EPS":
@@ -182,5 +182,5 @@ class ImageFiles(Images):
                 if max(image.size) > _MOST_STRETCHED * min(image.size):
                     raise ValueError(f"{image.width} x {image.height} pixels are too long and narrow")
                 return image.convert("RGB")
-        except Exception as error:  # each of PIL's readers stumbles over damaged files in its own way
+        except Exception as error:  # PIL's readers raise various errors for damaged files
             raise DatasetNotFoundError(f"{path} cannot be read as an image: {error}") from error

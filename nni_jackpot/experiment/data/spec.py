@@ -1,4 +1,4 @@
-"""Data sets by name: the only place that says what a data set is."""
+"""The registry of data sets: names, sizes and loaders."""
 
 from __future__ import annotations
 

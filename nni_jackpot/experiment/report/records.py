@@ -1,4 +1,4 @@
-"""What CSV files hold: every number of a table or a figure, with the settings and commands behind it."""
+"""CSV files: every number of a table or a figure, with its settings and commands."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from nni_jackpot.experiment.report.wording import name_of
 
 
 def of_measures(measures: Iterable[Measure]) -> str:
-    """Return a CSV file of a line for each measure; accuracies, overlaps and sparsities are in percent."""
+    """Return a CSV file with a line per measure; accuracies, overlaps and sparsities are in percent."""
     return _csv([_measure(one) for one in measures])
 
 
 def of_figure(figure: Figure) -> str:
-    """Return a CSV file of a line for each point of a figure."""
+    """Return a CSV file with a line per point of a figure."""
     return _csv(
         [
             {"panel": panel.title, "line": line.label, figure.x: _rounded(x), **_statistics(figure.y, values)}

@@ -210,8 +210,8 @@ def test_damaged_masks(write_run: Write, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["nowhere"], "nowhere is no folder"),
-        (["runs/wide/config.yml"], "config.yml is no folder"),
+        (["nowhere"], "nowhere is not a folder"),
+        (["runs/wide/config.yml"], "config.yml is not a folder"),
         (["runs", "empty"], "empty holds no finished run"),
     ],
 )

@@ -48,7 +48,7 @@ def test_of_two_equal_runs_the_later_counts(write_run: Write, tmp_path: Path) ->
     os.utime(earlier / "results.json", (1, 1))
     found = find_runs([tmp_path / "runs"])
     assert [run.folder for run in found.runs] == [later, other]
-    assert found.skipped == {earlier: f"made again, with the same config and seed, in {later}"}
+    assert found.skipped == {earlier: f"repeated, with the same config and seed, in {later}"}
 
 
 def test_a_config_without_the_newer_keys(write_run: Write, measures: Measures) -> None:
