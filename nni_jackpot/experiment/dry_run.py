@@ -21,7 +21,7 @@ from nni_jackpot.experiment.folder.run_folder import check_free
 from nni_jackpot.experiment.models import build_model, validate_model
 from nni_jackpot.experiment.rehearsal import Pace, check_here, measure
 from nni_jackpot.experiment.sight import network_of
-from nni_jackpot.experiment.sweep import shown
+from nni_jackpot.experiment.sweep import named
 
 Shape = tuple[int, int, int]
 
@@ -56,7 +56,7 @@ def plan(
     rows: list[dict[str, str]] = []
     total, seconds = 0, 0.0
     for swept, config in runs:
-        name = ", ".join(f"{key.split('.')[-1]}={shown(value)}" for key, value in swept.items())
+        name = named(swept, short=True)
         try:
             is_finished = here and _is_finished(config, overwrite)
             images, shape, classes = _size(config)

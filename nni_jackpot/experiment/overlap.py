@@ -142,11 +142,11 @@ def _figure(comparison: Comparison) -> Any:
         return None
     figure, (axes,) = made
     names = list(comparison.overlaps)
+    width = 0.8 / len(names)
     for i, (criterion, overlaps) in enumerate(comparison.overlaps.items()):
-        places = [group + 0.2 * (i - (len(names) - 1) / 2) for group in range(len(names))]
-        axes.bar(
-            places, [100 * v for v in overlaps.values()], 0.2, color=COLORS[i], label=f"{criterion} mask"
-        )
+        places = [group + width * (i - (len(names) - 1) / 2) for group in range(len(names))]
+        heights, color = [100 * value for value in overlaps.values()], COLORS[i % len(COLORS)]
+        axes.bar(places, heights, width, color=color, label=f"{criterion} mask")
     axes.axhline(100 * comparison.chance, color="black", linestyle="--", label="by chance")
     axes.set_xticks(range(len(names)), [f"{name}'s" for name in names])
     axes.set_xlabel("jackpot")

@@ -68,9 +68,9 @@ def runs_of(
     return runs
 
 
-def named(swept: Mapping[str, object]) -> str:
-    """Return the swept values of a run in the form of the command line."""
-    return ", ".join(f"{key}={shown(value)}" for key, value in swept.items())
+def named(swept: Mapping[str, object], short: bool = False) -> str:
+    """Return the swept values of a run in the form of the command line; short, without sections."""
+    return ", ".join(f"{key.split('.')[-1] if short else key}={shown(value)}" for key, value in swept.items())
 
 
 def shown(value: object) -> str:
