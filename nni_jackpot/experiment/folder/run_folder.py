@@ -131,7 +131,10 @@ class RunFolder:
     def finish(self, result: Result, config: RunConfig) -> Result:
         """Write the results, after all other files, and move the run to its final place; rank 0 only."""
         own = {phase_of(row.kind) for row in result.rows}
-        self.delete_stale(*_TICKETS, *(phase for phase in _phases(self.work) if phase not in own))
+        stale = [phase for phase in _phases(self.work) if phase not in own]
+        if not any(phase.startswith(_COMPARATORS) for phase in own):
+            stale.append(_COMPARATORS)
+        self.delete_stale(*_TICKETS, *stale)
         files = {name: digest_of_file(self.work / name) for name in (START, MASKS, JACKPOT)}
         result = replace(result, settings=to_dict(config), files=files)
         save_result(result, self.work)
