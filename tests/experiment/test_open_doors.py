@@ -243,6 +243,23 @@ def test_plugins_that_cannot_be_imported(
     assert sys.path == before
 
 
+def test_a_run_of_another_version_of_a_plugin_is_not_overwritten(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = "plugins=[my_method, my_comparator]", "search.method=late_ramp", "finetune.epochs=0"
+    compared = "comparators={tiny_set: {epochs: 1, lr: 0.05}}"
+    assert command("search", file, *chosen, compared) == 0
+    for module, old, new in (("my_method", "until", "end"), ("my_comparator", "every", "interval")):
+        source = (file.parent / f"{module}.py").read_text()
+        (file.parent / f"{module}.py").write_text(source.replace(old, new))
+        sys.modules.pop(module)
+        capsys.readouterr()
+        assert command("search", file, *chosen, compared) == 2
+        said = capsys.readouterr().err
+        assert "holds a finished run of other settings: " in said
+        assert f".{new} was None and is " in said
+
+
 def test_a_report_imports_nothing(file: Path, tmp_path: Path) -> None:
     assert command("search", file, "plugins=[my_criterion]", "search.init=signed", "finetune.epochs=0") == 0
     (tmp_path / "out" / "my_criterion.py").write_text("raise SystemExit(3)")

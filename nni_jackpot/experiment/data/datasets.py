@@ -29,12 +29,12 @@ from nni_jackpot.experiment.data.section import DataConfig
 from nni_jackpot.experiment.data.spec import register_dataset
 from nni_jackpot.runtime.terminal import at_most
 
-# Where Debian's package dataset-fashion-mnist puts its files.
+# The folder of Debian's package dataset-fashion-mnist.
 FASHION_MNIST_ROOT = "/usr/share/datasets/fashion-mnist"
-# Where the others are looked for, and downloads go, if the config names no root.
+# The default root of the other data sets, and of downloads.
 USUAL_ROOT = "data"
 
-# Of ImageNet's training images in RGB, from 0 to 255: the constants of PyTorch's reference.
+# Mean and deviation of ImageNet's training images in RGB, from 0 to 255, as in PyTorch's reference.
 IMAGENET_MEAN = 255 * torch.tensor([0.485, 0.456, 0.406])
 IMAGENET_STD = 255 * torch.tensor([0.229, 0.224, 0.225])
 IMAGENET_CLASSES = 1000
@@ -179,7 +179,7 @@ def _tensors(cifar: CIFAR10) -> Pair:
 def _download(kind: type[MNIST] | type[CIFAR10], root: Path) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
-        # Trials that run side by side want the same files: one downloads, the others wait.
+        # Parallel trials need the same files: one downloads, the others wait.
         with FileLock(root / f"{kind.__name__}.lock"):
             kind(root, download=True)
     except (OSError, RuntimeError, HTTPException) as error:

@@ -239,7 +239,7 @@ def _curve(runs: Iterable[Run]) -> dict[float, list[float]]:
 
 
 def _mask_overlaps(starts: Sequence[Measure], jackpots: Sequence[Measure]) -> dict[float, list[float]]:
-    """Return the overlaps of initial masks with jackpots, in percent, by sparsity: one for each seed."""
+    """Return the overlaps of initial masks with jackpots, in percent, by sparsity: one per seed."""
     start_of = {(one.sparsity, seed): run for one in starts for seed, run in one.runs.items()}
     points: dict[float, list[float]] = defaultdict(list)
     for jackpot in jackpots:

@@ -94,7 +94,9 @@ class Reader:
         names = [own for name in entries for own in (_names(bases[name]) if name in bases else [name])]
         is_known = not any(base is None for base in bases.values())
         if unknown := [name for name in rest if is_known and name not in names]:
-            raise Invalid(_join(key, unknown[0]), _unknown(unknown[0], names))
+            if not (self.is_stored and bases):
+                raise Invalid(_join(key, unknown[0]), _unknown(unknown[0], names))
+            bases = dict.fromkeys(bases)  # of another version of a plugin
         for name, base in bases.items():
             values[name] = self._inner(base, rest, key)
         for name, entry in entries.items():
@@ -146,12 +148,14 @@ class Reader:
             raise Invalid(key, f"found {shown(raw)}, allowed: {wanted}")
         sections = {}
         for name, own in raw.items():
-            if name in registry:
+            try:
+                if name not in registry:
+                    raise Invalid(_join(key, name), _unknown(name, registry))
                 sections[name] = self.section(registry.find(name), own, _join(key, name))
-            elif self.is_stored and isinstance(own, dict):
-                sections[name] = own
-            else:
-                raise Invalid(_join(key, name), _unknown(name, registry))
+            except Invalid:
+                if not self.is_stored or not isinstance(own, dict):
+                    raise
+                sections[name] = own  # of a plugin that is not imported, or of another version
         return sections
 
 
