@@ -18,9 +18,9 @@ import nni
 import pytest
 import report_runs
 import torch
-import yaml
 from nni.compression.utils import LightningEvaluator, TorchEvaluator
 from report_runs import Measures, Write
+from tiny_runs import write_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -273,19 +273,14 @@ def measures(tmp_path: Path) -> Measures:
 @pytest.fixture
 def config_file(tmp_path: Path) -> Path:
     """A run on digits that takes a second or two."""
-    content = {
-        "output": str(tmp_path / "out"),
-        "device": "cpu",
-        "data": {"name": "digits", "batch_size": 64},
-        "model": {"width": 6},
-        "pretrain": {"epochs": 3, "lr": 0.1, "cache": str(tmp_path / "pretrained")},
-        "config_list": [{"op_types": ["Conv2d"], "sparse_ratio": 0.8, "global_group_id": 0}],
-        "search": {"epochs": 2},
-        "finetune": {"epochs": 1, "lr": 0.05},
-    }
-    path = tmp_path / "run.yml"
-    path.write_text(yaml.safe_dump(content))
-    return path
+    return write_file(
+        tmp_path,
+        data={"train_images": None},
+        model={"width": 6},
+        pretrain={"epochs": 3, "cache": str(tmp_path / "pretrained")},
+        search={"checkpoint_every": 500},
+        finetune={"under": "initial"},
+    )
 
 
 @pytest.fixture

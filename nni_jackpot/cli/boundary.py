@@ -1,4 +1,4 @@
-"""The ways out of a command: an exit code that tells what became of it, and one line that says what to do."""
+"""The end of a command: an exit code, and one line that says what to do."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ EXIT_CODES = f"""\
 exit codes:
   {Exit.DONE:<5}done
   {Exit.FAILED:<5}the run failed: the loss diverged, memory ran out, a process was lost, or a defect was met
-  {Exit.REFUSED:<5}the command, a file or this machine is not as it must be; the line says what would be right
+  {Exit.REFUSED:<5}the command, a file or this machine is not valid; the line says what would be right
   {Exit.INTERRUPTED:<5}interrupted (Ctrl-C)
-  {Exit.OUTPUT_CLOSED:<5}nobody reads the output any more
+  {Exit.OUTPUT_CLOSED:<5}the reader of the output has closed it
   {Exit.TERMINATED:<5}terminated (SIGTERM)
 
 {_DEBUG}=1 in the environment shows where in the code an error comes from."""
 
 
 def way_out(command: Callable[[], object]) -> Exit:
-    """Run a command, and return how it ended, after one line on stderr unless it is done."""
+    """Run a command, and return its exit code; print one line on stderr unless it succeeded."""
     received: list[int] = []
     with _stopped_by_signals(received):
         try:
@@ -66,12 +66,12 @@ def way_out(command: Callable[[], object]) -> Exit:
 
 
 def _verdict(error: BaseException, received: list[int]) -> tuple[Exit, str]:
-    """Return the exit code and the line for what came out of a command."""
+    """Return the exit code and the line for an error."""
     text = str(error) or type(error).__name__
     if isinstance(error, KeyboardInterrupt):
         code = Exit.TERMINATED if signal.SIGTERM in received else Exit.INTERRUPTED
         where = f" {error}" if isinstance(error, Interrupted) else ""
-        return code, f"{code.name.lower()}{where}: run the same command to go on"
+        return code, f"{code.name.lower()}{where}: run the same command to resume"
     if isinstance(error, BrokenPipeError):
         return Exit.OUTPUT_CLOSED, ""
     if isinstance(error, SearchDivergedError | TrainingDivergedError):
@@ -82,26 +82,26 @@ def _verdict(error: BaseException, received: list[int]) -> tuple[Exit, str]:
         wanted = "lower data.batch_size, data.eval_batch_size or data.workers, or take a smaller network"
         return Exit.FAILED, f"error: memory ran out: {wanted} ({text.splitlines()[0]})"
     if isinstance(error, RuntimeError) and text.startswith("DataLoader worker (pid"):
-        remedy = "run the same command to go on; fewer data.workers need less memory"
+        remedy = "run the same command to resume; fewer data.workers need less memory"
         return Exit.FAILED, f"error: a process that loads data was lost: {remedy} ({text})"
     if isinstance(error, OSError):
         return Exit.REFUSED, f"error: {text}"
     kind, place = type(error).__name__, _place(error)
     return Exit.FAILED, (
-        f"error: {kind}: {text}{place}: nobody foresaw this; please report it to the maintainers of "
-        f"nni-jackpot, with what {_DEBUG}=1 in the environment shows"
+        f"error: {kind}: {text}{place}: this is a defect; please report it to the maintainers of "
+        f"nni-jackpot, with the output under {_DEBUG}=1 in the environment"
     )
 
 
 def _place(error: BaseException) -> str:
-    """Return where in this package an error came to light."""
+    """Return the place in this package where an error was raised."""
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if "nni_jackpot" in frame.filename]
     return f" (in {os.path.basename(own[-1].filename)}, line {own[-1].lineno})" if own else ""
 
 
 @contextmanager
 def _stopped_by_signals(received: list[int]) -> Iterator[None]:
-    """Have Ctrl-C and SIGTERM raise KeyboardInterrupt, once: a second one ends the process at once."""
+    """Raise KeyboardInterrupt for the first Ctrl-C or SIGTERM; a second one ends the process at once."""
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         received.append(number)
@@ -109,11 +109,13 @@ def _stopped_by_signals(received: list[int]) -> Iterator[None]:
             signal.signal(each, signal.SIG_DFL)
         raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread():  # which alone may say what signals do
+    if (
+        threading.current_thread() is not threading.main_thread()
+    ):  # only the main thread can set signal handlers
         yield
         return
     before = {number: signal.getsignal(number) for number in _SIGNALS}
-    heard = [number for number in _SIGNALS if before[number] != signal.SIG_IGN]  # as nohup has it
+    heard = [number for number in _SIGNALS if before[number] != signal.SIG_IGN]  # as under nohup
     for number in heard:
         signal.signal(number, stop)
     try:
@@ -124,7 +126,7 @@ def _stopped_by_signals(received: list[int]) -> Iterator[None]:
 
 
 def _drop_what_cannot_be_written() -> None:
-    """Leave nothing for the interpreter's end, which would complain of a closed pipe or a full disk again."""
+    """Discard unwritten output, so that the interpreter does not report a closed pipe or full disk again."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):

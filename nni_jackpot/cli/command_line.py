@@ -19,6 +19,7 @@ from nni_jackpot.experiment.dry_run import plan
 from nni_jackpot.experiment.folder.result import finished
 from nni_jackpot.experiment.overlap import overlap, save
 from nni_jackpot.experiment.processes import joined
+from nni_jackpot.experiment.reference.keys import markdown, yaml_text
 from nni_jackpot.experiment.report import summary, write_report
 from nni_jackpot.experiment.run import pretrain, search
 from nni_jackpot.experiment.sweep import named, runs_of
@@ -30,9 +31,9 @@ Value = TypeVar("Value")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code, after one line that says what is wrong unless that is 0."""
+    """Run a command and return its exit code; unless it is 0, print one line that says what is wrong."""
     options = _parser().parse_args(arguments)
-    # NNI logs a line for every metric and every module; the progress and the table say the same.
+    # NNI logs a line per metric and per module; progress and table have the same information.
     logging.getLogger("nni").setLevel(logging.WARNING)
 
     def command() -> None:
@@ -47,9 +48,7 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(
-            Exit.REFUSED, f"{self.prog}: error: {one_line(message)}; {self.prog} -h says what there is\n"
-        )
+        self.exit(Exit.REFUSED, f"{self.prog}: error: {one_line(message)}; see {self.prog} -h\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,14 +74,14 @@ def _parser() -> argparse.ArgumentParser:
             metavar="KEY=VALUE",
             action="append",
             default=[],
-            help="put a value in place of the file's, by dotted name: --set search.lr=1.0",
+            help="override a value of the file, by dotted name: --set search.lr=1.0",
         )
         sub.add_argument(
             "--sweep",
             metavar="KEY=V1,V2,...",
             action="append",
             default=[],
-            help="one run a value; searches that differ in the seed alone share a table: --sweep seed=0,1,2",
+            help="one run per value; searches that differ only in the seed share a table: --sweep seed=0,1,2",
         )
         sub.add_argument(
             "--overwrite",
@@ -93,13 +92,17 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument(
                 "--resume",
                 action="store_true",
-                help="go on with a sweep: take the results of runs that are finished, with the same settings",
+                help="continue a sweep: reuse the results of finished runs with the same settings",
             )
             sub.add_argument(
                 "--dry-run",
                 action="store_true",
-                help="check all runs, and print what each would train and for how long",
+                help="check all runs, and print the plan of each with an estimated time",
             )
+    text = "print every key of FILE with its default and meaning"
+    sub = commands.add_parser("config", help=text, description=text)
+    sub.set_defaults(command=lambda options: print((markdown if options.markdown else yaml_text)(), end=""))
+    sub.add_argument("--markdown", action="store_true", help="as the reference page of the documentation")
     add_commands(commands)
     text = "write the paper's tables and figures, of finished runs and NNI experiments"
     sub = commands.add_parser("report", help=text, description=text)
@@ -120,7 +123,7 @@ def _search(options: argparse.Namespace) -> None:
     if options.dry_run:
         print(plan(_configs(options), here=True, overwrite=options.overwrite))
         return
-    # All configs are read before the first run: a mistake in the last is known at once.
+    # All configs are read before the first run, so that an error in the last one is reported at once.
     runs = _configs(options)
     by_title: dict[str, list[tuple[str, RunConfig]]] = {}
     for swept, config in runs:
@@ -163,13 +166,13 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _configs(options: argparse.Namespace) -> list[tuple[dict[str, object], RunConfig]]:
-    """Return the swept values and the config of every run that the command line asks for."""
+    """Return the swept values and the config of every run of the command line."""
     fixed = _once("--set", map(parse_override, options.set)) | broadcast_result(tuner_parameters)
     return runs_of(options.file, fixed, _once("--sweep", map(_axis, options.sweep)))
 
 
 def _once(option: str, pairs: Iterable[tuple[str, Value]]) -> dict[str, Value]:
-    """Return values by their dotted name, which none may be given twice."""
+    """Return values by dotted name; a name that is given twice is an error."""
     values: dict[str, Value] = {}
     for key, value in pairs:
         if key in values:

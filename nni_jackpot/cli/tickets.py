@@ -43,12 +43,12 @@ def add_commands(commands: Any) -> None:
         "--sparse", action="store_true", help="write a sparse checkpoint, which needs no base: jackpot.sparse"
     )
 
-    text = "tell what a ticket holds, how large it is, and how it was found"
+    text = "print the content of a ticket, its size, and how it was found"
     sub = commands.add_parser("inspect", help=text, description=text)
     sub.set_defaults(command=_inspect)
     sub.add_argument("ticket", metavar="TICKET", type=Path)
 
-    text = "write the sparse state dict that a ticket makes of its base"
+    text = "write the sparse state dict of a ticket and its base"
     sub = commands.add_parser("apply", help=text, description=text)
     sub.set_defaults(command=_apply)
     sub.add_argument("ticket", metavar="TICKET", type=Path)
@@ -58,7 +58,7 @@ def add_commands(commands: Any) -> None:
 
 def _export(options: argparse.Namespace) -> None:
     run: Path = options.run
-    config = load_config(run / "config.yml")
+    config = load_config(run / "config.yml", is_stored=True)
     load_result(run).check_files("masks.pth", "jackpot.pth")
     masks = load_masks(run / "masks.pth")
     found = _read_state(run / "jackpot.pth")
@@ -88,7 +88,7 @@ def _dense(config: RunConfig, masks: Masks, found: dict[str, Tensor], run: Path)
 
 
 def _told(config: RunConfig, run: Path) -> dict[str, Any]:
-    """Return what is worth knowing of a run, and nothing of the machine that it ran on."""
+    """Return the metadata of a run, without information about the machine."""
     settings, result = to_dict(config), load_result(run)
     return {
         "data": config.data.name,
@@ -122,7 +122,7 @@ def _inspect(options: argparse.Namespace) -> None:
         print(f"masks: {parts['masks'] / bound:.4f} of the entropy of independent zeros, {bound:,.0f} bytes")
     print(f"base: {len(ticket.base)} tensors")
     for key, value in ticket.metadata.items():
-        # All of it, and in ASCII, where control characters are escaped, but for one.
+        # In ASCII, where JSON escapes all control characters except one.
         print(f"{escaped(key)}: {json.dumps(value)}".replace("\x7f", "\\x7f"))
 
 
@@ -160,7 +160,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is not a state dict: tensors by name are wanted")
     most = path.stat().st_size
     for name, tensor in state.items():
-        # Of steps of no length along a side of any: a few bytes that claim to be many.
+        # Strides of 0 let a few bytes pass for a large tensor.
         if tensor.numel() * tensor.element_size() > most:
             raise CheckpointError(f"{path} has {most:,} bytes, and {escaped(name)} claims to be larger")
     return state
@@ -168,7 +168,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
 def _write_state(state: dict[str, Tensor], path: Path) -> None:
     if path.suffix == _SAFETENSORS:
-        # Copies, for tied weights have one memory, in the one layout that the format has.
+        # Copies: tied weights share memory, and the format has one layout.
         own = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
         try:
             raw = save(own)

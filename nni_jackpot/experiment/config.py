@@ -1,112 +1,57 @@
-"""One run is one YAML file, read strictly into these dataclasses: a new setting is one more field."""
+"""One run is one YAML file, read strictly into these dataclasses: a new setting is one more field.
+
+A config that has been read holds every value that has an effect: what the recipe says is filled in. Equal
+configs are therefore equal runs.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from nni_jackpot.errors import ExperimentConfigError
+from nni_jackpot.experiment.comparators import COMPARATORS, Comparator, InitialTuned, JackpotTuned
+from nni_jackpot.experiment.data import datasets  # noqa: F401  # registers the data sets of the package
+from nni_jackpot.experiment.data.section import DataConfig
 from nni_jackpot.experiment.models import model_names, weights_names
 from nni_jackpot.experiment.models.initial import INITS
-from nni_jackpot.experiment.schema import strict_yaml
-from nni_jackpot.experiment.schema.paths import with_home
+from nni_jackpot.experiment.schema import old_names, strict_yaml
+from nni_jackpot.experiment.schema.plugins import MODULES, import_plugins
 from nni_jackpot.experiment.schema.rules import (
+    PATH,
     Invalid,
-    Rule,
-    between,
+    Reader,
+    by_name,
     close_match,
-    one_of,
-    option,
+    inlined,
     overridden,
-    read_section,
     related,
-    shown,
 )
+from nni_jackpot.experiment.schema.training import EPOCHS, TrainConfig
+from nni_jackpot.masking.budgets import BUDGETS
 from nni_jackpot.masking.criteria import CRITERIA
-from nni_jackpot.masking.methods import METHODS
+from nni_jackpot.masking.methods.method import METHODS, Method
 from nni_jackpot.runtime.files import replace_file
-from nni_jackpot.search.options import OLD_KEYWORDS, OLD_RECIPES
-
-OF_OPTIMIZER = ("lr", "momentum", "weight_decay")
-OF_MASKS = ("growth", "temperature", "hardening")
-RECIPES = ("paper", "jackpot")
+from nni_jackpot.runtime.settings import Rule, between, one_of, option, shown
 
 # -- the schema
 
 _NOT_EMPTY = Rule("that is not empty", lambda value: len(value) > 0)
-_BELOW_ONE = Rule(">= 0 and < 1", lambda value: 0 <= value < 1)
-_PROGRESS = Rule(">= 0 and <= 1", lambda value: 0 <= value <= 1)
-_SHARE = Rule("> 0 and <= 1", lambda value: 0 < value <= 1)
 _SEED = Rule(">= 0 and < 2**32", lambda value: 0 <= value < 2**32)
 _DEVICE = Rule(
     "out of auto, cpu, cuda, cuda:N", lambda value: bool(re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", value))
 )
-DOWNLOADABLE = "mnist", "fashion_mnist", "cifar10", "cifar100"  # by torchvision
-# The deepest is that of He et al. (2016, "Deep residual learning", Sec. 4.2).
+# The deepest network is that of He et al. (2016, "Deep residual learning", Sec. 4.2).
 _RESNET_DEPTH = Rule(
     "of the form 6n+2: 8, 14, 20, ..., 1202", lambda value: 8 <= value <= 1202 and value % 6 == 2
 )
-# Beyond these a network of float32 computes with numbers that are none, after a step or two.
-_RATE = Rule("> 0 and <= 1e30", lambda value: 0 < value <= 1e30)
-_DECAY = Rule(">= 0 and <= 1e30", lambda value: 0 <= value <= 1e30)
-_POSITIVE = Rule("> 0 and <= 1e6", lambda value: 0 < value <= 1e6)
-_SCORE = Rule(">= -1e6 and <= 1e6", lambda value: -1e6 <= value <= 1e6)
-_EPOCHS = between(0, 10**6)
-_MOST_IMAGES = 10**9
-
-
-def _can_be_a_path(value: str) -> bool:
-    try:
-        return len(value) > 0 and b"\0" not in os.fsencode(value)
-    except UnicodeError:
-        return False
-
-
-_PATH = Rule("that is not empty, and can be a path", _can_be_a_path)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """The dataset and how it is cut into batches."""
-
-    name: str = option("dataset", one_of("digits", *DOWNLOADABLE, "imagenet", "image_folder"))
-    root: str | None = option("folder of the dataset's files, null for its usual place", _PATH, None)
-    download: bool = option("whether files that are not there are fetched by torchvision", default=False)
-    train_images: int | None = option(
-        "number of training images used, the same ones at every seed; null for all",
-        between(2, _MOST_IMAGES),
-        None,
-    )
-    validation_images: int | None = option(
-        "number of training images kept aside, the same ones at every seed, and tested on in place of the "
-        "test images, as when settings are chosen; null for none",
-        between(1, _MOST_IMAGES),
-        None,
-    )
-    batch_size: int = option("images per training batch", between(2, 10**6), 64)
-    eval_batch_size: int = option("images per test batch", between(1, 10**6), 512)
-    image_size: int | None = option(
-        "height and width of the images in pixels, null for the dataset's own", between(1, 4096), None
-    )
-    augment: bool = option(
-        "whether training images are shifted, cropped and mirrored at random, as is usual for the dataset",
-        default=False,
-    )
-    workers: int = option("processes that load data, 0 for the run's own", between(0, 256), 0)
-
-    def __post_init__(self) -> None:
-        if self.name in ("imagenet", "image_folder") and self.root is None:
-            wanted = f"the folder of {self.name}'s train and val"
-            raise Invalid("root", f"found {shown(None)}, allowed: {wanted}")
-        if self.download and self.name not in DOWNLOADABLE:
-            wanted = f"false for {self.name}, true for {', '.join(DOWNLOADABLE)}"
-            raise Invalid("download", f"found {shown(True)}, allowed: {wanted}")
+_MINUTES = Rule("> 0 and <= 1e6", lambda value: 0 < value <= 1e6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,10 +65,10 @@ class ModelConfig:
         "published weights of a torchvision or timm network, null for random ones", _NOT_EMPTY, None
     )
     init: str | None = option(
-        "distribution of random weights, null for the network's own", one_of(*INITS), None
+        "distribution of random weights, null for the network's own", one_of(INITS), None
     )
     channels_last: bool = option(
-        "whether channels lie next to each other in memory, which is faster for some networks", default=False
+        "whether channels are adjacent in memory, which is faster for some networks", default=False
     )
 
     def __post_init__(self) -> None:
@@ -148,116 +93,92 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """Training of weights by SGD."""
-
-    epochs: int = option("passes over the training data", _EPOCHS)
-    lr: float = option("learning rate at the start", _RATE)
-    momentum: float = option("momentum of SGD", _BELOW_ONE, 0.9)
-    weight_decay: float = option("weight decay of SGD", _DECAY, 5e-4)
-
-
-@dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(TrainConfig):
-    """Tuning of weights under masks that stay as they are, for comparison (Eq. 9)."""
+    """Tuning of weights under fixed masks, for comparison (Eq. 9)."""
 
     under: str = option(
-        "whose masks: those that the search starts from, or the jackpot's, after the search",
-        one_of("initial", "jackpot", "both"),
+        "the masks: those that the search starts from, the jackpot's, or both, one after the other",
+        one_of(("initial", "jackpot", "both")),
         "initial",
     )
+
+    def comparators(self) -> dict[str, Comparator]:
+        """Return the comparators that the section stands for, by name."""
+        own = {entry.name: getattr(self, entry.name) for entry in fields(TrainConfig)}
+        made: list[Comparator] = []
+        if self.epochs and self.under != "jackpot":
+            made.append(InitialTuned(**own))
+        if self.epochs and self.under != "initial":
+            made.append(JackpotTuned(**own))
+        return {comparator.name: comparator for comparator in made}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(TrainConfig):
     """Where the pre-trained weights come from."""
 
-    checkpoint: str | None = option("state_dict file to use, null to train and cache", _PATH, None)
-    cache: str = option("folder of the weights trained once", _PATH, "runs/pretrained")
+    checkpoint: str | None = option("state_dict file to use, null to train and cache", PATH, None)
+    cache: str = option("folder of the weights trained once", PATH, "runs/pretrained", affects="nothing")
 
 
-def settings_of_recipe(recipe: str, method: str) -> dict[str, Any]:
-    """Return what a recipe says of the settings of a search that can be given beside it."""
-    own = METHODS[method].recipes()[OLD_RECIPES.get(recipe, recipe)]
-    names = OF_OPTIMIZER if method == "supermask" else OF_OPTIMIZER + OF_MASKS
-    return {name: getattr(own, OLD_KEYWORDS[name]) for name in names}
+def _settings_of_recipe(section: Mapping[str, Any]) -> Method | None:
+    """Return a method's settings by the recipe that the section ``search`` names."""
+    method, recipe = section.get("method", "edge_popup"), section.get("recipe", "default")
+    if method not in METHODS:  # of a finished run whose plugin is not imported
+        return None
+    recipes = METHODS.find(method).recipes()
+    if recipe not in recipes:
+        wanted = f"a string out of {', '.join(recipes)}{close_match(recipe, recipes)}"
+        raise Invalid("recipe", f"found {shown(recipe)}, allowed: {wanted}")
+    return recipes[recipe]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
-    """The search for the jackpot."""
+    """The search for the jackpot; the settings of the chosen method stand in this section, too."""
 
-    epochs: int = option("passes over the training data", _EPOCHS)
-    init: str = option("criterion of the initial masks", one_of(*CRITERIA), "magnitude")
-    method: str = option("how masks follow scores", one_of(*METHODS), "edge_popup")
-    recipe: str = option("how scores are trained, but for what is given below", one_of(*RECIPES), "jackpot")
-    lr: float | None = option("learning rate of the scores at the start", _POSITIVE, None)
-    momentum: float | None = option("momentum of SGD", _BELOW_ONE, None)
-    weight_decay: float | None = option("weight decay of SGD", between(0, 10**6), None)
-    growth: float | None = option("progress at which masks have all their zeros", _PROGRESS, None)
-    temperature: float | None = option("of the soft masks at the start, 0 for none", between(0, 10**6), None)
-    hardening: float | None = option("progress at which masks are soft no more", _PROGRESS, None)
-    kept_score: float = option("initial score of kept weights", _SCORE, 1.0)
-    pruned_score: float = option("initial score of pruned weights", _SCORE, 0.95)
-    swap_limit: float | None = option(
-        "largest share of kept weights replaced in one step, annealed; null for no limit", _SHARE, None
+    epochs: int = option("passes over the training data", EPOCHS)
+    init: str = option("criterion of the initial masks", one_of(CRITERIA), "magnitude")
+    method: str = option("how masks follow scores", one_of(METHODS), "edge_popup")
+    recipe: str = option(
+        "named set of values of the method's settings; values given beside it override it", default="default"
     )
-    adapt_norm: bool = option("whether normalisation statistics follow the masks", default=True)
+    settings: Any = inlined(_settings_of_recipe)  # noqa: RUF009
+    init_batches: int = option("batches that init takes its gradients from", between(1, 10**6), 1)
+    budget: str = option(
+        "how zeros are shared out among targets without a global_group_id", one_of(BUDGETS), "as_configured"
+    )
+    norm: str = option(
+        "whether normalisation statistics adapt to the masks, or are frozen",
+        one_of(("adapt", "freeze")),
+        "adapt",
+    )
     reestimate_norm: bool | None = option(
-        "whether they are estimated anew after the search, null for all but the paper's edge_popup",
+        "whether normalisation statistics are re-estimated after the search; null for all but the paper's "
+        "edge_popup",
         default=None,
     )
-    checkpoint_every: int = option("steps after which an interrupted search goes on", between(1, 10**9), 500)
-    checkpoint_minutes: float = option("the same in minutes, where steps take longer", _POSITIVE, 5.0)
-
-    @property
-    def reestimates_norm(self) -> bool:
-        """Whether normalisation statistics are estimated anew after the search."""
-        if self.reestimate_norm is None:
-            return self.recipe != "paper" or self.method == "supermask"
-        return self.reestimate_norm
-
-    def in_full(self) -> SearchConfig:
-        """Say what the recipe says: the search stays the same when a later version has another recipe."""
-        own = settings_of_recipe(self.recipe, self.method)
-        left_alone = {name: value for name, value in own.items() if getattr(self, name) is None}
-        return dataclasses.replace(self, **left_alone)
-
-    def in_short(self) -> SearchConfig:
-        """Leave out what the recipe says, for searches to be equal if they do the same."""
-        own = settings_of_recipe(self.recipe, self.method)
-        same: dict[str, Any] = {name: None for name, value in own.items() if getattr(self, name) == value}
-        return dataclasses.replace(self, **same)
+    checkpoint_every: int = option(
+        "steps between checkpoints, from which an interrupted search resumes",
+        between(1, 10**9),
+        500,
+        affects="nothing",
+    )
+    checkpoint_minutes: float = option(
+        "minutes between checkpoints, if steps take longer", _MINUTES, 5.0, affects="nothing"
+    )
 
     def __post_init__(self) -> None:
-        if not self.pruned_score < self.kept_score:
+        if self.settings is None:
+            object.__setattr__(self, "settings", _settings_of_recipe(vars(self)))
+        if self.reestimate_norm is None:
+            default = (self.method, self.recipe) != ("edge_popup", "paper")
+            object.__setattr__(self, "reestimate_norm", default)
+        if isinstance(own := self.settings, Method) and own.lr * own.weight_decay > 2 * (1 + own.momentum):
+            most = f"up to {2 * (1 + own.momentum) / own.lr:.3g} with lr {own.lr}"
             raise Invalid(
-                "pruned_score",
-                f"found {self.pruned_score}, allowed: a number < kept_score, which is {self.kept_score}",
+                "weight_decay", f"found {own.weight_decay}, allowed: {most}, beyond which scores only grow"
             )
-        if self.swap_limit is not None and (self.recipe != "paper" or self.growth or self.temperature):
-            allowed = "allowed with recipe paper, no growth and no temperature"
-            raise Invalid("swap_limit", f"found {self.swap_limit}, {allowed}")
-        full = settings_of_recipe(self.recipe, self.method) | {
-            name: value for name in OF_OPTIMIZER if (value := getattr(self, name)) is not None
-        }
-        lr, momentum, decay = (full[name] for name in ("lr", "momentum", "weight_decay"))
-        if lr * decay > 2 * (1 + momentum):
-            allowed = (
-                f"allowed: up to {2 * (1 + momentum) / lr:.3g} with lr {lr}, beyond which scores only grow"
-            )
-            raise Invalid("weight_decay", f"found {decay}, {allowed}")
-        hardening = (
-            settings_of_recipe(self.recipe, "edge_popup")["hardening"]
-            if self.hardening is None
-            else self.hardening
-        )
-        if self.method == "edge_popup" and self.temperature and not hardening:
-            raise Invalid("temperature", f"found {self.temperature}, allowed with hardening > 0")
-        if self.method == "supermask":
-            for name in (*OF_MASKS, "swap_limit", "kept_score", "pruned_score"):
-                if (value := getattr(self, name)) != getattr(SearchConfig, name):
-                    raise Invalid(name, f"found {shown(value)}, allowed with method edge_popup")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,24 +188,37 @@ class RunConfig:
     ``config_list`` is NNI's, plain dicts passed on unchanged: ``list(config.config_list)``.
     """
 
-    seed: int = option("seed of all that is random", _SEED, 0)
-    output: str = option("folder for everything the run writes", _PATH)
-    device: str = option("where the run computes", _DEVICE, "auto")
+    seed: int = option("seed of all random numbers", _SEED, 0)
+    output: str = option("folder for everything the run writes", PATH, affects="nothing")
+    device: str = option("where the run computes", _DEVICE, "auto", affects="nothing")
+    plugins: tuple[str, ...] = option(
+        "modules that register criteria, methods, budgets, data sets or comparators", MODULES, ()
+    )
     data: DataConfig
     model: ModelConfig
     pretrain: PretrainConfig
     config_list: tuple[dict[str, Any], ...] = option("what to prune, and how much", _NOT_EMPTY)
     search: SearchConfig
     finetune: FinetuneConfig
+    comparators: Mapping[str, Comparator] = by_name(
+        "methods that train weights under masks, for comparison, by name", COMPARATORS
+    )
 
     def __post_init__(self) -> None:
         for i, entry in enumerate(self.config_list):
             for key in ("op_names_re", "exclude_op_names_re"):
                 _check_patterns(entry.get(key), f"config_list.{i}.{key}")
+        if twice := sorted(self.finetune.comparators().keys() & self.comparators.keys()):
+            raise Invalid(f"comparators.{twice[0]}", "finetune asks for it, too; allowed: one of the two")
+
+    @property
+    def compared(self) -> dict[str, Comparator]:
+        """All comparators by name, in the order in which they run."""
+        return {**self.finetune.comparators(), **self.comparators}
 
 
 def _check_patterns(patterns: object, key: str) -> None:
-    """Find what NNI would have Python compile in the midst of a selection; the rest is NNI's to judge."""
+    """Check the regular expressions, which NNI would compile only while it selects modules."""
     for pattern in patterns if isinstance(patterns, list) else ():
         try:
             re.compile(pattern if isinstance(pattern, str) else "")
@@ -296,8 +230,7 @@ def _check_patterns(patterns: object, key: str) -> None:
 
 
 def load_config(
-    path: str | os.PathLike[str],
-    overrides: Mapping[str, object] = {},
+    path: str | os.PathLike[str], overrides: Mapping[str, object] = {}, *, is_stored: bool = False
 ) -> RunConfig:
     """Read the YAML file of a run.
 
@@ -306,16 +239,19 @@ def load_config(
     path
         The file. ``1e-3`` is a number there, though YAML 1.1 calls it a string.
     overrides
-        Values by dotted name, ``{"search.lr": 1.0, "config_list.0.sparse_ratio": 0.95}``, that take the place
-        of the file's before these are checked. Numpy scalars are accepted, and integral floats for integers,
-        for that is what NNI's tuners hand over.
+        Values by dotted name, ``{"search.lr": 1.0, "config_list.0.sparse_ratio": 0.95}``, that replace the
+        values of the file before validation. Numpy scalars are accepted, and integral floats for integers:
+        NNI's tuners return them.
+    is_stored
+        Whether the file belongs to a run that was made before. Its plugins are then not imported: names that
+        only they register are accepted.
 
     Raises
     ------
     ExperimentConfigError
-        If the file is missing, no YAML mapping, or has a key twice; for a key that is unknown or missing, and
-        a value of the wrong type or out of range, in the file or in an override. The message names the file,
-        the key, what was found and what is allowed.
+        If the file is missing, is not a YAML mapping or has a key twice; if a plugin cannot be imported; for
+        an unknown or a missing key, or a value of the wrong type or out of range, in the file or in an
+        override. The message names the file, the key, what was found and what is allowed.
     """
     try:
         raw = strict_yaml.parse(strict_yaml.read(path))
@@ -323,16 +259,35 @@ def load_config(
         raise ExperimentConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise ExperimentConfigError(f"{path}: is not valid YAML: {error}") from error
+    said: list[str] = []
+    overrides = old_names.renamed_overrides(overrides, said)
+    raw = old_names.renamed(raw, said)
     try:
         for name, value in overrides.items():
-            raw = overridden(raw, RunConfig, name.split("."), value, name)
-        return with_home(read_section(RunConfig, raw, ""))
+            raw = overridden(raw, name.split("."), value, name)
+        if not is_stored and isinstance(raw, dict) and "plugins" in raw:
+            import_plugins(raw["plugins"], Path(path).parent)
+        config: RunConfig = Reader(overrides, is_stored and _names_plugins(raw)).section(RunConfig, raw)
     except RecursionError:
-        raise ExperimentConfigError(f"{path}: an override has more levels than there can be") from None
+        raise ExperimentConfigError(f"{path}: an override has too many levels") from None
     except Invalid as error:
         guilty = [name for name in overrides if related(name, error.key)]
         blame = f" (with the override {', '.join(guilty)})" if guilty else ""
         raise ExperimentConfigError(f"{path}: {error}{blame}") from None
+    if said and not is_stored:
+        old_names.warn(str(path), tuple(said))
+    return config
+
+
+def stored_config(raw: Mapping[str, Any], key: str = "") -> RunConfig:
+    """Return the config of a run that was made before, from its `to_dict`; raises `Invalid`."""
+    raw = old_names.renamed(raw, [])
+    config: RunConfig = Reader(is_stored=_names_plugins(raw)).section(RunConfig, raw, key)
+    return config
+
+
+def _names_plugins(raw: object) -> bool:
+    return isinstance(raw, dict) and bool(raw.get("plugins"))
 
 
 def parse_override(text: str) -> tuple[str, object]:
@@ -355,15 +310,54 @@ def parse_override(text: str) -> tuple[str, object]:
 # -- writing
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """Return a config dataclass as plain dicts, lists and scalars: what its YAML file holds."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+def to_dict(config: Any, affecting: Collection[str] = ("weights", "accuracy", "nothing")) -> dict[str, Any]:
+    """Return a config dataclass as plain dicts, lists and scalars: what its YAML file holds.
+
+    Parameters
+    ----------
+    config
+        The dataclass.
+    affecting
+        Which settings, by what they affect (`nni_jackpot.runtime.settings.option`).
+    """
+    found: dict[str, Any] = {}
+    for entry in fields(config):
+        value = getattr(config, entry.name)
+        if entry.metadata.get("affects", "weights") not in affecting:
+            continue
+        if "registry" in entry.metadata:
+            value = {name: _plain(own, affecting) for name, own in value.items()}
+        if "base" in entry.metadata:
+            found |= _plain(value, affecting)
+        else:
+            found[entry.name] = _plain(value, affecting)
+    return found
+
+
+def _plain(value: Any, affecting: Collection[str]) -> Any:
+    return to_dict(value, affecting) if is_dataclass(value) else json.loads(json.dumps(value))
+
+
+def settings_of(config: RunConfig, affecting: Collection[str] = ("weights", "accuracy")) -> dict[str, Any]:
+    """Return all settings that affect the results of a run, by dotted name; arguments as for `to_dict`."""
+    return dict(_flat(to_dict(config, affecting)))
+
+
+def _flat(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Iterate over the leaves of nested dicts, and of lists of dicts, by their dotted name."""
+    if isinstance(node, list) and any(isinstance(child, dict) for child in node):
+        node = dict(enumerate(node))
+    if not isinstance(node, dict):
+        yield name, node
+        return
+    for key, child in node.items():
+        yield from _flat(child, f"{name}.{key}" if name else str(key))
 
 
 def config_hash(obj: object) -> str:
     """Return 12 hex digits that stand for a config dataclass, or a dict of such and of plain values.
 
-    Equal contents have equal hashes, in every process and whatever the order of keys.
+    Equal contents have equal hashes, in every process and for any order of keys.
     """
     canonical = json.dumps(obj, sort_keys=True, separators=(",", ":"), default=to_dict)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""What the runs of a file would train, on what and for how long, without any of it done."""
+"""The plan of a file's runs: networks, data, steps and estimated time; nothing is trained."""
 
 from __future__ import annotations
 
@@ -14,26 +14,16 @@ from nni_jackpot.errors import JackpotError
 from nni_jackpot.experiment.checks import pruner_options, validate_config_list
 from nni_jackpot.experiment.config import RunConfig, config_hash
 from nni_jackpot.experiment.data.loading import load_data, used_images
+from nni_jackpot.experiment.data.spec import DATASETS
 from nni_jackpot.experiment.folder.pretrained import cache_path, check_start
 from nni_jackpot.experiment.folder.result import finished
 from nni_jackpot.experiment.folder.run_folder import check_free
 from nni_jackpot.experiment.models import build_model, validate_model
 from nni_jackpot.experiment.rehearsal import Pace, check_here, measure
 from nni_jackpot.experiment.sight import network_of
-from nni_jackpot.experiment.sweep import shown
+from nni_jackpot.experiment.sweep import named
 
 Shape = tuple[int, int, int]
-
-# Training images, their shape and the number of classes of published datasets, which need not be there.
-_KNOWN: dict[str, tuple[int, Shape, int]] = {
-    "digits": (1437, (1, 8, 8), 10),
-    "mnist": (60_000, (1, 28, 28), 10),
-    "fashion_mnist": (60_000, (1, 28, 28), 10),
-    "cifar10": (50_000, (3, 32, 32), 10),
-    "cifar100": (50_000, (3, 32, 32), 100),
-    "imagenet": (1_281_167, (3, 224, 224), 1000),
-}
-
 
 _WIDTH = 100  # columns of a screen
 
@@ -43,22 +33,22 @@ def plan(
 ) -> str:
     """Check all runs of a file, and return tables of what each would do.
 
-    Networks are built and config lists tried on them, but nothing is trained or written, and of the published
-    datasets no file is looked for unless they are to run here.
+    Networks are built and config lists validated on them. Nothing is trained or written; files of known data
+    sets are read only with ``here``.
 
     Parameters
     ----------
     runs
-        What is swept in each run, and its config.
+        Swept values and config of each run.
     here
-        Whether to see as well that this machine has all that the runs need, and how long it would take.
+        Whether to check that this machine has all that the runs need, and to estimate the time.
     overwrite
-        Whether they are to be made anew where they are finished already.
+        Whether finished runs will be replaced.
 
     Raises
     ------
     JackpotError
-        One of its kinds for what a run would stumble over; named with the run, where there are several.
+        One of its kinds for an error that a run would raise, with the name of the run if there are several.
     """
     tried: dict[str, tuple[Pace | None, str]] = {}
     notes: dict[str, None] = {}
@@ -66,7 +56,7 @@ def plan(
     rows: list[dict[str, str]] = []
     total, seconds = 0, 0.0
     for swept, config in runs:
-        name = ", ".join(f"{key.split('.')[-1]}={shown(value)}" for key, value in swept.items())
+        name = named(swept, short=True)
         try:
             is_finished = here and _is_finished(config, overwrite)
             images, shape, classes = _size(config)
@@ -78,8 +68,9 @@ def plan(
         pretrained = config.pretrain.checkpoint or cache_path(config).exists() or once in trained
         trained.add(once)
         pretrain = 0 if pretrained else config.pretrain.epochs
-        tuned = config.finetune.epochs * (2 if config.finetune.under == "both" else 1)
-        epochs = 0 if is_finished else pretrain + config.search.epochs + tuned
+        tuned = sum(comparator.epochs for comparator in config.finetune.comparators().values())
+        compared = sum(comparator.epochs for comparator in config.compared.values())
+        epochs = 0 if is_finished else pretrain + config.search.epochs + compared
         steps = epochs * math.ceil(images / config.data.batch_size)
         total += steps
         row = {
@@ -91,9 +82,12 @@ def plan(
             if pretrain
             else "none"
             if not config.pretrain.epochs
-            else "is there",
+            else "cached",
             "search": f"{config.search.epochs} epochs, {_how(config)}",
             "tuning": f"{tuned} epochs",
+            "comparators": ", ".join(
+                f"{name}: {own.epochs} epochs" for name, own in config.comparators.items()
+            ),
             "steps": "is finished" if is_finished else f"{steps:,}",
         }
         pace, note = tried[key]
@@ -110,8 +104,8 @@ def plan(
 
 
 def _tables(rows: Sequence[dict[str, str]]) -> str:
-    """Return a table of what all rows have in common, and one of that in which they differ."""
-    common = {name: value for name, value in rows[0].items() if all(row[name] == value for row in rows)}
+    """Return a table of the values that all rows share, and a table of the others."""
+    common = {name: v for name, v in rows[0].items() if v and all(row[name] == v for row in rows)}
     tables = []
     if common:
         table = _table([])
@@ -120,9 +114,11 @@ def _tables(rows: Sequence[dict[str, str]]) -> str:
         table.max_width = _WIDTH - 24  # beside the names
         table.align = "l"
         tables.append(table)
-    # In what else runs differ their names say.
+    # The names of the runs have the other differences.
     if differing := [
-        name for name in rows[0] if name not in {*common, "data", "network", "search", "tuning"}
+        name
+        for name in rows[0]
+        if name not in {*common, "data", "network", "search", "tuning", "comparators"}
     ]:
         table = _table(differing)
         table.add_rows([[row[name] for name in differing] for row in rows])
@@ -141,17 +137,18 @@ def _table(columns: Sequence[str]) -> PrettyTable:
 
 
 def _size(config: RunConfig) -> tuple[int, Shape, int]:
-    if config.data.name not in _KNOWN:  # the user's own folder
+    known = DATASETS.find(config.data.name).size
+    if known is None:  # the files decide
         data = load_data(config.data, config.seed)
         return sum(data.train.order.sizes), data.shape, data.num_classes
-    images, (channels, height, width), classes = _KNOWN[config.data.name]
+    images, (channels, height, width), classes = known
     images = len(used_images(config.data, images)[0])
     size = config.data.image_size
     return images, (channels, size or height, size or width), classes
 
 
 def _what_a_trial_depends_on(config: RunConfig, here: bool) -> str:
-    """Return a key that is the same for runs one of which can be tried for all."""
+    """Return a key that is equal for runs that need one trial in all."""
     names = ["data", "model", "config_list", *(["device", "pretrain"] if here else [])]
     parts = {name: getattr(config, name) for name in names}
     return config_hash(
@@ -160,18 +157,18 @@ def _what_a_trial_depends_on(config: RunConfig, here: bool) -> str:
 
 
 def _is_finished(config: RunConfig, overwrite: bool) -> bool:
-    """Return whether the run's results are there; raises OutputFolderError if those of another are."""
+    """Return True if the run is finished; raises OutputFolderError if another run is finished there."""
     check_free(config, overwrite)
     return not overwrite and finished(config) is not None
 
 
 def _try(config: RunConfig, shape: Shape, classes: int, here: bool) -> tuple[Pace | None, str]:
-    """Build the network and wrap it; here, with the weights that it has, and for a few steps.
+    """Build and wrap the network; with ``here``, check the machine and time a few steps as well.
 
     Returns
     -------
     tuple
-        How fast it is, and what may still go wrong.
+        The speed, None without ``here``; and what may still go wrong.
     """
     check_start(config, classes)
     model = build_model(replace(config.model, weights=None), classes, shape[0])

@@ -1,9 +1,9 @@
-"""Which pruning criterion comes nearest to a jackpot: the paper's Fig. 3 and 4, at one sparsity.
+"""Overlap of criteria with jackpots: the paper's Fig. 3 and 4, at one sparsity.
 
-From the mask of each criterion a jackpot is searched, and each mask is compared with each jackpot (Eq. 7).
-A jackpot resembles the mask that it started from and has its share of zeros in every layer. The column of the
-jackpot that started from a random mask is therefore the one that compares the other criteria without bias.
-Two independent masks of sparsity p agree by chance on a share of 1 - 2p(1 - p) of the weights.
+A jackpot is searched from the mask of each criterion, and each mask is compared with each jackpot (Eq. 7).
+A jackpot resembles its initial mask and has the same zeros per layer. Only the jackpot that started from a
+random mask therefore compares the other criteria without bias. Two independent masks of sparsity p agree by
+chance on a share of 1 - 2p(1 - p) of the weights.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class Comparison:
     Attributes
     ----------
     results
-        Of the search from each criterion's mask.
+        Results of the search from each criterion's mask.
     overlaps
-        ``overlaps[a][b]`` is that of the mask of ``a`` with the jackpot found from ``b``, in [0, 1].
+        ``overlaps[a][b]`` is the overlap of the mask of ``a`` with the jackpot found from ``b``, in [0, 1].
     folder
-        Of the comparison; the searches have subfolders.
+        Folder of the comparison; the searches have subfolders.
     """
 
     results: dict[str, Result]
@@ -47,7 +47,7 @@ class Comparison:
 
     @property
     def sparsity(self) -> float:
-        """Of all the masks."""
+        """Sparsity of all masks."""
         return next(iter(self.results.values())).rows[-1].sparsity
 
     @property
@@ -81,14 +81,15 @@ class Comparison:
 
 
 def overlap(config: RunConfig, overwrite: bool = False) -> Comparison:
-    """Search a jackpot from every criterion, each in a subfolder of the run's folder, and compare them all.
+    """Search a jackpot from every criterion, each in a subfolder of the run's folder, and compare all.
 
     Parameters
     ----------
     config
         The run.
     overwrite
-        Whether finished runs in the subfolders are replaced; else those with the same settings are taken.
+        Whether finished runs in the subfolders are replaced; if not, finished runs of the same settings are
+        used.
 
     Raises
     ------
@@ -103,10 +104,11 @@ def overlap(config: RunConfig, overwrite: bool = False) -> Comparison:
             output=str(Path(config.output) / f"init={criterion}"),
             search=replace(config.search, init=criterion),
             finetune=replace(config.finetune, epochs=0),
+            comparators={},
         )
         for criterion in CRITERIA
     }
-    for run in runs.values():  # a folder that is taken is known before the first search
+    for run in runs.values():  # report an occupied folder before the first search
         check_free(run, overwrite)
     results = {criterion: search(run, overwrite) for criterion, run in runs.items()}
     jackpots = {criterion: load_masks(result.folder / "masks.pth") for criterion, result in results.items()}
@@ -140,11 +142,11 @@ def _figure(comparison: Comparison) -> Any:
         return None
     figure, (axes,) = made
     names = list(comparison.overlaps)
+    width = 0.8 / len(names)
     for i, (criterion, overlaps) in enumerate(comparison.overlaps.items()):
-        places = [group + 0.2 * (i - (len(names) - 1) / 2) for group in range(len(names))]
-        axes.bar(
-            places, [100 * v for v in overlaps.values()], 0.2, color=COLORS[i], label=f"{criterion} mask"
-        )
+        places = [group + width * (i - (len(names) - 1) / 2) for group in range(len(names))]
+        heights, color = [100 * value for value in overlaps.values()], COLORS[i % len(COLORS)]
+        axes.bar(places, heights, width, color=color, label=f"{criterion} mask")
     axes.axhline(100 * comparison.chance, color="black", linestyle="--", label="by chance")
     axes.set_xticks(range(len(names)), [f"{name}'s" for name in names])
     axes.set_xlabel("jackpot")

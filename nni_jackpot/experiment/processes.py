@@ -1,4 +1,4 @@
-"""A run by several processes, as torchrun starts them: each takes a share of every batch."""
+"""A run by several processes, started by torchrun: each takes a share of every batch."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from nni_jackpot.runtime.distributed import world_size
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Be one of the processes that torchrun has started, until the end of the block; else alone.
+    """Join the processes that torchrun has started, for the block; without torchrun, do nothing.
 
     Raises
     ------
     JackpotError
-        If this machine has GPUs, but fewer than processes.
+        If this machine has GPUs, but fewer GPUs than processes.
     """
     if not distributed.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
         yield
@@ -40,10 +40,10 @@ def joined() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.collect()  # wrapped models are cycles, and must not outlive the group that they hold
+        gc.collect()  # wrapped models are reference cycles, and must not outlive their process group
         distributed.destroy_process_group()
 
 
 def averaged(model: nn.Module) -> nn.Module:
-    """Return a model whose gradients are the mean over all processes: itself, if there is one."""
+    """Return a model whose gradients are averaged over all processes; the model itself for one process."""
     return DistributedDataParallel(model) if world_size() > 1 else model

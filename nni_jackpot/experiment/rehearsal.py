@@ -1,4 +1,4 @@
-"""What a run would stumble over on this machine, and how fast it would be: a few steps, none of them kept."""
+"""Checks of a run on this machine, and its speed: a few steps, which are thrown away."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from torch.optim import SGD
 
 from nni_jackpot.errors import DatasetNotFoundError, NothingKeptError
 from nni_jackpot.experiment.checks import device_of, pruner_options, validate_config_list
-from nni_jackpot.experiment.config import DataConfig, RunConfig
+from nni_jackpot.experiment.config import RunConfig
 from nni_jackpot.experiment.data.images import Batch
 from nni_jackpot.experiment.data.loading import Data, load_data
+from nni_jackpot.experiment.data.section import DataConfig
 from nni_jackpot.experiment.folder.pretrained import check_pretrained
 from nni_jackpot.experiment.folder.run_folder import place_of
 from nni_jackpot.experiment.models import build_model
@@ -33,37 +34,37 @@ from nni_jackpot.runtime.files import check_folder
 
 Shape = tuple[int, int, int]
 
-_STEPS, _SECONDS = 8, 3.0  # by which a step is known well enough
-_TESTS = 4  # of the dense network, the initial mask alone and re-estimated, and the jackpot
+_STEPS, _SECONDS = 8, 3.0  # enough to time a step
+_TESTS = 4  # dense network, initial mask alone and re-estimated, jackpot
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How many seconds a step of training takes, and a look at all test images."""
+    """Seconds of a training step, and of an evaluation on all test images."""
 
     step: float
     test: float
 
     def of_run(self, steps: int, epochs: int) -> float:
-        """Return how many seconds a run takes, about."""
+        """Return the estimated seconds of a run."""
         return steps * self.step + (epochs + _TESTS) * self.test
 
 
 def check_here(config: RunConfig, shape: Shape, classes: int) -> str:
-    """See that this machine has what a run needs: its device, its folder, its data, its weights.
+    """Check that this machine has the device, folder, data and weights of a run.
 
-    Data that the run would download, and published weights, are not fetched.
+    Data that the run would download, and published weights, are not downloaded.
 
     Returns
     -------
     str
-        What is not known yet, and may go wrong: how weights rank that are still to be trained, and whether
-        layers that share their zeros all keep some. Mostly empty.
+        What may still go wrong: weights that are not trained yet may rank so that a layer with shared zeros
+        keeps none. Mostly empty.
 
     Raises
     ------
     JackpotError
-        One of its kinds for what the run would stumble over.
+        One of its kinds for an error that the run would raise.
     """
     device_of(config.device)
     check_folder(place_of(config))
@@ -82,7 +83,7 @@ def check_here(config: RunConfig, shape: Shape, classes: int) -> str:
 
 
 def _refuse_too_few(config: RunConfig, model: nn.Module) -> None:
-    """Find layers that share fewer weights than there are layers."""
+    """Refuse layers that share fewer weights than there are layers."""
     groups: dict[object, list[dict[str, Any]]] = defaultdict(list)
     for entry in config.config_list:
         if entry.get("global_group_id") is not None and entry.get("sparse_ratio") is not None:
@@ -101,21 +102,21 @@ def _refuse_too_few(config: RunConfig, model: nn.Module) -> None:
 
 
 def _each_alone(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return entries of a config list without shared zeros, so that each layer keeps some weights."""
+    """Return entries of a config list without shared budgets, so that each layer keeps some weights."""
     alone = [{key: value for key, value in entry.items() if key != "global_group_id"} for entry in entries]
     return [{"sparsity" if key == "total_sparsity" else key: v for key, v in e.items()} for e in alone]
 
 
 def measure(config: RunConfig, shape: Shape, classes: int) -> Pace:
-    """Take a few steps of a run's search, in a network that is thrown away, and return how fast they were.
+    """Time a few steps of a run's search, on a network that is thrown away.
 
     Raises
     ------
     JackpotError
-        One of its kinds for what they stumble over.
+        One of its kinds for an error that the steps raise.
     """
     device, data = device_of(config.device), _data(config.data)
-    torch.backends.cudnn.deterministic = True  # as the run has it
+    torch.backends.cudnn.deterministic = True  # as in the run
     model = _network(config, shape, classes).to(device)
     size = config.data.batch_size
     blank = torch.zeros(size, *shape), torch.zeros(size, dtype=torch.int64)
@@ -143,7 +144,7 @@ def measure(config: RunConfig, shape: Shape, classes: int) -> Pace:
     optimizer = nni.trace(SGD)(model.parameters(), lr=0.1)
     pruner = LotteryJackpotPruner(
         model,
-        _each_alone(config.config_list),  # these weights are not those that are ranked in the end
+        _each_alone(config.config_list),  # the run ranks other weights
         TorchEvaluator(train, optimizer, cross_entropy_step),
         **pruner_options(config.search),
     )
@@ -158,7 +159,7 @@ def measure(config: RunConfig, shape: Shape, classes: int) -> Pace:
 
 
 def _for_a_while(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Yield batches, again and again, until there have been enough, or two that took their time."""
+    """Yield batches repeatedly, until there are enough; after a time limit, at least two."""
     began = time.perf_counter()
     for number, batch in enumerate(chain.from_iterable(repeat(batches))):
         if number == _STEPS or (number >= 2 and time.perf_counter() - began > _SECONDS):
@@ -172,7 +173,7 @@ def _network(config: RunConfig, shape: Shape, classes: int) -> nn.Module:
 
 @lru_cache(maxsize=1)
 def _data(config: DataConfig) -> Data | None:
-    """Return the dataset of a run; None if it is to be downloaded."""
+    """Return the data set of a run; None if the run will download it."""
     try:
         return load_data(replace(config, download=False), seed=0)
     except DatasetNotFoundError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from nni.compression.utils import TorchEvaluator
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from nni_jackpot.errors import JackpotError, TrainingDivergedError
-from nni_jackpot.experiment.checks import device_of, pruner_options, validate_config_list
-from nni_jackpot.experiment.config import RunConfig, TrainConfig
+from nni_jackpot.errors import TrainingDivergedError
+from nni_jackpot.experiment.checks import check_frozen, device_of, pruner_options, validate_config_list
+from nni_jackpot.experiment.comparators import Comparator
+from nni_jackpot.experiment.comparators.masked_training import all_kept
+from nni_jackpot.experiment.config import RunConfig, settings_of, to_dict
 from nni_jackpot.experiment.data.images import Batch
 from nni_jackpot.experiment.data.loading import Data, load_data
 from nni_jackpot.experiment.folder.epoch_checkpoint import EpochFile
@@ -27,21 +29,23 @@ from nni_jackpot.experiment.folder.pretrained import (
     ensure_pretrained,
     interrupted_training,
 )
-from nni_jackpot.experiment.folder.result import Result, Row, settings_of
+from nni_jackpot.experiment.folder.result import Result, Row
 from nni_jackpot.experiment.folder.run_folder import (
     JACKPOT,
     MASKS,
     SEARCH,
     START,
-    TUNED,
     RunFolder,
     check_free,
+    checkpoint_of,
     claimed,
     finished_run,
+    phase_of,
     place_of,
 )
 from nni_jackpot.experiment.models import build_model, validate_model
 from nni_jackpot.experiment.processes import averaged
+from nni_jackpot.experiment.schema.training import TrainConfig
 from nni_jackpot.experiment.sight import tell_search, tell_start
 from nni_jackpot.experiment.tracking import Tracker
 from nni_jackpot.experiment.train import accuracy, cross_entropy_step, fit, train_weights
@@ -54,17 +58,17 @@ from nni_jackpot.runtime.resume import check_state, digest, same_random_states
 
 
 class RunContext:
-    """The parts that every command needs, made from a config with its seed; nothing is written.
+    """Device, data and network of a run, made from its config; nothing is written.
 
     Attributes
     ----------
     run
-        The folder that `open` has been given.
+        The folder that `open` was given.
 
     Raises
     ------
     JackpotError
-        One of its kinds for a folder, a dataset, weights or a config list that will not do.
+        One of its kinds for a folder, a data set, weights or a config list that is not valid.
     """
 
     run: RunFolder
@@ -72,8 +76,8 @@ class RunContext:
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.device = device_of(config.device)
-        # Else the fastest convolution may add up a gradient in another order every time: the same seed is to
-        # give the same mask.
+        # The fastest convolutions add up gradients in an order that varies; the same seed must give the same
+        # mask.
         torch.backends.cudnn.deterministic = True
         check_folder(place_of(config))
         self.data: Data = load_data(config.data, config.seed)
@@ -91,12 +95,12 @@ class RunContext:
         return self.config.search.epochs * len(self.data.train)
 
     def open(self, run: RunFolder) -> None:
-        """Begin to write to a run's folder, unless the run is finished; or go on with what was interrupted.
+        """Begin to write to a run's folder, unless the run is finished; check what it would resume from.
 
         Raises
         ------
         CheckpointError
-            If that is damaged or of other settings; the folder is then as it was.
+            If a file to resume from is damaged or belongs to other settings; the folder is then unchanged.
         """
         self.run = run
         if run.finished is not None:
@@ -104,12 +108,13 @@ class RunContext:
         config = self.config
         length = {"max_steps": self.steps, "max_epochs": config.search.epochs}
         check_state(run.work / SEARCH, "search", {**self.what_a_search_depends_on(), **length})
-        if (run.work / SEARCH).exists() or not self.steps:  # else they are of another search
-            for name in TUNED.values():
-                check_state(run.work / name, "training", self._what_a_training_depends_on(config.finetune))
+        if (run.work / SEARCH).exists() or not self.steps:  # else they belong to another search
+            for name, comparator in config.compared.items():
+                known = self._what_a_training_depends_on(comparator)
+                check_state(run.work / checkpoint_of(name), "training", known)
         if (file := interrupted_training(config)) is not None:
             check_state(file, "training", self._what_a_training_depends_on(config.pretrain))
-        barrier()  # until they have looked: the first process is about to change what is there
+        barrier()  # all processes have checked the files before the first one changes them
         run.begin(config)
 
     def evaluate(self, model: nn.Module) -> float:
@@ -117,7 +122,7 @@ class RunContext:
         return accuracy(model, self.data.test, self.device)
 
     def pretrain(self) -> Path:
-        """Give the model its pre-trained weights, trained now if they are not there yet."""
+        """Load the pre-trained weights into the model; train them first if they are not cached."""
         tell_start(self.config, self.device, self.data, self.model)
 
         def train(interrupted: Path) -> None:
@@ -131,8 +136,8 @@ class RunContext:
 
     def train(
         self, model: nn.Module, config: TrainConfig, name: str, interrupted: Path, masks: Masks | None = None
-    ) -> None:
-        """Train weights, tracked under the name of the phase; goes on from a file if it was interrupted."""
+    ) -> Masks:
+        """Train weights, tracked under the name of the phase; resume from a file if it exists."""
         loader = self.data.train
         found = [mask for of_module in (masks or {}).values() for mask in of_module.values()]
         depends_on = {
@@ -147,52 +152,40 @@ class RunContext:
         with Tracker(
             self.run.work / name, steps, description=name, rank=rank(), report_to_nni=False
         ) as tracker:
-
-            def skip(epochs: int) -> None:
-                for _ in range(epochs):
-                    for _ in range(len(loader)):
-                        tracker.skip_step()
-                    tracker.skip_epoch()
-
-            train_weights(
+            return train_weights(
                 model,
                 config,
                 loader,
                 file,
                 on_step=tracker.step,
                 on_epoch=lambda: tracker.epoch(self.evaluate(model)),
-                on_skip=skip,
+                on_skip=lambda epochs: tracker.skip_epochs(epochs, len(loader)),
                 masks=masks,
             )
 
     def _what_a_training_depends_on(self, config: TrainConfig) -> dict[str, Any]:
-        settings = settings_of(self.config).items()
-        return {
-            **{
-                name: value
-                for name, value in settings
-                if name.startswith(("seed", "data.", "model.")) and name != "data.eval_batch_size"
-            },
-            **{field.name: getattr(config, field.name) for field in fields(TrainConfig)},
-            "device": self.device.type,
-        }
+        own = to_dict(config, ["weights"])
+        settings = settings_of(self.config, ["weights"]).items()
+        shared = {name: value for name, value in settings if name.startswith(("seed", "data.", "model."))}
+        return {**shared, **own, "device": self.device.type}
 
     def what_a_search_depends_on(self) -> dict[str, Any]:
-        """Return the settings of the run by dotted name, but for those that leave its masks as they are."""
+        """Return the settings that the masks of the search depend on, by dotted name."""
+        others = "pretrain.", "finetune.", "comparators."
         settings = settings_of(self.config).items()
-        others = {name: value for name, value in settings if not name.startswith(("pretrain.", "finetune."))}
-        return {**others, "device": self.device.type}
+        own = {name: value for name, value in settings if not name.startswith(others)}
+        return {**own, "device": self.device.type}
 
 
 def pretrain(config: RunConfig, overwrite: bool = False) -> tuple[Path, float]:
-    """Train the network of a config, or find it trained; return its file and its accuracy.
+    """Train the network of a config, unless it is cached; return the file and the accuracy.
 
     Parameters
     ----------
     config
         The run.
     overwrite
-        Whether a search that is to follow will replace a finished run in the folder.
+        Whether the search that follows will replace a finished run in the folder.
 
     Raises
     ------
@@ -210,21 +203,21 @@ def pretrain(config: RunConfig, overwrite: bool = False) -> tuple[Path, float]:
 def search(config: RunConfig, overwrite: bool = False) -> Result:
     """Find a jackpot in the pre-trained network, and write it to the run's folder.
 
-    What was interrupted there goes on, if the config is still the same: a search from its last checkpoint, a
-    training of weights after its last epoch. If the run is finished there already, its results are taken.
+    An interrupted run of the same config is resumed: the search from its last checkpoint, a training of
+    weights from its last epoch. If the run is finished already, its results are returned.
 
     Parameters
     ----------
     config
         The run.
     overwrite
-        Whether a finished run in the folder is replaced, at the end of this one.
+        Whether a finished run in the folder is replaced, at the end of this run.
 
     Raises
     ------
     JackpotError
-        One of its kinds for what is wrong with the config, the data, the checkpoint or the folder, before
-        anything is written; and if the search diverges.
+        One of its kinds for an error in the config, the data, the checkpoint or the folder, before anything
+        is written; and if the search diverges.
     """
     found = finished_run(config, overwrite)
     if found is None:
@@ -234,7 +227,7 @@ def search(config: RunConfig, overwrite: bool = False) -> Result:
                 return _search(context, run)
             found = run.finished  # by another process meanwhile
     if rank() == 0:
-        said = "%s holds this run, finished: its results are taken. --overwrite makes it anew"
+        said = "%s holds this run, finished: its results are used. --overwrite repeats the run"
         logging.getLogger(__name__).warning(said, found.folder)
     return found
 
@@ -250,9 +243,10 @@ def _search(context: RunContext, run: RunFolder) -> Result:
     if not (run.work / SEARCH).exists():
         run.delete_stale_logs("")
         if steps:
-            run.delete_stale(*TUNED.values())  # of another search
+            run.delete_stale_comparators()
     with Tracker(run.work, steps, description="search", rank=rank()) as tracker:
-        pruner, start = _make_pruner(context, tracker)
+        loop = _SearchLoop(context, tracker)
+        pruner, start = loop.start()
         tell_search(rows[0].accuracy, start)
         sparsity = sparsity_of(start)
         rows.append(Row("initial", context.evaluate(model), sparsity, 0))
@@ -262,21 +256,18 @@ def _search(context: RunContext, run: RunFolder) -> Result:
         if steps:
             _, masks = pruner.compress(max_steps=steps, max_epochs=config.search.epochs)
         seconds = time.perf_counter() - began
-        if config.search.reestimates_norm and steps:
+        if config.search.reestimate_norm and steps:
             context.data.restart()
             pruner.reestimate_norm(context.data.train)
         rows.append(Row("jackpot", context.evaluate(model), sparsity, config.search.epochs))
         tracker.final(rows[-1].accuracy)
     pruner.unwrap_model()
-    _check_frozen(model, dense)
+    check_frozen(model, dense)
 
-    tuned = config.finetune.epochs and config.finetune.under
-    if tuned in ("initial", "both"):
-        rows.append(_tuned(context, "initial_tuned", dense, start, config.finetune.epochs))
-    if tuned in ("jackpot", "both"):
-        found = copy.deepcopy(model.state_dict())  # with its normalisation statistics
-        total = config.search.epochs + config.finetune.epochs
-        rows.append(_tuned(context, "jackpot_tuned", found, masks, total))
+    found = copy.deepcopy(model.state_dict())  # with its normalisation statistics
+    for name, comparator in config.compared.items():
+        state, under = (found, masks) if comparator.start == "jackpot" else (dense, start)
+        rows.append(_compare(context, name, comparator, state, under))
     apply_masks(model, masks)
     result = Result(rows, mask_overlap(start, masks).total, seconds, run.folder, pruner.resumed_step)
     if rank() == 0:
@@ -288,105 +279,119 @@ def _search(context: RunContext, run: RunFolder) -> Result:
     return result
 
 
-def _make_pruner(context: RunContext, tracker: Tracker) -> tuple[LotteryJackpotPruner, Masks]:
-    """Wrap the model, with an evaluator whose loop feeds the tracker; return the initial masks as well."""
-    model, options = context.model, context.config.search
+class _SearchLoop:
+    """The training loop of a search, which feeds the tracker.
 
-    searching = False  # SNIP and GraSP run the loop as well, for the gradient of the dense network
-    steps = 0
+    Criteria that take gradients run the loop as well, before the search: it then tracks nothing.
+    """
 
-    def on_step(loss: Tensor) -> None:
-        nonlocal steps
-        if not searching:
-            return
-        steps += 1
-        if steps <= pruner.resumed_step:
-            tracker.skip_step()
-        else:
-            tracker.step(loss, learning_rate=pruner.learning_rate, flips=pruner.flips)
+    def __init__(self, context: RunContext, tracker: Tracker) -> None:
+        self._context, self._tracker = context, tracker
+        self._pruner: LotteryJackpotPruner | None = None  # until the search begins
+        self._start: Masks = {}
+        self._steps = 0
 
-    def on_epoch() -> None:
-        if not searching:
-            return
-        # The last step that is skipped leaves the masks that it left before.
-        is_known = steps == pruner.resumed_step and broadcast_result(tracker.has_next_epoch)
-        if steps < pruner.resumed_step or is_known:
-            tracker.skip_epoch()
-            return
-        masks = pruner.get_masks()
-        overlap = mask_overlap(start, masks).total
-        # Said again, for a resumed process that finds an epoch at its end, and takes no step of it.
-        last = {"learning_rate": pruner.learning_rate, "flips": pruner.flips}
-        tracker.epoch(accuracy_so_far(), **last, overlap=overlap, layers=densities(masks))
+    def start(self) -> tuple[LotteryJackpotPruner, Masks]:
+        """Wrap the model; return the pruner and the initial masks."""
+        context, options = self._context, self._context.config.search
+        # NNI drives every search by the user's optimizer; this one gets no gradient: all weights are frozen.
+        optimizer = nni.trace(SGD)(context.model.parameters(), lr=0.1)
+        pruner = LotteryJackpotPruner(
+            context.model,
+            list(context.config.config_list),
+            TorchEvaluator(self._train, optimizer, self._training_step),
+            init=options.init,
+            **pruner_options(options),
+        )
+        pruner.checkpoint_to(
+            context.run.work / SEARCH,
+            options.checkpoint_every,
+            context.what_a_search_depends_on(),
+            keep=True,  # until the comparators have run as well
+            minutes=options.checkpoint_minutes,
+            beside=self._tracker,
+        )
+        context.data.restart()
+        self._pruner, self._start = pruner, pruner.get_masks()
+        return pruner, self._start
 
-    def accuracy_so_far() -> float:
-        """Return what the accuracy would be if the search ended here."""
-        if not options.reestimates_norm:
-            return context.evaluate(model)
-        with same_random_states(), preserve_stats(model):  # the search goes on as if nobody had looked
-            pruner.reestimate_norm(context.data.sample)
-            return context.evaluate(model)
+    def _train(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        loader = self._context.data.train
+        loader.pass_over(self._pruner.resumed_step if self._pruner else 0)
+        # Criteria average over all processes themselves.
+        model = averaged(model) if self._pruner else model
+        fit(model, *args, **kwargs, loader=loader, on_step=self._on_step, on_epoch=self._on_epoch)
 
-    def training_step(batch: Batch, model: nn.Module) -> Tensor:
+    def _training_step(self, batch: Batch, model: nn.Module) -> Tensor:
         loss = cross_entropy_step(batch, model)
-        if searching and steps >= pruner.resumed_step:  # before, it is only for its random numbers
-            tracker.note(loss)
+        # Steps before the resumed one only draw their random numbers.
+        if self._pruner and self._steps >= self._pruner.resumed_step:
+            self._tracker.note(loss)
         return loss
 
-    def training_func(model: nn.Module, *args: Any, **kwargs: Any) -> None:
-        context.data.train.pass_over(pruner.resumed_step if searching else 0)
-        # Criteria take the mean over all processes themselves.
-        model = averaged(model) if searching else model
-        fit(model, *args, **kwargs, loader=context.data.train, on_step=on_step, on_epoch=on_epoch)
+    def _on_step(self, loss: Tensor) -> None:
+        if self._pruner is None:
+            return
+        self._steps += 1
+        if self._steps <= self._pruner.resumed_step:
+            self._tracker.skip_step()
+        else:
+            self._tracker.step(loss, learning_rate=self._pruner.learning_rate, flips=self._pruner.flips)
 
-    # NNI drives every search by the user's optimizer; this one finds no gradient, for all weights are frozen.
-    optimizer = nni.trace(SGD)(model.parameters(), lr=0.1)
-    pruner = LotteryJackpotPruner(
-        model,
-        list(context.config.config_list),
-        TorchEvaluator(training_func, optimizer, training_step),
-        init=options.init,
-        **pruner_options(options),
-    )
-    pruner.checkpoint_to(
-        context.run.work / SEARCH,
-        options.checkpoint_every,
-        context.what_a_search_depends_on(),
-        keep=True,  # until weights have been tuned as well
-        minutes=options.checkpoint_minutes,
-        beside=tracker,
-    )
-    context.data.restart()
-    searching = True
-    start = pruner.get_masks()
-    return pruner, start
+    def _on_epoch(self) -> None:
+        if (pruner := self._pruner) is None:
+            return
+        # The last skipped step leaves the masks that it left before.
+        is_known = self._steps == pruner.resumed_step and broadcast_result(self._tracker.has_next_epoch)
+        if self._steps < pruner.resumed_step or is_known:
+            self._tracker.skip_epoch()
+            return
+        masks = pruner.get_masks()
+        overlap = mask_overlap(self._start, masks).total
+        # Repeated for a process that resumes at the end of an epoch, and takes no step of it.
+        last = {"learning_rate": pruner.learning_rate, "flips": pruner.flips}
+        self._tracker.epoch(self._accuracy(pruner), **last, overlap=overlap, layers=densities(masks))
+
+    def _accuracy(self, pruner: LotteryJackpotPruner) -> float:
+        """Return what the accuracy would be if the search ended here."""
+        context = self._context
+        if not context.config.search.reestimate_norm:
+            return context.evaluate(context.model)
+        with same_random_states(), preserve_stats(context.model):  # the search continues unchanged
+            pruner.reestimate_norm(context.data.sample)
+            return context.evaluate(context.model)
 
 
 def _with_norm_reestimated(context: RunContext) -> float:
-    """Return the accuracy under the masks as they are, had the normalisation statistics followed them."""
+    """Return the accuracy under the initial masks with normalisation statistics re-estimated for them."""
     with preserve_stats(context.model):
         reestimate(context.model, context.data.train)
         context.data.restart()
         return context.evaluate(context.model)
 
 
-def _tuned(context: RunContext, kind: str, state: dict[str, Tensor], masks: Masks, epochs: int) -> Row:
-    """Tune the weights of a state dict under masks that stay as they are (Eq. 9)."""
-    context.data.restart()
+def _compare(
+    context: RunContext, name: str, comparator: Comparator, state: dict[str, Tensor], masks: Masks
+) -> Row:
+    """Train weights as a comparator does, from a state dict and masks; return its row."""
+    config, data = context.config, context.data
+    data.restart()
     model = copy.deepcopy(context.model)
     model.load_state_dict(state)
+    if comparator.from_scratch:
+        with same_random_states():
+            torch.manual_seed(config.seed)
+            drawn = build_model(replace(config.model, weights=None), data.num_classes, data.shape[0])
+        model.load_state_dict(drawn.state_dict())
+    if comparator.start == "dense":
+        masks = all_kept(masks)
     try:
-        context.train(model, context.config.finetune, kind, context.run.work / TUNED[kind], masks)
+        file = context.run.work / checkpoint_of(name)
+        masks = context.train(model, comparator, phase_of(name), file, masks)
     except TrainingDivergedError:
-        context.run.delete_stale(*TUNED.values())  # the remedy is another lr, for both
+        # The remedy is another lr, for all comparators with these settings.
+        same = [other for other, own in config.compared.items() if own.lr == comparator.lr]
+        context.run.delete_stale(*map(checkpoint_of, same))
         raise
-    return Row(kind, context.evaluate(model), sparsity_of(masks), epochs)
-
-
-def _check_frozen(model: nn.Module, dense: dict[str, Tensor]) -> None:
-    """See that the search has kept its promise; norm statistics are no parameters."""
-    changed = [
-        name for name, parameter in model.named_parameters() if not torch.equal(parameter, dense[name])
-    ]
-    if changed:
-        raise JackpotError(f"the search changed weights, which is a defect of nni_jackpot: {changed}")
+    before = config.search.epochs if comparator.start == "jackpot" else 0
+    return Row(name, context.evaluate(model), sparsity_of(masks), before + comparator.epochs)

@@ -1,4 +1,4 @@
-"""What a run says of itself as it begins: where it computes, on what, and with which network."""
+"""The lines that a run prints at its start: device, data and network."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nni_jackpot.runtime.distributed import rank, world_size
 
 
 def tell_start(config: RunConfig, device: torch.device, data: Data, model: nn.Module) -> None:
-    """Print what the run has to go by."""
+    """Print device, data and network of a run."""
     size = "x".join(map(str, data.shape))
     weights = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(data.train.order.sizes) * world_size()
@@ -23,14 +23,14 @@ def tell_start(config: RunConfig, device: torch.device, data: Data, model: nn.Mo
 
 
 def tell_search(accuracy: float, start: Masks) -> None:
-    """Print how good the dense network is, and what is about to be searched."""
+    """Print the accuracy of the dense network, and the size of the search."""
     searched = sum(mask.numel() for of in start.values() for mask in of.values() if mask is not None)
     zeros = f"{100 * sparsity_of(start):.1f} %"
     _say(f"dense accuracy {100 * accuracy:.2f} %; searching {searched:,} weights, {zeros} of them to be zero")
 
 
 def network_of(model: ModelConfig) -> str:
-    """Return a network's name, with its size where that has a choice."""
+    """Return a network's name, with its size if the size is a setting."""
     size = f"-{model.depth}, {model.width} filters" if model.name == "resnet" else ""
     return f"{model.name}{size}{f', {model.weights}' if model.weights else ''}"
 

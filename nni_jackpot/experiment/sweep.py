@@ -1,4 +1,4 @@
-"""The runs that one file stands for: a run's own YAML file, or an NNI experiment that sweeps over one."""
+"""The runs of a file: one run's YAML file, or an NNI experiment that sweeps over it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nni_jackpot.experiment.schema import strict_yaml
 from nni_jackpot.experiment.schema.paths import folder_name
 from nni_jackpot.experiment.schema.rules import related
 
-# How a trial of these experiments begins.
+# The command of a trial.
 _COMMAND = ["nni-jackpot", "search"]
 
 _MOST_RUNS = 10_000
@@ -25,7 +25,7 @@ _MOST_RUNS = 10_000
 def runs_of(
     path: Path, fixed: Mapping[str, object] = {}, sweep: Mapping[str, Sequence[object]] = {}
 ) -> list[tuple[dict[str, object], RunConfig]]:
-    """Return the swept values and the config of every run, all of them read before the first is made.
+    """Return the swept values and the config of every run; all configs are read before the first run.
 
     Parameters
     ----------
@@ -33,15 +33,15 @@ def runs_of(
         A run's YAML file, or that of an NNI experiment whose trials are ``nni-jackpot search FILE`` and whose
         search space is a grid: ``choice`` alone. The runs are those of NNI's GridSearch.
     fixed
-        Values by dotted name, in place of the file's, and of the search space's.
+        Values by dotted name, which replace values of the file and of the search space.
     sweep
-        Values to try by dotted name, in place of the search space's; one run for every combination.
+        Lists of values by dotted name, which replace those of the search space; one run per combination.
 
     Raises
     ------
     ExperimentConfigError
-        If a file cannot be read, a name is both fixed and swept, two runs are the same, or one of the runs is
-        not valid.
+        If a file cannot be read, a name is both fixed and swept, two runs are the same, or a run is not
+        valid.
     """
     if twice := sorted(a for a in fixed if any(related(a, b) for b in sweep)):
         raise ExperimentConfigError(f"{', '.join(twice)}: is both set and swept, allowed: one of them")
@@ -57,10 +57,10 @@ def runs_of(
     for values in itertools.product(*sweep.values()):
         swept = dict(zip(sweep, values, strict=True))
         config = load_config(path, {**fixed, **swept})
-        if (key := config_hash(config)) in made:  # their mean would pass for that of two runs
+        if (key := config_hash(config)) in made:  # their mean would count one run twice
             raise ExperimentConfigError(f"{path}: two runs of the sweep are the same: {named(swept)}")
         made.add(key)
-        if swept:  # runs side by side need a folder each
+        if swept:  # each run needs its own folder
             name = folder_name(swept, {key: shown(value) for key, value in swept.items()})
             output = {"output": str(Path(config.output) / name)}
             config = load_config(path, {**fixed, **swept, **output})
@@ -68,22 +68,22 @@ def runs_of(
     return runs
 
 
-def named(swept: Mapping[str, object]) -> str:
-    """Return what tells a run of a sweep from the others, as one writes it on the command line."""
-    return ", ".join(f"{key}={shown(value)}" for key, value in swept.items())
+def named(swept: Mapping[str, object], short: bool = False) -> str:
+    """Return the swept values of a run in the form of the command line; short, without sections."""
+    return ", ".join(f"{key.split('.')[-1] if short else key}={shown(value)}" for key, value in swept.items())
 
 
 def shown(value: object) -> str:
-    """Return a value as one writes it in YAML: null and true, not None and True."""
+    """Return a value in its YAML form: null and true, not None and True."""
     return (
         {None: "null", True: "true", False: "false"}[value] if isinstance(value, bool | None) else str(value)
     )
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    """Read a file as far as to tell what it is; what is wrong with a run's is `load_config`'s to say.
+    """Read a file to find out whether it is an experiment; `load_config` reports errors in a run's file.
 
-    By PyYAML's own rules, which are NNI's: what it would hand to its trials as a string is one here too.
+    PyYAML's rules apply, as in NNI: a value that NNI passes to its trials as a string is a string here, too.
     """
     try:
         content = strict_yaml.parse(strict_yaml.read(path), like_nni=True)
@@ -95,13 +95,13 @@ def _mapping(path: Path) -> dict[str, Any]:
 def _trial_file(path: Path, content: Mapping[str, Any]) -> Path:
     try:
         words = shlex.split(str(content["trialCommand"]))
-    except ValueError:  # a quote that is open
+    except ValueError:  # an open quote
         words = []
     if words[:2] != _COMMAND or len(words) != 3:
         raise ExperimentConfigError(
             f"{path}: trialCommand: found {content['trialCommand']!r}, allowed: {' '.join(_COMMAND)} FILE"
         )
-    # NNI takes relative paths of the experiment's file from that file's folder.
+    # NNI resolves relative paths from the folder of the experiment's file.
     return path.parent / os.path.expanduser(str(content.get("trialCodeDirectory", "."))) / words[2]
 
 

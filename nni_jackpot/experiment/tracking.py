@@ -1,4 +1,4 @@
-"""Where a run's metrics go: NNI, TensorBoard, a CSV file, and what shows its progress."""
+"""Metrics of a run, for NNI, TensorBoard, a CSV file and the progress display."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from nni_jackpot.runtime.progress import Progress
 
 Scalar = float | torch.Tensor
 
-# What the state of a tracker holds.
+# Keys and types of a tracker's state.
 _STATE = {"step": int, "epoch_steps": int, "loss_sum": float, "seconds": float}
 
 
 class Interrupted(KeyboardInterrupt):
-    """An interruption that says how far the run had come: ``at step 120 of 900``."""
+    """An interruption, with the progress of the run: ``at step 120 of 900``."""
 
 
 def running_as_nni_trial() -> bool:
@@ -36,9 +36,9 @@ def running_as_nni_trial() -> bool:
 
 
 def tuner_parameters() -> dict[str, object]:
-    """Return the parameters that NNI's tuner chose for this trial; none standalone.
+    """Return the parameters that NNI's tuner chose for this trial; empty outside of NNI.
 
-    Call it once a trial and in one process: NNI answers one request, and a second one waits for ever.
+    Call it once a trial and in one process: NNI answers one request, and a second request waits forever.
     Raises JackpotError if NNI has closed the connection, as it does when the experiment is stopped.
     """
     if not running_as_nni_trial():
@@ -50,7 +50,7 @@ def tuner_parameters() -> dict[str, object]:
 
 
 def output_folder(default: Path) -> Path:
-    """Return the folder for a run's files, created: NNI's own for a trial, else ``default``.
+    """Create and return the folder for a run's files: NNI's folder for a trial, else ``default``.
 
     Raises OutputFolderError if it cannot be created or written.
     """
@@ -60,26 +60,26 @@ def output_folder(default: Path) -> Path:
 
 
 class Tracker:
-    """Carry a run's metrics to NNI, TensorBoard, a CSV file, and a progress bar or lines on stdout.
+    """Send a run's metrics to NNI, TensorBoard, a CSV file, and a progress bar or lines on stdout.
 
-    A context manager, from which an interruption comes as `Interrupted`. On ranks other than 0 it creates
-    nothing and all methods are silent. Raises OutputFolderError if the folder cannot be created or written.
+    A context manager that turns an interruption into `Interrupted`. On ranks other than 0 it creates no file
+    and all methods do nothing. Raises OutputFolderError if the folder cannot be created or written.
 
-    A run that is resumed first counts, by `skip_step` and `skip_epoch`, what an earlier process did. Of that
-    process the rows and points up to there stay, and what it did beyond is replaced.
+    A resumed run first counts the steps and epochs of the earlier process, by `skip_step` and `skip_epoch`.
+    Rows and points of the earlier process up to there are kept; later ones are replaced.
 
     Parameters
     ----------
     folder
-        Gets ``metrics.csv``, and an event file in ``tensorboard``. Those of an earlier run are replaced at
-        the end of the first epoch, and at the first step that is logged.
+        Folder of ``metrics.csv``, and of an event file in ``tensorboard``. Files of an earlier run are
+        replaced at the end of the first epoch, and at the first logged step.
     total_steps
         Training steps of the whole run.
     description
-        Name of what is tracked, for the bar that appears if stderr is a terminal, and for the lines that are
-        printed if it is none: for each epoch, and every half minute.
+        Name of the phase, for the bar that appears if stderr is a terminal, and otherwise for the lines that
+        are printed after each epoch and every half minute.
     log_every
-        Steps from one logged step to the next.
+        Steps between logged steps.
     rank
         Rank of this process in distributed training.
     """
@@ -115,11 +115,11 @@ class Tracker:
         self._skipped = (0, 0)  # steps and epochs
         self._resumed: Mapping[str, Any] = {}
         self._has_noted = False
-        self._loss_sum: Scalar | None = 0.0  # None where the beginning of the epoch is not known
+        self._loss_sum: Scalar | None = 0.0  # None if the first steps of the epoch are not known
         self._scalars: dict[str, Scalar] = {}
 
     def note(self, loss: Scalar) -> None:
-        """Take note of the loss of the step that comes, for `state_dict` to have it before that step ends."""
+        """Record the loss of the step before the step ends, so that `state_dict` has it."""
         if not self._silent:
             self._epoch_steps += 1
             self._has_noted = True
@@ -127,11 +127,11 @@ class Tracker:
                 self._loss_sum = self._loss_sum + _detached(loss)
 
     def step(self, loss: Scalar, **scalars: Scalar) -> None:
-        """Take note of a training step.
+        """Record a training step.
 
-        Every ``log_every`` steps the batch's loss and the scalars, such as ``learning_rate``, go to
-        TensorBoard as ``step/<name>``. Tensors are read on those steps only: the others need not wait
-        for the device.
+        Every ``log_every`` steps, the batch's loss and the scalars, such as ``learning_rate``, go to
+        TensorBoard as ``step/<name>``. Tensors are read at these steps only: other steps do not wait for the
+        device.
         """
         if self._silent:
             return
@@ -149,12 +149,12 @@ class Tracker:
             self._progress.line({"loss": f"{float(self._scalars['loss']):.4f}"})
 
     def epoch(self, accuracy: float, *, layers: Mapping[str, float] | None = None, **scalars: Scalar) -> None:
-        """Take note of the end of an epoch; under NNI the accuracy is reported as an intermediate result.
+        """Record the end of an epoch; under NNI the accuracy is reported as an intermediate result.
 
         ``metrics.csv`` gets a row: epoch and step (both from 1), accuracy, loss (mean over the epoch's steps;
-        NaN without any, blank where an earlier process took some of them), the scalars of the last step and
-        those given here, seconds since the start. The first row fixes the columns: what a later row lacks is
-        left blank, what it has more is a ValueError.
+        NaN without steps, blank if an earlier process took some of them), the scalars of the last step and of
+        this call, seconds since the start. The first row fixes the columns: a later row leaves missing values
+        blank, and raises ValueError for additional ones.
 
         Parameters
         ----------
@@ -184,7 +184,7 @@ class Tracker:
             nni.report_intermediate_result(accuracy)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint must hold for the run to go on as if it had not been interrupted."""
+        """Return what a checkpoint must hold for a resumed run to have the same metrics."""
         if self._silent or self._loss_sum is None:
             return {}
         return {
@@ -195,12 +195,12 @@ class Tracker:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over, when as many steps have been skipped, what `state_dict` returned.
+        """Restore what `state_dict` returned, once as many steps have been skipped.
 
         Raises
         ------
         CheckpointError
-            If it is damaged.
+            If the state is damaged.
         """
         kinds = {name: type(value) for name, value in state.items()} if isinstance(state, dict) else None
         if kinds not in ({}, _STATE):
@@ -208,7 +208,7 @@ class Tracker:
         self._resumed = state
 
     def skip_step(self) -> None:
-        """Count a step that an earlier process took, of the run that this one resumes."""
+        """Count a step of the earlier process of a resumed run."""
         if self._silent:
             return
         self._progress.skip()
@@ -219,11 +219,11 @@ class Tracker:
             self._seconds_before, self._start = self._resumed["seconds"], time.perf_counter()
 
     def has_next_epoch(self) -> bool:
-        """Return whether an earlier process wrote the row of the epoch that ends now."""
+        """Return True if an earlier process wrote the row of the current epoch."""
         return not self._silent and self._epochs + 1 in self._rows_on_file
 
     def skip_epoch(self) -> None:
-        """Count an epoch of an earlier process, and take over its row."""
+        """Count an epoch of the earlier process, and keep its row."""
         if self._silent:
             return
         self._epochs += 1
@@ -233,13 +233,20 @@ class Tracker:
             self._rows.append(row)
             self._seconds_before = float(row["seconds"])
 
+    def skip_epochs(self, count: int, steps: int) -> None:
+        """Count epochs of an earlier process, of so many steps each."""
+        for _ in range(count):
+            for _ in range(steps):
+                self.skip_step()
+            self.skip_epoch()
+
     def final(self, accuracy: float) -> None:
         """Report the run's final accuracy, a fraction, to NNI if this is a trial."""
         if running_as_nni_trial() and not self._silent:
             nni.report_final_result(accuracy)
 
     def _add_points(self, at: int, group: str, values: Mapping[str, float]) -> None:
-        if self._events is None:  # now it is known what an earlier process is taken over from
+        if self._events is None:  # all steps of the earlier process have been counted by now
             steps, epochs = self._skipped
             self._events = EventFile(
                 self._event_folder, lambda tag, at: at <= (steps if tag.startswith("step/") else epochs)
@@ -275,13 +282,13 @@ class Tracker:
             return
         self._progress.close()
         if error is None:
-            self._write(self._rows)  # also where there has been no epoch
+            self._write(self._rows)  # also without any epoch
         if kind is KeyboardInterrupt:
             raise Interrupted(f"at {self._progress} ({self._description})") from error
 
 
 def _read_rows(path: Path) -> dict[int, dict[str, str]]:
-    """Return the rows of an earlier ``metrics.csv`` by their epoch, but for what is cut short or damaged."""
+    """Return the rows of an earlier ``metrics.csv`` by epoch, without truncated or damaged rows."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if None not in row and None not in row.values()]
@@ -295,14 +302,14 @@ def _is_number(row: Mapping[str, str], column: str) -> bool:
 
 
 def _detached(value: Scalar) -> Scalar:
-    # Without the graph, which would else live as long as the tracker; float32, for sums of half precision.
+    # Without the graph, which would live as long as the tracker; float32 for sums of half precision.
     return value.detach().float() if isinstance(value, torch.Tensor) else value
 
 
 def _make_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Permission bits tell too little: nothing to root, nor on a read-only file system.
+        # Permission bits do not apply to root, or to a read-only file system.
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:

@@ -1,8 +1,8 @@
-"""The training loop that weights and scores share, and the accuracy it is judged by."""
+"""The training loop that weights and scores share, and the accuracy of a model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from itertools import count
 from typing import Any
 
@@ -14,11 +14,13 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
 
 from nni_jackpot.errors import TrainingDivergedError
-from nni_jackpot.experiment.config import TrainConfig
+from nni_jackpot.experiment.comparators import Comparator
+from nni_jackpot.experiment.comparators.masked_training import MaskedTraining
 from nni_jackpot.experiment.data.images import Batch
 from nni_jackpot.experiment.data.loading import TrainLoader
 from nni_jackpot.experiment.folder.epoch_checkpoint import EpochFile
 from nni_jackpot.experiment.processes import averaged
+from nni_jackpot.experiment.schema.training import TrainConfig
 from nni_jackpot.masks import Masks
 from nni_jackpot.modules.batch_norm import broadcast_stats
 from nni_jackpot.runtime.distributed import all_reduce_sum
@@ -28,15 +30,15 @@ from nni_jackpot.search.clock import cosine
 def cross_entropy_step(batch: Batch, model: nn.Module) -> Tensor:
     """Return the loss of a batch ``(images, labels)``; NNI's ``training_step``.
 
-    The batch is moved to the model here and not by the loop, so that a resumed search, which passes over
-    steps, does not move theirs.
+    The step moves the batch to the model's device, and not the loop: a resumed search skips steps, and their
+    batches need not move.
     """
     images, labels = to_device(batch, next(model.parameters()).device)
     return F.cross_entropy(model(images), labels)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Move a batch, without waiting where its memory is pinned."""
+    """Move a batch to a device, without waiting if its memory is pinned."""
     images, labels = batch
     return images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
@@ -58,12 +60,12 @@ def fit(
     ``on_step`` is called with the detached loss after each step, ``on_epoch`` after each epoch.
     """
     if max_epochs is None and max_steps is None:
-        raise ValueError("say how long to train: max_steps, max_epochs")
+        raise ValueError("fit() needs max_steps or max_epochs")
     steps = 0
     for _ in count() if max_epochs is None else range(max_epochs):
         model.train()
         for batch in loader:
-            if steps == max_steps:  # asked only here, so that an epoch that ends with them is reported
+            if steps == max_steps:  # checked here, so that an epoch that ends with the last step is reported
                 return
             loss = training_step(batch, model)
             loss.backward()
@@ -85,47 +87,47 @@ def train_weights(
     on_epoch: Callable[[], None],
     on_skip: Callable[[int], None],
     masks: Masks | None = None,
-) -> None:
+) -> Masks:
     """Train weights by SGD with a cosine schedule; under masks, pruned weights stay zero (Eq. 9).
 
     Parameters
     ----------
     model
-        Its weights, in place.
+        The network, changed in place.
     config
-        How long, and how.
+        Settings of the training; a `Comparator` updates the masks as well.
     loader
-        About to begin its first epoch.
+        Training batches, before the first epoch.
     file
-        Is written after every epoch; the training goes on from it. It stays at the end, for who called to
-        remove it when the weights are safe.
+        Written after every epoch; the training resumes from it. The caller removes it once the weights are
+        saved.
     on_step
         Called with the detached loss after each step.
     on_epoch
         Called after each epoch.
     on_skip
-        Called at first, with the number of epochs that an interrupted training has been through.
+        Called at first, with the number of epochs that an interrupted training has completed.
     masks
-        Of what is to stay zero.
+        Masks at the start; weights without a mask are not pruned.
+
+    Returns
+    -------
+    Masks
+        The masks at the end.
 
     Raises
     ------
     TrainingDivergedError
         If the loss is not finite at the end of an epoch.
     CheckpointError
-        If the file is damaged, or of another training.
+        If the file is damaged, or belongs to another training.
     """
     optimizer = SGD(model.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-    total_steps = max(1, config.epochs * len(loader))  # no epochs: the weights as they are drawn
+    total_steps = max(1, config.epochs * len(loader))  # without epochs, the weights stay at their start
     scheduler = LambdaLR(optimizer, lambda step: cosine(min(1.0, step / total_steps)))
-    pruned = _pruned_places(model, masks or {})
-
-    @torch.no_grad()
-    def keep_zeros(*_: Any) -> None:
-        for parameter, places in pruned:
-            parameter.masked_fill_(places, 0)
-
-    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+    comparator = config if isinstance(config, Comparator) else None
+    masked = MaskedTraining(model, optimizer, masks or {}, comparator, total_steps)
+    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "masks": masked}
     epochs = loader.order.epoch = file.load(parts)
     on_skip(epochs)
     last_loss = torch.zeros(())
@@ -137,7 +139,7 @@ def train_weights(
 
     def end_epoch() -> None:
         nonlocal epochs
-        if not last_loss.isfinite():  # once an epoch, for a look at each loss would wait for the device
+        if not last_loss.isfinite():  # once an epoch: reading each loss would wait for the device
             file.remove()
             raise TrainingDivergedError(
                 f"the loss became {last_loss.item()}: lower the lr, which is {config.lr}"
@@ -146,8 +148,8 @@ def train_weights(
         epochs += 1
         file.save(epochs, parts)
 
-    keep_zeros()
-    optimizer.register_step_post_hook(keep_zeros)
+    masked.zero_pruned()
+    optimizer.register_step_post_hook(masked.after_step)
     fit(
         averaged(model),
         optimizer,
@@ -158,23 +160,14 @@ def train_weights(
         on_step=remember,
         on_epoch=end_epoch,
     )
-
-
-def _pruned_places(model: nn.Module, masks: Masks) -> list[tuple[nn.Parameter, Tensor]]:
-    parameters: Mapping[str, nn.Parameter] = dict(model.named_parameters())
-    return [
-        (parameters[f"{module}.{target}"], mask.to(parameters[f"{module}.{target}"].device) == 0)
-        for module, targets in masks.items()
-        for target, mask in targets.items()
-        if mask is not None
-    ]
+    return masked.masks()
 
 
 @torch.no_grad()
 def accuracy(model: nn.Module, loader: DataLoader[Any], device: torch.device) -> float:
-    """Return the share of images classified right, in [0, 1]; the model's mode is left as it was.
+    """Return the share of images classified correctly, in [0, 1]; the model's mode is preserved.
 
-    Each process looks at a share of the images, by the statistics of the first.
+    Each process evaluates a share of the images, with the norm statistics of the first process.
     """
     training = model.training
     model.eval()

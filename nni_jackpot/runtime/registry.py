@@ -28,9 +28,17 @@ class Registry(Mapping[str, T]):
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._objects: dict[str, T] = {}
+        self._origins: dict[str, object] = {}
 
-    def register(self, name: str) -> Callable[[F], F]:
+    def register(self, name: str, source: object = None) -> Callable[[F], F]:
         """Return a decorator that registers an object under a name.
+
+        Parameters
+        ----------
+        name
+            The name, an identifier.
+        source
+            The function or class that the object is made of; the object itself by default.
 
         Raises
         ------
@@ -41,9 +49,9 @@ class Registry(Mapping[str, T]):
             raise ValueError(f"the name of a {self.kind} must be an identifier, got {name!r}")
 
         def decorate(registered: F) -> F:
-            taken = self._objects.get(name)
             # A module that is imported again, such as in a notebook, replaces its own object.
-            if taken is not None and _origin(taken) != _origin(registered):
+            origin = _origin(registered if source is None else source)
+            if self._origins.setdefault(name, origin) != origin:
                 raise ValueError(f"the {self.kind} {name!r} is registered already")
             self._objects[name] = registered  # type: ignore[assignment]
             return registered

@@ -7,9 +7,11 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, field
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import numpy as np
+
+from nni_jackpot.runtime.registry import Registry
 
 
 class SettingError(ValueError):
@@ -38,11 +40,16 @@ class Rule:
         The condition in words, such as ``">= 0"``; a function if the words can change.
     holds
         The condition as a predicate.
+    is_open
+        Whether code outside the package can allow more values, by registering them.
     """
 
-    def __init__(self, allowed: str | Callable[[], str], holds: Callable[[Any], bool]) -> None:
+    def __init__(
+        self, allowed: str | Callable[[], str], holds: Callable[[Any], bool], is_open: bool = False
+    ) -> None:
         self._allowed = allowed
         self.holds = holds
+        self.is_open = is_open
 
     @property
     def allowed(self) -> str:
@@ -57,15 +64,30 @@ def between(low: float, high: float) -> Rule:
 
 def one_of(choices: Iterable[str]) -> Rule:
     """Return the rule for a choice; names that a registry gets later are allowed too."""
-    return Rule(lambda: "out of " + ", ".join(choices), lambda value: value in choices)
+    return Rule(
+        lambda: "out of " + ", ".join(choices), lambda value: value in choices, isinstance(choices, Registry)
+    )
 
 
 ANY = Rule("", lambda value: True)
 
 
-def option(doc: str, rule: Rule = ANY, default: Any = MISSING) -> Any:
-    """Return a dataclass field with its help text and rule; required if it has no default."""
-    return field(default=default, metadata={"doc": doc, "rule": rule})
+Affects = Literal["weights", "accuracy", "nothing"]
+
+
+def option(doc: str, rule: Rule = ANY, default: Any = MISSING, *, affects: Affects = "weights") -> Any:
+    """Return a dataclass field with its help text and rule; required if it has no default.
+
+    Parameters
+    ----------
+    doc, rule, default
+        Help text, condition and default of the setting.
+    affects
+        What another value may change: ``"weights"`` or masks, and all that follows from them; the measured
+        ``"accuracy"`` alone; or ``"nothing"`` that is a result, such as the number of worker processes. Two
+        runs are the same if they differ only in settings that affect nothing.
+    """
+    return field(default=default, metadata={"doc": doc, "rule": rule, "affects": affects})
 
 
 def validate(settings: Any) -> None:

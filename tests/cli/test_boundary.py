@@ -50,7 +50,7 @@ def test_what_is_done_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
         (
             RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"),
             Exit.FAILED,
-            "a process that loads data was lost: run the same command to go on",
+            "a process that loads data was lost: run the same command to resume",
         ),
         (
             RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
@@ -62,7 +62,7 @@ def test_what_is_done_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
         (KeyError("x"), Exit.FAILED, "KeyError: 'x' (in test_boundary.py"),
         (AssertionError(), Exit.FAILED, "AssertionError: AssertionError"),
         (RecursionError("too deep"), Exit.FAILED, "please report it"),
-        (KeyboardInterrupt(), Exit.INTERRUPTED, "interrupted: run the same command to go on"),
+        (KeyboardInterrupt(), Exit.INTERRUPTED, "interrupted: run the same command to resume"),
     ],
 )
 def test_other_errors_are_a_line_too(
@@ -126,7 +126,7 @@ def test_a_signal_tells_how_far_the_run_had_come(
             tracker.step(1.0)
 
     assert way_out(command) == code == 128 + number
-    said = f"nni-jackpot: {word} at step 3 of 9 (search): run the same command to go on\n"
+    said = f"nni-jackpot: {word} at step 3 of 9 (search): run the same command to resume\n"
     assert capsys.readouterr().err == said
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from nni_jackpot import cli
 from nni_jackpot.cli import command_line
 from nni_jackpot.experiment.config import RunConfig, dump_config
 from nni_jackpot.experiment.folder.result import Result, Row, save_result
+from nni_jackpot.masking.methods.edge_popup import EdgePopup
 
 FILE = ROOT / "configs" / "digits" / "resnet.yml"
 
@@ -42,7 +42,7 @@ def test_set_and_sweep(ran: list[RunConfig], capsys: pytest.CaptureFixture[str])
         "seed=0,1,2",
     ]
     assert cli.main(line) == 0
-    assert {config.search.lr for config in ran} == {3.0}
+    assert {config.search.settings.lr for config in ran} == {3.0}
     assert [(c.config_list[0]["sparse_ratio"], c.seed) for c in ran] == [
         (r, s) for r in (0.9, 0.95) for s in (0, 1, 2)
     ]
@@ -59,7 +59,7 @@ def test_a_sweep_goes_on_after_the_runs_that_are_finished(
 
     def search(config: RunConfig) -> Result:
         searched.append(config)
-        dump_config(replace(config, search=config.search.in_full()), Path(config.output) / "config.yml")
+        dump_config(config, Path(config.output) / "config.yml")
         kinds = ("dense", "initial", "initial_norm", "jackpot")
         result = Result(
             [Row(kind, 0.9 + config.seed / 100, 0.0, 0) for kind in kinds], 0.95, 1.0, Path(config.output)
@@ -80,7 +80,8 @@ def test_a_sweep_goes_on_after_the_runs_that_are_finished(
     assert seeds("--sweep", "seed=0,1", "--resume", "--set", "device=cpu") == []  # of no consequence
     assert seeds("--sweep", "seed=0,1", "--resume", "--set", "search.lr=0.5") == [0, 1]
     assert seeds("--sweep", "seed=0,1") == [0, 1]  # as it was asked for
-    monkeypatch.setitem(RECIPES, "jackpot", replace(RECIPES["jackpot"], lr=0.5))  # by a later version
+    later = classmethod(lambda cls: {"default": cls(lr=0.5)})
+    monkeypatch.setattr(EdgePopup, "recipes", later)  # by a later version
     assert seeds("--sweep", "seed=0,1", "--resume") == [0, 1]
 
 
@@ -92,7 +93,7 @@ def test_a_sweep_of_one_value(ran: list[RunConfig]) -> None:
 def test_a_sweep_that_begins_with_null(ran: list[RunConfig], capsys: pytest.CaptureFixture[str]) -> None:
     sweep = ["--set", "search.recipe=paper", "--sweep", "search.swap_limit=null,0.1"]
     assert cli.main(["search", str(FILE), *sweep]) == 0
-    assert [config.search.swap_limit for config in ran] == [None, 0.1]
+    assert [config.search.settings.swap_limit for config in ran] == [None, 0.1]
     assert [Path(config.output).name for config in ran] == ["swap_limit=null", "swap_limit=0.1"]
     assert "search.swap_limit=null\n" in capsys.readouterr().out  # as --set takes it
 
@@ -100,7 +101,7 @@ def test_a_sweep_that_begins_with_null(ran: list[RunConfig], capsys: pytest.Capt
 def test_the_tuner_has_the_last_word(ran: list[RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command_line, "tuner_parameters", lambda: {"search.lr": 7.0, "search.epochs": 3.0})
     assert cli.main(["search", str(FILE), "--set", "search.lr=3"]) == 0
-    assert (ran[0].search.lr, ran[0].search.epochs) == (7.0, 3)
+    assert (ran[0].search.settings.lr, ran[0].search.epochs) == (7.0, 3)
 
 
 @pytest.mark.parametrize(

@@ -9,24 +9,19 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
+from tiny_runs import write_file
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    content = {
-        "output": str(tmp_path / "out"),
-        "device": "cpu",
-        "data": {"name": "digits", "batch_size": 64},
-        "model": {"width": 2},
-        "pretrain": {"epochs": 0, "lr": 0.1, "cache": str(tmp_path / "cache")},
-        "config_list": [{"op_types": ["Conv2d"], "sparse_ratio": 0.8}],
-        "search": {"epochs": 12, "checkpoint_every": 5},
-        "finetune": {"epochs": 0, "lr": 0.05},
-    }
-    path = tmp_path / "run.yml"
-    path.write_text(yaml.safe_dump(content))
-    return path
+    return write_file(
+        tmp_path,
+        data={"train_images": None},
+        pretrain={"epochs": 0},
+        config_list=[{"op_types": ["Conv2d"], "sparse_ratio": 0.8}],
+        search={"epochs": 12, "checkpoint_every": 5},
+        finetune={"epochs": 0},
+    )
 
 
 def _heed_ctrl_c() -> None:
@@ -47,7 +42,7 @@ def test_ctrl_c_in_the_midst_of_a_search(path: Path, monkeypatch: pytest.MonkeyP
             break
     _, err = process.communicate()
     assert process.returncode == 130
-    said = r"nni-jackpot: interrupted at step (\d+) of 276 \(search\): run the same command to go on\n"
+    said = r"nni-jackpot: interrupted at step (\d+) of 276 \(search\): run the same command to resume\n"
     found = re.fullmatch(said, err)
     assert found is not None, err
     assert int(found[1]) >= 23

@@ -12,7 +12,8 @@ from nni_jackpot import cli
 from nni_jackpot.cli import command_line
 from nni_jackpot.errors import ConfigListError, ExperimentConfigError
 from nni_jackpot.experiment.data.loading import load_data
-from nni_jackpot.experiment.dry_run import _KNOWN, plan
+from nni_jackpot.experiment.data.spec import DATASETS
+from nni_jackpot.experiment.dry_run import plan
 from nni_jackpot.experiment.sweep import runs_of
 
 CONFIGS = ROOT / "configs"
@@ -34,7 +35,7 @@ def test_every_config_would_run(file: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_what_is_said_of_digits_is_so() -> None:
     _, config = runs_of(CONFIGS / "digits" / "resnet.yml")[0]
     data = load_data(config.data, 0)
-    assert _KNOWN["digits"] == (sum(data.train.order.sizes), data.shape, data.num_classes)
+    assert DATASETS.find("digits").size == (sum(data.train.order.sizes), data.shape, data.num_classes)
 
 
 def test_the_command_prints_and_trains_nothing(
@@ -45,7 +46,7 @@ def test_the_command_prints_and_trains_nothing(
     file = str(CONFIGS / "digits" / "table1.yml")
     assert cli.main(["search", file, "--dry-run"]) == 0
     shown = capsys.readouterr().out
-    assert "sparse_ratio=0.95, recipe=jackpot, epochs=20" in shown
+    assert "sparse_ratio=0.95, recipe=default, epochs=20" in shown
     assert "24 runs" in shown
     assert "nothing was trained" in shown
     assert cli.main(["search", file, "--dry-run", "--set", "seed=0"]) == 0

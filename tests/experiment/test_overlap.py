@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
+from tiny_runs import write_file
 
 from nni_jackpot import cli, load_masks, mask_overlap
 from nni_jackpot.cli import command_line
@@ -20,19 +20,13 @@ from nni_jackpot.masking.criteria import CRITERIA
 
 @pytest.fixture
 def config_file(tmp_path: Path) -> Path:
-    content = {
-        "output": str(tmp_path / "out"),
-        "device": "cpu",
-        "data": {"name": "digits"},
-        "model": {"width": 4},
-        "pretrain": {"epochs": 1, "lr": 0.1, "cache": str(tmp_path / "pretrained")},
-        "config_list": [{"op_types": ["Conv2d"], "sparse_ratio": 0.8, "global_group_id": 0}],
-        "search": {"epochs": 1, "recipe": "paper", "lr": 1.0},
-        "finetune": {"epochs": 1, "lr": 0.05},
-    }
-    path = tmp_path / "run.yml"
-    path.write_text(yaml.safe_dump(content))
-    return path
+    return write_file(
+        tmp_path,
+        data={"train_images": None},
+        model={"width": 4},
+        search={"epochs": 1, "recipe": "paper", "lr": 1.0},
+        finetune={"under": "initial"},
+    )
 
 
 @pytest.fixture
@@ -50,7 +44,7 @@ def test_one_command(config_file: Path, tmp_path: Path, capsys: pytest.CaptureFi
     printed = capsys.readouterr().out
     assert float(printed.split("by chance: ")[1].split()[0]) == pytest.approx(68, abs=0.1)
     out = tmp_path / "out"
-    assert len(list((tmp_path / "pretrained").glob("*.pth"))) == 1  # one network for all of them
+    assert len(list((tmp_path / "cache").glob("*.pth"))) == 1  # one network for all of them
     assert not list(out.glob("*/initial_tuned"))
     starts, jackpots = (
         {name: load_masks(out / f"init={name}" / file) for name in CRITERIA}

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from by_hand import accuracy_of, pretrained, searched, statistics_anew, train
 from conftest import HELPERS, model_of, same, same_state
+from tiny_runs import write_file
 
 from nni_jackpot import apply_masks
 from nni_jackpot.errors import ExperimentConfigError
@@ -21,18 +21,13 @@ from nni_jackpot.masks import load_masks
 
 @pytest.mark.honours("DistributedDataParallel", "resume")
 def test_a_run_by_two_processes(tmp_path: Path) -> None:
-    content = {
-        "output": str(tmp_path / "out"),
-        "device": "cpu",
-        "data": {"name": "digits", "batch_size": 64, "eval_batch_size": 359},  # one image in the last batch
-        "model": {"width": 6},
-        "pretrain": {"epochs": 3, "lr": 0.1, "cache": str(tmp_path / "pretrained")},
-        "config_list": [{"op_types": ["Conv2d"], "sparse_ratio": 0.8, "global_group_id": 0}],
-        "search": {"epochs": 2, "init": "snip", "checkpoint_every": 7},
-        "finetune": {"epochs": 1, "lr": 0.05, "under": "both"},
-    }
-    config_file = tmp_path / "run.yml"
-    config_file.write_text(yaml.safe_dump(content))
+    config_file = write_file(
+        tmp_path,
+        data={"train_images": None, "eval_batch_size": 359},  # one image in the last batch
+        model={"width": 6},
+        pretrain={"epochs": 3},
+        search={"init": "snip", "checkpoint_every": 7},
+    )
     run = [
         "-m",
         "torch.distributed.run",
@@ -52,7 +47,7 @@ def test_a_run_by_two_processes(tmp_path: Path) -> None:
     )
     assert "data.batch_size: found 63, allowed for 2 processes: multiples of 2, from 4" in process.stderr
 
-    assert len(list((tmp_path / "pretrained").glob("*.pth"))) == 1
+    assert len(list((tmp_path / "cache").glob("*.pth"))) == 1
     whole, resumed = (load_result(tmp_path / name) for name in ("whole", "resumed"))
     assert resumed.resumed_step == 28
     assert resumed.rows == whole.rows

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from event_points import read_events
 from interruption import stopping
+from tiny_runs import write_file
 from torch import nn
 
 from nni_jackpot.errors import CheckpointError
@@ -25,19 +25,14 @@ STEPS = 5  # an epoch
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    content = {
-        "output": str(tmp_path / "out"),
-        "device": "cpu",
-        "data": {"name": "digits", "batch_size": 64, "train_images": 64 * STEPS},
-        "model": {"width": 2},
-        "pretrain": {"epochs": 0, "lr": 0.1, "cache": str(tmp_path / "cache")},
-        "config_list": [{"op_types": ["Conv2d"], "sparse_ratio": 0.8}],
-        "search": {"epochs": 4, "checkpoint_every": 3},
-        "finetune": {"epochs": 0, "lr": 0.05},
-    }
-    path = tmp_path / "run.yml"
-    path.write_text(yaml.safe_dump(content))
-    return path
+    return write_file(
+        tmp_path,
+        data={"train_images": 64 * STEPS},
+        pretrain={"epochs": 0},
+        config_list=[{"op_types": ["Conv2d"], "sparse_ratio": 0.8}],
+        search={"epochs": 4, "checkpoint_every": 3},
+        finetune={"epochs": 0},
+    )
 
 
 def rows(folder: Path) -> list[dict[str, str]]:

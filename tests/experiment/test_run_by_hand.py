@@ -121,7 +121,7 @@ def test_weights_are_tuned_under_either_mask(
 
 
 def test_norm_statistics_can_be_held_and_estimated_anew(config_file: Path, tmp_path: Path) -> None:
-    overrides = {"search.recipe": "paper", "search.lr": 1.0, "search.adapt_norm": False, **SEARCH_ONLY}
+    overrides = {"search.recipe": "paper", "search.lr": 1.0, "search.norm": "freeze", **SEARCH_ONLY}
     found = model_of(load_config(config_file))
     for anew in (False, True):
         config = load_config(config_file, {**overrides, "search.reestimate_norm": anew})

@@ -24,7 +24,7 @@ _CONFIG: dict[str, Any] = {
     "model": {"depth": 8, "width": 16},
     "pretrain": {"epochs": 30, "lr": 0.1},
     "config_list": [{"op_types": ["Conv2d"], "sparse_ratio": 0.9, "global_group_id": 0}],
-    "search": {"epochs": 20, "init": "magnitude", "recipe": "jackpot"},
+    "search": {"epochs": 20, "init": "magnitude", "recipe": "default"},
     "finetune": {"epochs": 0, "lr": 0.05},
 }
 

@@ -25,10 +25,15 @@ _RUN: dict[str, Any] = {
 _COLUMNS = "epoch", "step", "accuracy", "loss", "learning_rate", "flips", "overlap"
 
 
-def write_file(root: Path) -> Path:
-    """Write the YAML file of a run to ``out`` below a folder, and return it."""
+def write_file(root: Path, **changes: Any) -> Path:
+    """Write the YAML file of a run to ``out`` below a folder, and return it.
+
+    ``changes`` replace values of sections, or whole values of the top level.
+    """
     content = {**_RUN, "output": str(root / "out")}
     content["pretrain"] = {**_RUN["pretrain"], "cache": str(root / "cache")}
+    for name, value in changes.items():
+        content[name] = {**content.get(name, {}), **value} if isinstance(value, dict) else value
     path = root / "run.yml"
     path.write_text(yaml.safe_dump(content))
     return path

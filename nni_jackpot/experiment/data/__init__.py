@@ -1,1 +1,1 @@
-"""Data sets: what they are, how they are read, and in which batches."""
+"""Data sets: registry, loading and batches."""

@@ -1,13 +1,12 @@
-"""Datasets by name, as `Images` for training and for the test, and their number of classes.
+"""The data sets of the package: training and test images, and the number of classes.
 
-Small ones are read into memory and normalised by their own training images. Folders of image files are read
-as training goes on, cropped and normalised as in PyTorch's reference for ImageNet.
+Small data sets are read into memory and normalised by their training images. Image files are read during
+training, cropped and normalised as in PyTorch's reference for ImageNet.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
@@ -24,16 +23,18 @@ from torchvision.datasets.utils import check_integrity
 from torchvision.transforms import v2
 
 from nni_jackpot.errors import DatasetNotFoundError
-from nni_jackpot.experiment.config import DataConfig
 from nni_jackpot.experiment.data.idx import read_idx
 from nni_jackpot.experiment.data.images import ImageFiles, Images, ImageTensors
+from nni_jackpot.experiment.data.section import DataConfig
+from nni_jackpot.experiment.data.spec import register_dataset
+from nni_jackpot.runtime.terminal import at_most
 
-# Where Debian's package dataset-fashion-mnist puts its files.
+# The folder of Debian's package dataset-fashion-mnist.
 FASHION_MNIST_ROOT = "/usr/share/datasets/fashion-mnist"
-# Where the others are looked for, and downloads go, if the config names no root.
+# The default root of the other data sets, and of downloads.
 USUAL_ROOT = "data"
 
-# Of ImageNet's training images in RGB, from 0 to 255: the constants of PyTorch's reference.
+# Mean and deviation of ImageNet's training images in RGB, from 0 to 255, as in PyTorch's reference.
 IMAGENET_MEAN = 255 * torch.tensor([0.485, 0.456, 0.406])
 IMAGENET_STD = 255 * torch.tensor([0.229, 0.224, 0.225])
 IMAGENET_CLASSES = 1000
@@ -42,7 +43,19 @@ Pair = tuple[Tensor, Tensor]
 
 
 class Loaded(NamedTuple):
-    """A dataset: training images as training sees them, the same without variation, and test images."""
+    """A loaded data set.
+
+    Attributes
+    ----------
+    train
+        Training images, augmented if the config asks for it.
+    unvaried
+        The same images without augmentation.
+    test
+        Test images.
+    num_classes
+        Number of classes; labels are 0 to ``num_classes - 1``.
+    """
 
     train: Images
     unvaried: Images
@@ -53,10 +66,24 @@ class Loaded(NamedTuple):
 # -- in memory
 
 
-def _in_memory(
+def in_memory(
     config: DataConfig, train: Pair, test: Pair, num_classes: int, max_shift: int, flip: bool = False
 ) -> Loaded:
-    """Make datasets of uint8 (N, C, S, S) images and their labels, all normalised as the training images."""
+    """Return a data set of images in memory, normalised by the mean and deviation of the training images.
+
+    Parameters
+    ----------
+    config
+        Image size and augmentation.
+    train, test
+        Images, uint8 (N, C, S, S), and labels, int64 (N,).
+    num_classes
+        Number of classes.
+    max_shift
+        Largest shift in pixels of an augmented image.
+    flip
+        Whether augmentation mirrors images.
+    """
     channels = [train[0][:, i].float() for i in range(train[0].shape[1])]
     mean = torch.stack([values.mean() for values in channels])
     std = torch.stack([values.std() for values in channels])
@@ -66,8 +93,9 @@ def _in_memory(
     return Loaded(varied, plain, ImageTensors(*test, mean, std, size), num_classes)
 
 
+@register_dataset("digits", classes=10, shape=(1, 8, 8), train_images=1437)
 def _digits(config: DataConfig) -> Loaded:
-    """Scikit-learn's 1797 images of 8x8 pixels; the same fifth of each class is the test at every seed."""
+    """Load scikit-learn's 1797 images of 8x8 pixels; the same fifth of each class is tested at every seed."""
     pixels, labels = load_digits(return_X_y=True)
     images = torch.from_numpy(pixels).to(torch.uint8).view(-1, 1, 8, 8)
     classes = torch.from_numpy(labels).long()
@@ -75,11 +103,11 @@ def _digits(config: DataConfig) -> Loaded:
         torch.from_numpy(part)
         for part in train_test_split(np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0)
     )
-    return _in_memory(config, (images[train], classes[train]), (images[test], classes[test]), 10, max_shift=1)
+    return in_memory(config, (images[train], classes[train]), (images[test], classes[test]), 10, max_shift=1)
 
 
 def _mnist(kind: type[MNIST], config: DataConfig) -> Loaded:
-    """60000 + 10000 images of 28x28 pixels, from four IDX files in ``root`` or where torchvision has them."""
+    """Load 60000 + 10000 images of 28x28 pixels from IDX files in ``root`` or torchvision's folder in it."""
     root = Path(config.root or USUAL_ROOT)
     remedy = "set data.root to the folder that holds them, or data.download to true"
     if kind is FashionMNIST and not config.download:
@@ -96,7 +124,13 @@ def _mnist(kind: type[MNIST], config: DataConfig) -> Loaded:
         raise DatasetNotFoundError(f"{root} lacks {', '.join(missing)} of {kind.__name__}: {remedy}")
     train_images, train_labels, test_images, test_labels = (path for path in found if path is not None)
     train, test = _read_pair(train_images, train_labels), _read_pair(test_images, test_labels)
-    return _in_memory(config, train, test, 10, max_shift=2)
+    return in_memory(config, train, test, 10, max_shift=2)
+
+
+for _name, _mnist_kind in (("mnist", MNIST), ("fashion_mnist", FashionMNIST)):
+    register_dataset(_name, classes=10, shape=(1, 28, 28), train_images=60_000, downloadable=True)(
+        partial(_mnist, _mnist_kind)
+    )
 
 
 def _read_pair(images_path: Path, labels_path: Path) -> Pair:
@@ -112,7 +146,7 @@ def _read_pair(images_path: Path, labels_path: Path) -> Pair:
 
 
 def _cifar(kind: type[CIFAR10], config: DataConfig) -> Loaded:
-    """50000 + 10000 images of 32x32 pixels in RGB, from the pickles whose checksums torchvision knows."""
+    """Load 50000 + 10000 RGB images of 32x32 pixels from pickles, whose checksums torchvision knows."""
     root = Path(config.root or USUAL_ROOT)
     if config.download:
         _download(kind, root)
@@ -129,7 +163,13 @@ def _cifar(kind: type[CIFAR10], config: DataConfig) -> Loaded:
             f"that holds {kind.base_folder}, or data.download to true"
         )
     train, test = kind(root, train=True), kind(root, train=False)
-    return _in_memory(config, _tensors(train), _tensors(test), len(train.classes), max_shift=4, flip=True)
+    return in_memory(config, _tensors(train), _tensors(test), len(train.classes), max_shift=4, flip=True)
+
+
+for _name, _cifar_kind, _classes in (("cifar10", CIFAR10, 10), ("cifar100", CIFAR100, 100)):
+    register_dataset(_name, classes=_classes, shape=(3, 32, 32), train_images=50_000, downloadable=True)(
+        partial(_cifar, _cifar_kind)
+    )
 
 
 def _tensors(cifar: CIFAR10) -> Pair:
@@ -139,7 +179,7 @@ def _tensors(cifar: CIFAR10) -> Pair:
 def _download(kind: type[MNIST] | type[CIFAR10], root: Path) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
-        # Trials that run side by side want the same files: one downloads, the others wait.
+        # Parallel trials need the same files: one downloads, the others wait.
         with FileLock(root / f"{kind.__name__}.lock"):
             kind(root, download=True)
     except (OSError, RuntimeError, HTTPException) as error:
@@ -151,8 +191,8 @@ def _download(kind: type[MNIST] | type[CIFAR10], root: Path) -> None:
 
 
 def _image_folder(config: DataConfig) -> Loaded:
-    """Images of one's own: ``root/train/<class>/*`` and ``root/val`` or ``root/test`` alike."""
-    assert config.root is not None  # the config sees to it
+    """Load the user's images: ``root/train/<class>/*``, and ``root/val`` or ``root/test`` likewise."""
+    assert config.root is not None  # the config has checked it
     root = Path(config.root)
     size = config.image_size or 224
     held_out = next((root / name for name in ("val", "test") if (root / name).is_dir()), root / "val")
@@ -161,7 +201,7 @@ def _image_folder(config: DataConfig) -> Loaded:
         only = sorted({*train.classes} ^ {*test.classes})
         raise DatasetNotFoundError(
             f"{root / 'train'} and {held_out} must have the same class folders; in one of them only: "
-            f"{', '.join(only[:5])}{' and more' if len(only) > 5 else ''}"
+            f"{at_most(5, only)}"
         )
     # The central 7/8: of 256 pixels, as in PyTorch's reference, the usual 224.
     plain = v2.Compose([v2.Resize(size * 8 // 7), v2.CenterCrop(size), v2.PILToTensor()])
@@ -183,8 +223,15 @@ def _image_folder(config: DataConfig) -> Loaded:
     return Loaded(varied, images, held_out_images, len(train.classes))
 
 
+@register_dataset(
+    "imagenet",
+    classes=IMAGENET_CLASSES,
+    shape=(3, 224, 224),
+    train_images=1_281_167,
+    root="the folder of imagenet's train and val",
+)
 def _imagenet(config: DataConfig) -> Loaded:
-    """ImageNet-1K: ``root/train/<wnid>/*.JPEG`` and ``root/val/<wnid>/*.JPEG``."""
+    """Load ImageNet-1K: ``root/train/<wnid>/*.JPEG`` and ``root/val/<wnid>/*.JPEG``."""
     loaded = _image_folder(config)
     if loaded.num_classes != IMAGENET_CLASSES:
         raise DatasetNotFoundError(
@@ -208,23 +255,15 @@ def _scan(folder: Path) -> ImageFolder:
 
 
 def _refuse_circles(top: Path) -> None:
-    """Find a folder that links lead to twice: images would be there many times, or without end."""
+    """Refuse a folder that links lead to twice: its images would count several times, or without end."""
     seen: dict[tuple[int, int], str] = {}
     for name, _, _ in os.walk(top, followlinks=True):
         status = os.stat(name)
         first = seen.setdefault((status.st_dev, status.st_ino), name)
         if first != name:
             raise DatasetNotFoundError(
-                f"{name} is {first} again, by a link: each folder of images counts once"
+                f"{name} is {first} again, by a link: link to each folder of images once"
             )
 
 
-DATASETS: dict[str, Callable[[DataConfig], Loaded]] = {
-    "digits": _digits,
-    "mnist": partial(_mnist, MNIST),
-    "fashion_mnist": partial(_mnist, FashionMNIST),
-    "cifar10": partial(_cifar, CIFAR10),
-    "cifar100": partial(_cifar, CIFAR100),
-    "imagenet": _imagenet,
-    "image_folder": _image_folder,
-}
+register_dataset("image_folder", root="the folder of image_folder's train and val")(_image_folder)

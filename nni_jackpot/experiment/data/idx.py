@@ -1,4 +1,4 @@
-"""IDX files, the format of MNIST and its kin."""
+"""IDX files, the format of MNIST and Fashion-MNIST."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MOST_BYTES = 1 << 30
 def read_idx(path: Path, item_shape: tuple[int, ...]) -> Tensor:
     """Read an IDX file of unsigned bytes, gzipped if its name ends with ``.gz``.
 
-    Torchvision's reader takes files cut short for whole ones, and no gzip.
+    Torchvision's reader accepts truncated files, and does not read gzip.
 
     Returns
     -------
@@ -30,7 +30,7 @@ def read_idx(path: Path, item_shape: tuple[int, ...]) -> Tensor:
     Raises
     ------
     DatasetNotFoundError
-        If the file cannot be read, is cut short, or is no IDX file of such items.
+        If the file cannot be read, is truncated, or is not an IDX file of such items.
     """
     # Header: 0, 0, 8 for unsigned bytes, number of dimensions, and each dimension as a big-endian uint32.
     ndim = 1 + len(item_shape)
@@ -40,7 +40,7 @@ def read_idx(path: Path, item_shape: tuple[int, ...]) -> Tensor:
             file = cast(BinaryIO, opened)
             head = file.read(4 + 4 * ndim)
             header = [int.from_bytes(head[i : i + 4], "big") for i in range(4, 4 + 4 * ndim, 4)]
-            # What is zipped can be a thousand times as long: no more is read than should be there.
+            # Compressed data can be a thousand times as long: read no more than the header announces.
             content = file.read(min(math.prod(header), _MOST_BYTES) + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DatasetNotFoundError(f"{path} cannot be read: {error}") from error

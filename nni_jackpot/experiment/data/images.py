@@ -1,4 +1,4 @@
-"""Labelled images as normalised batches, varied at random: those in memory, and those in files."""
+"""Labelled images as normalised batches with random augmentation: in memory, and in files."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ from nni_jackpot.errors import DatasetNotFoundError
 
 Batch = tuple[Tensor, Tensor]
 
-# Longer side to shorter, which is resized to hundreds of pixels: a line of 60,000 would become gigabytes.
+# Largest ratio of the sides: the shorter side is resized to hundreds of pixels, and a longer one would need
+# gigabytes.
 _MOST_STRETCHED = 50
 
 
 class Images(Dataset[Any]):
-    """Images that are handed over a whole batch at a time.
+    """Images that are loaded a batch at a time.
 
-    What is random in a batch is a function of the batch itself, whose order follows (seed, epoch): it is the
-    same in every worker process, however many there are, and after a resume.
+    The random numbers of a batch are a function of the batch itself, whose order follows (seed, epoch): they
+    are the same for any number of worker processes, and after a resume.
 
     Parameters
     ----------
     labels
         int64 (N,).
     shape
-        (C, H, W) of an image of a batch.
+        (C, H, W) of an image in a batch.
     mean, std
         float32 (C,), in units of the images' values, 0 to 255.
     """
@@ -53,7 +54,7 @@ class Images(Dataset[Any]):
     def __getitems__(self, indices: Sequence[int]) -> Batch | DatasetNotFoundError:
         """Return a batch ``(images, labels)``: float32 (N, C, H, W) and int64 (N,).
 
-        An error is returned and not raised, for out of a worker process a raised one comes as a traceback.
+        An error is returned, not raised: an error raised in a worker process arrives as a traceback.
         """
         at = torch.tensor(indices)
         try:
@@ -63,11 +64,11 @@ class Images(Dataset[Any]):
         return (pixels.float() - self._mean) / self._std, self.labels[at]
 
     def blank(self, size: int) -> Batch:
-        """Return a batch of the right shapes and types that holds nothing, and takes no memory."""
+        """Return a batch of zeros with the right shapes and types, which takes no memory."""
         return torch.zeros(()).expand(size, *self.shape), torch.zeros((), dtype=torch.int64).expand(size)
 
     def _pixels(self, at: Tensor, seed: int) -> Tensor:
-        """Return the images at int64 (N,) as uint8 (N, C, H, W), varied by random numbers of the seed."""
+        """Return the images at int64 (N,) as uint8 (N, C, H, W), augmented by random numbers of the seed."""
         raise NotImplementedError
 
 
@@ -81,12 +82,11 @@ class ImageTensors(Images):
     labels, mean, std
         As for `Images`.
     size
-        Height and width that images are resized to in the end.
+        Final height and width of the images.
     max_shift
-        Images are shifted by up to so many pixels each way, 0 (black) coming in: a crop out of an image that
-        is padded by so many.
+        Largest shift in pixels in each direction, filled with 0 (black): a crop of the padded image.
     flip
-        Whether every other image, on average, is mirrored left to right.
+        Whether an image is mirrored left to right with probability 1/2.
     """
 
     def __init__(
@@ -119,16 +119,16 @@ class ImageTensors(Images):
 
 
 def _shifted(images: Tensor, max_shift: int, generator: torch.Generator) -> Tensor:
-    """Shift each image of (N, C, H, W) by its own whole number of pixels, 0 coming in."""
+    """Shift each image of (N, C, H, W) by its own whole number of pixels, filling with 0."""
     n, _, height, width = images.shape
     top, left = torch.randint(2 * max_shift + 1, (2, n), generator=generator)
-    # A view of all crops (N, C, 2 * max_shift + 1, 2 * max_shift + 1, H, W), of which one an image is copied.
+    # A view of all crops (N, C, 2 * max_shift + 1, 2 * max_shift + 1, H, W), one per image is copied.
     crops = F.pad(images, [max_shift] * 4).unfold(2, height, 1).unfold(3, width, 1)
     return crops[torch.arange(n), :, top, left]
 
 
 class ImageFiles(Images):
-    """Images in files, read when they are wanted, in three channels.
+    """Images in files, read on demand, in three channels.
 
     Parameters
     ----------
@@ -137,10 +137,10 @@ class ImageFiles(Images):
     labels, mean, std
         As for `Images`.
     transform
-        From a PIL image in RGB to uint8 (3, size, size). Its random numbers come from PyTorch's global
-        generator, which is lent to it.
+        Maps a PIL image in RGB to uint8 (3, size, size). Its random numbers come from PyTorch's global
+        generator, which is restored afterwards.
     size
-        Height and width of an image of a batch.
+        Height and width of an image in a batch.
     """
 
     def __init__(
@@ -153,12 +153,12 @@ class ImageFiles(Images):
         size: int,
     ) -> None:
         super().__init__(labels, (3, size, size), mean, std)
-        # One array, since worker processes would copy a list of a million strings by counting references.
+        # One array: reference counts would make worker processes copy a list of a million strings.
         self._paths = np.array([os.fsencode(path) for path in paths])
         self._transform = transform
 
     def seen_through(self, transform: Callable[[Any], Tensor]) -> ImageFiles:
-        """Return the same images, of the same files, through another transform."""
+        """Return the same images with another transform."""
         others = copy.copy(self)
         others._transform = transform
         return others
@@ -171,10 +171,10 @@ class ImageFiles(Images):
     def _read(self, index: int) -> Any:
         path = os.fsdecode(self._paths[index])
         try:
-            if not os.path.isfile(path):  # to open a pipe may never end
-                raise ValueError("it is no file")
+            if not os.path.isfile(path):  # opening a pipe may block forever
+                raise ValueError("it is not a file")
             with warnings.catch_warnings(), open(path, "rb") as file:
-                warnings.simplefilter("ignore")  # a process for each worker would print them
+                warnings.simplefilter("ignore")  # each worker process would print them
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 image = Image.open(file)
                 if image.format == "EPS":
@@ -182,5 +182,5 @@ class ImageFiles(Images):
                 if max(image.size) > _MOST_STRETCHED * min(image.size):
                     raise ValueError(f"{image.width} x {image.height} pixels are too long and narrow")
                 return image.convert("RGB")
-        except Exception as error:  # each of PIL's readers stumbles over damaged files in its own way
+        except Exception as error:  # PIL's readers raise various errors for damaged files
             raise DatasetNotFoundError(f"{path} cannot be read as an image: {error}") from error

@@ -1,4 +1,4 @@
-"""A dataset as loaders of batches, in an order that a resumed run has again."""
+"""A data set as loaders of batches, in an order that a resumed run repeats."""
 
 from __future__ import annotations
 
@@ -13,30 +13,29 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from nni_jackpot.errors import DatasetNotFoundError, ExperimentConfigError
-from nni_jackpot.experiment.config import DataConfig
-from nni_jackpot.experiment.data.datasets import DATASETS
 from nni_jackpot.experiment.data.images import Batch, Images
+from nni_jackpot.experiment.data.section import DataConfig
+from nni_jackpot.experiment.data.spec import DATASETS
 from nni_jackpot.runtime.distributed import rank, world_size
 
-# One batch of so many is in the sample that norm statistics are estimated by in the midst of a search, and
-# at least so many are.
+# The sample that re-estimates norm statistics during a search: one batch in so many, and at least so many.
 _SAMPLE, _AT_LEAST = 16, 4
 
 
 @dataclass(frozen=True)
 class Data:
-    """A dataset ready for training.
+    """A data set ready for training.
 
     Attributes
     ----------
     train, test
         Loaders of batches ``(images, labels)``: float32 (N, C, S, S), normalised, and int64 (N,).
     sample
-        The first few batches of training, the same at every pass.
+        The first few training batches, the same in each pass.
     num_classes
         Labels are 0 to ``num_classes - 1``.
     shape
-        Of an image: channels, height and width.
+        Channels, height and width of an image.
     """
 
     train: TrainLoader
@@ -46,32 +45,32 @@ class Data:
     shape: tuple[int, int, int]
 
     def restart(self) -> None:
-        """Begin the sequence of training epochs anew, as if just loaded."""
+        """Restart the sequence of training epochs."""
         self.train.order.epoch = 0
         self.train.pass_over(0)
 
 
 def load_data(config: DataConfig, seed: int) -> Data:
-    """Load a dataset.
+    """Load a data set.
 
     Parameters
     ----------
     config
-        The dataset and its batches.
+        The data set and its batches.
     seed
-        Fixes the order of the training images, and with it how they are varied: two loaders of one seed give
-        the same sequence of epochs, each in an order of its own. PyTorch's global generator is left alone.
+        Determines the order of the training images in each epoch, and their augmentation: loaders of one seed
+        give the same sequence of epochs. PyTorch's global generator is not used.
 
     Raises
     ------
     DatasetNotFoundError
-        If files of the dataset are missing or damaged; the loaders raise it as well, for image files.
+        If files of the data set are missing or damaged; for image files, the loaders raise it as well.
     ExperimentConfigError
-        If fewer training images are there than the config wants, or batches cannot be dealt out to the
+        If the config asks for more training images than exist, or batches cannot be divided among the
         processes of the run.
     """
     try:
-        train, unvaried, test, num_classes = DATASETS[config.name](config)
+        train, unvaried, test, num_classes = DATASETS.find(config.name).load(config)
     except DatasetNotFoundError:
         raise
     except OSError as error:  # a name that is too long, a link that leads to itself
@@ -99,12 +98,12 @@ def load_data(config: DataConfig, seed: int) -> Data:
 
 
 def used_images(config: DataConfig, there: int) -> tuple[Sequence[int], Sequence[int]]:
-    """Return which training images are trained on, and which are kept aside, out of all that are there.
+    """Return the indices of the training images that are trained on, and of those set aside.
 
     Raises
     ------
     ExperimentConfigError
-        If fewer are there than the config wants.
+        If the config asks for more images than exist.
     """
     if config.train_images is None and config.validation_images is None:
         return range(there), range(0)
@@ -119,8 +118,8 @@ def used_images(config: DataConfig, there: int) -> tuple[Sequence[int], Sequence
         raise ExperimentConfigError(
             f"data.train_images: found {wanted}, allowed: null or 2 to {there - aside}{rest}"
         )
-    # In random order, for files often come sorted by class; of a seed that is nobody's, for runs of several
-    # seeds are to differ in their training, not in their data.
+    # In random order, since files are often sorted by class; with a fixed seed, since runs of several seeds
+    # must differ in their training, not in their data.
     order = np.random.default_rng(0).permutation(there).tolist()
     return order[:wanted], order[there - aside :]
 
@@ -131,24 +130,23 @@ class EpochShuffle(Sampler[list[int]]):
     Parameters
     ----------
     indices
-        Those of the images to go through.
+        Indices of the images of an epoch.
     batch_size
-        Images per batch, a multiple of ``parts``. The last batch may be smaller, but is left out if it has
-        not two images for each part: batch norm cannot normalise over one, once the feature maps are down to
-        one pixel.
+        Images per batch, a multiple of ``parts``. The last batch may be smaller; it is omitted if it has less
+        than two images per part: batch norm cannot normalise one image with feature maps of one pixel.
     seed
         Non-negative.
     part, parts
-        Each batch is dealt out in so many parts of the same size, of which this one is taken.
+        Each batch is divided into ``parts`` parts of equal size; this process takes one of them.
 
     Attributes
     ----------
     epoch
         Number of the next epoch, from 0.
     first
-        Number of the batch that the next epoch begins with, the ones before being left out.
+        Number of the first batch of the next epoch; earlier batches are skipped.
     sizes
-        Images in each batch of an epoch, of this part.
+        Images of this part in each batch of an epoch.
     """
 
     def __init__(
@@ -179,18 +177,18 @@ class EpochShuffle(Sampler[list[int]]):
 
 
 class Loader(DataLoader[Any]):
-    """Batches of images, made by worker processes that stay from epoch to epoch.
+    """Batches of images, loaded by worker processes that persist over epochs.
 
     Parameters
     ----------
     images
-        What is loaded.
+        The images.
     batches
         Indices of each batch.
     workers
-        Number of processes, 0 for this one. The batches are the same.
+        Number of worker processes, 0 to load in this process. The batches are the same.
     seed
-        Keeps the loader from drawing numbers from PyTorch's global generator.
+        Seed of the loader's generator; PyTorch's global generator is not used.
     """
 
     def __init__(
@@ -219,12 +217,12 @@ class Loader(DataLoader[Any]):
 
 
 class TrainLoader(Loader):
-    """Batches in an order that is another in each epoch, of which some can be passed over.
+    """Batches in an order that differs in each epoch; batches can be skipped.
 
     Attributes
     ----------
     order
-        Says which images come when.
+        The order of the images.
     """
 
     def __init__(self, images: Images, order: EpochShuffle, workers: int, seed: int) -> None:
@@ -234,10 +232,10 @@ class TrainLoader(Loader):
         self._passed_over = 0
 
     def pass_over(self, batches: int) -> None:
-        """Have blank images stand in for the next so many batches, in this epoch and those that follow.
+        """Replace the next batches by blank images, in this epoch and the following ones.
 
-        They have the right shapes, and cost nothing to load: they are for a run that was interrupted and goes
-        through its steps again, without doing their work, to where it was.
+        Blank images have the right shapes, and need no loading. A resumed run uses them for the steps that
+        were taken before the interruption.
         """
         self._passed_over = batches
 
@@ -251,7 +249,7 @@ class TrainLoader(Loader):
 
 
 def _leave_interruptions_to_the_run(worker: int) -> None:
-    """Have Ctrl-C, which all processes of a terminal get, not stop a worker, whose loader the run ends."""
+    """Ignore Ctrl-C in a worker: all processes of a terminal receive it, and the run stops its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

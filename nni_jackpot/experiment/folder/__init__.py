@@ -1,1 +1,1 @@
-"""The folder of a run: who owns it, what lies in it, and how it is replaced."""
+"""The folder of a run: owner, files and replacement."""

@@ -1,4 +1,4 @@
-"""Training of weights goes on after the last whole epoch, if it is interrupted."""
+"""Checkpoints of a training of weights, written after each epoch."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from nni_jackpot.runtime.resume import (
 
 
 class EpochFile:
-    """What a training was like after its last whole epoch.
+    """The state of a training after its last complete epoch.
 
     Parameters
     ----------
     path
         The file; rank 0 writes it and all ranks read it.
     depends_on
-        What the training depends on, by name: a file of another one is refused.
+        What the training depends on, by name; a file of another training is refused.
     """
 
     def __init__(self, path: Path, depends_on: Mapping[str, Any]) -> None:
@@ -33,17 +33,17 @@ class EpochFile:
         self._depends_on = depends_on
 
     def load(self, parts: Mapping[str, Any]) -> int:
-        """Put parts and random states where they were, and return after how many epochs; 0 for no file.
+        """Restore parts and random states; return the number of completed epochs, 0 without a file.
 
         Parameters
         ----------
         parts
-            What has a state dict, by name.
+            Objects with a state dict, by name.
 
         Raises
         ------
         CheckpointError
-            If the file is damaged, or of another training.
+            If the file is damaged, or belongs to another training.
         """
         if not self.path.exists():
             return 0
@@ -55,7 +55,7 @@ class EpochFile:
             return int(saved["epochs"])
 
     def save(self, epochs: int, parts: Mapping[str, Any]) -> None:
-        """Write the file, after so many epochs."""
+        """Write the file, after a number of epochs."""
         state = {
             "epochs": epochs,
             "parts": {name: part.state_dict() for name, part in parts.items()},
@@ -64,5 +64,5 @@ class EpochFile:
         write_state(self.path, self._depends_on, state)
 
     def remove(self) -> None:
-        """Remove the file, if it is there."""
+        """Remove the file, if it exists."""
         remove_files(self.path)

@@ -1,7 +1,6 @@
-"""Pre-trained weights: taken from a file, or trained once and kept under the hash of what they depend on.
+"""Pre-trained weights: read from a file, or trained once and cached under the hash of their settings.
 
-Training starts from the weights that the config's network has, random or published ones; no epochs of
-training leave them as they are.
+Training starts from the network's own weights, random or published. Without epochs, these are the result.
 """
 
 from __future__ import annotations
@@ -18,28 +17,25 @@ from nni_jackpot.experiment.models import has_new_classifier
 from nni_jackpot.runtime.distributed import barrier, broadcast_result, rank
 from nni_jackpot.runtime.files import check_folder, load_tensors, remove_leftovers, replace_file, save_tensors
 from nni_jackpot.runtime.resume import remove_files
+from nni_jackpot.runtime.terminal import at_most
 
 
 def cache_path(config: RunConfig) -> Path:
-    """Return where the weights of this run's pre-training are kept."""
-    pretrain = to_dict(config.pretrain)
-    pretrain.pop("cache")
-    pretrain.pop("checkpoint")
-    data = to_dict(config.data)
-    for name in ("workers", "eval_batch_size", "download"):
-        data.pop(name)
-    key = config_hash({"seed": config.seed, "data": data, "model": config.model, "pretrain": pretrain})
+    """Return the path of the cached weights of this run's pre-training."""
+    parts = {name: to_dict(getattr(config, name), ["weights"]) for name in ("data", "model", "pretrain")}
+    del parts["pretrain"]["checkpoint"]  # None where weights are trained
+    key = config_hash({"seed": config.seed, **parts})
     model = config.model.name.replace("/", "-")
     return Path(config.pretrain.cache) / f"{config.data.name}-{model}-{key}.pth"
 
 
 def check_start(config: RunConfig, num_classes: int) -> None:
-    """See that the config says where the weights come from, once, and for all of them.
+    """Check that the config names one source for all weights.
 
     Raises
     ------
     ExperimentConfigError
-        If it does not.
+        If it names two sources, or none for a new classifier.
     """
     weights, pretrain = config.model.weights, config.pretrain
     if weights is None:
@@ -57,14 +53,14 @@ def check_start(config: RunConfig, num_classes: int) -> None:
 
 
 def check_pretrained(model: nn.Module, config: RunConfig) -> bool:
-    """See that a file of pre-trained weights fits a model, if there is one, and else that it can be written.
+    """Check that the file of pre-trained weights fits a model or, if it is missing, can be written.
 
-    The model is changed: take a copy.
+    The model is changed: pass a copy.
 
     Returns
     -------
     bool
-        Whether there is one, whose weights the model then has.
+        Whether the file exists; the model then has its weights.
 
     Raises
     ------
@@ -82,7 +78,7 @@ def check_pretrained(model: nn.Module, config: RunConfig) -> bool:
 
 
 def interrupted_training(config: RunConfig) -> Path | None:
-    """Return the file that a training of these weights would go on from; None if there is none to come."""
+    """Return the file that a training of these weights would resume from; None if nothing will be trained."""
     path = cache_path(config)
     return None if config.pretrain.checkpoint is not None or path.exists() else _interrupted(path)
 
@@ -92,7 +88,7 @@ def _interrupted(path: Path) -> Path:
 
 
 def ensure_pretrained(model: nn.Module, config: RunConfig, train: Callable[[Path], None]) -> Path:
-    """Load pre-trained weights into the model, training them first if nobody has.
+    """Load pre-trained weights into the model; train them first if they are not cached.
 
     Parameters
     ----------
@@ -101,20 +97,20 @@ def ensure_pretrained(model: nn.Module, config: RunConfig, train: Callable[[Path
     config
         The run.
     train
-        Trains the model in place, given the path of a file to go on from if it is interrupted: beside the
-        weights' own, so that another run with the same pre-training finds it as well.
+        Trains the model in place, given the path of the file to resume from. That file is beside the cached
+        weights, so that another run with the same pre-training finds it.
 
     Returns
     -------
     Path
-        The file that the weights are in.
+        The file of the weights.
 
     Raises
     ------
     CheckpointError
-        If ``pretrain.checkpoint`` is missing, unreadable, or of another network.
+        If ``pretrain.checkpoint`` is missing, unreadable, or belongs to another network.
     OutputFolderError
-        If the cache folder cannot be written; known before the training.
+        If the cache folder cannot be written; raised before the training.
     """
     if config.pretrain.checkpoint is not None:
         path = Path(config.pretrain.checkpoint)
@@ -124,7 +120,7 @@ def ensure_pretrained(model: nn.Module, config: RunConfig, train: Callable[[Path
     lock = FileLock(f"{path}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Trials that run side by side want the same weights: one trains, the others wait.
+        # Parallel trials need the same weights: one trains, the others wait.
         if rank() == 0:
             lock.acquire()
     except (OSError, NotImplementedError) as error:
@@ -146,12 +142,12 @@ def ensure_pretrained(model: nn.Module, config: RunConfig, train: Callable[[Path
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a state dict, every key of which must fit; no code of the file is run.
+    """Load a state dict, every key of which must fit; no code in the file is executed.
 
     Raises
     ------
     CheckpointError
-        If the file is missing, unreadable, or of another network; the model is then unchanged.
+        If the file is missing, unreadable, or belongs to another network; the model is then unchanged.
     """
     state = load_tensors(path, "checkpoint")
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -165,6 +161,5 @@ def load_weights(model: nn.Module, path: Path) -> None:
         if name in state and state[name].shape != own[name].shape
     ]
     if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise CheckpointError(f"{path} is a checkpoint of another network: {'; '.join(wrong[:3])}{more}")
+        raise CheckpointError(f"{path} is a checkpoint of another network: {at_most(3, wrong, '; ')}")
     model.load_state_dict(state)

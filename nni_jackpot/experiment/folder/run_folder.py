@@ -1,7 +1,7 @@
-"""A run's folder: owned by one process, and a finished run in it stays until another is finished.
+"""A run's folder: owned by one process; a finished run in it stays until its replacement is finished.
 
-A run works in its folder. Only where the results of a run are there, which it is to replace, it works in a
-folder within, and takes their place at the end.
+A run works in its folder. If it replaces a finished run, it works in a subfolder, and moves its files at the
+end.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from nni_jackpot.errors import ExperimentConfigError, JackpotError, OutputFolderError
-from nni_jackpot.experiment.config import RunConfig, dump_config, load_config, to_dict
+from nni_jackpot.experiment.config import RunConfig, dump_config, load_config, settings_of, to_dict
 from nni_jackpot.experiment.folder.pretrained import cache_path
 from nni_jackpot.experiment.folder.result import (
     CONFIG,
@@ -25,7 +25,6 @@ from nni_jackpot.experiment.folder.result import (
     finished_in,
     found_in,
     save_result,
-    settings_of,
 )
 from nni_jackpot.experiment.tracking import running_as_nni_trial
 from nni_jackpot.runtime.distributed import broadcast_result, rank
@@ -42,19 +41,41 @@ from nni_jackpot.runtime.owner import owned
 T = TypeVar("T")
 
 START, MASKS, JACKPOT = "start.pth", "masks.pth", "jackpot.pth"
-# What an interrupted run goes on from: the search, and weights that are tuned after it.
+# The file that an interrupted search resumes from.
 SEARCH = "checkpoint.pth"
-TUNED = {kind: f"{kind}/epoch.pth" for kind in ("initial_tuned", "jackpot_tuned")}
+# Folders of comparators: two by their own names, all others in a folder.
+_TUNED, _COMPARATORS = ("initial_tuned", "jackpot_tuned"), "comparators"
 
 _TICKETS = "jackpot.ticket", "jackpot.sparse"  # where export puts them
 _METRICS, _EVENTS = "metrics.csv", "tensorboard"
 _PRETRAIN = "pretrain"
 _FILES = CONFIG, RESULTS, _METRICS, START, MASKS, JACKPOT, SEARCH
-_EVENT_FOLDERS = [str(Path(phase, _EVENTS)) for phase in ("", _PRETRAIN, *TUNED)]
-_ALL_FILES = *_FILES, *TUNED.values(), *(f"{phase}/{_METRICS}" for phase in (_PRETRAIN, *TUNED))
 
-# The folder of a run that is to replace a finished one, and its name once it is whole.
+# The folder of a run that will replace a finished one, and its name once it is complete.
 _REPLACEMENT, _WHOLE = ".replacement", ".replacement.whole"
+
+
+def phase_of(comparator: str) -> str:
+    """Return the folder of a comparator within the run's folder."""
+    return comparator if comparator in _TUNED else f"{_COMPARATORS}/{comparator}"
+
+
+def checkpoint_of(comparator: str) -> str:
+    """Return the file, within the run's folder, that an interrupted comparator resumes from."""
+    return f"{phase_of(comparator)}/epoch.pth"
+
+
+def _phases(folder: Path, *names: str) -> list[str]:
+    """Return the folders of comparators: named ones, the usual ones, and those found in a run's folder."""
+    there = [path.name for path in sorted((folder / _COMPARATORS).glob("*")) if path.is_dir()]
+    return list(dict.fromkeys(map(phase_of, (*_TUNED, *there, *names))))
+
+
+def _all_files(folder: Path, config: RunConfig) -> list[str]:
+    """Return the names of all files that a run writes."""
+    phases = _phases(folder, *config.compared)
+    own = [f"{phase}/{name}" for phase in phases for name in ("epoch.pth", _METRICS)]
+    return [*_FILES, *own, f"{_PRETRAIN}/{_METRICS}"]
 
 
 @dataclass(frozen=True)
@@ -64,11 +85,11 @@ class RunFolder:
     Attributes
     ----------
     folder
-        Where the run's files are in the end.
+        Final place of the run's files.
     work
-        Where they are made: mostly the same.
+        Folder in which the files are written; mostly the same.
     finished
-        The results, if the run has been made already.
+        The results, if the run is finished already.
     """
 
     folder: Path
@@ -76,7 +97,7 @@ class RunFolder:
     finished: Result | None
 
     def begin(self, config: RunConfig) -> None:
-        """Write the config of a run that begins or goes on, and remove logs of one that will not go on.
+        """Write the config of a run that begins or resumes; remove the logs of a run that will not resume.
 
         Raises
         ------
@@ -85,30 +106,37 @@ class RunFolder:
         """
         if rank() != 0:
             return
-        for name in _ALL_FILES:
+        for name in _all_files(self.work, config):
             target_of(self.work / name)
             target_of(self.folder / name)
         if not (self.work / SEARCH).exists() and not _is_of(self.work, config):
-            self.delete_stale_logs("", *TUNED)
+            self.delete_stale_logs("", *_phases(self.work))
         if _weights_of(self.work) != cache_path(config).name:
             self.delete_stale_logs(_PRETRAIN)
-        dump_config(_in_full(config), self.work / CONFIG)
+        dump_config(config, self.work / CONFIG)
 
     def delete_stale(self, *names: str) -> None:
-        """Remove files and folders of the run, if they are there."""
+        """Remove files and folders of the run, if they exist."""
         if rank() == 0:
             _remove(*(self.work / name for name in names))
 
+    def delete_stale_comparators(self) -> None:
+        """Remove the files that comparators of another search would resume from."""
+        self.delete_stale(*(f"{phase}/epoch.pth" for phase in _phases(self.work)))
+
     def delete_stale_logs(self, *phases: str) -> None:
-        """Remove the metrics of phases that begin anew; the empty name is that of the search."""
+        """Remove the metrics of phases that start over; the search has the empty name."""
         self.delete_stale(*(str(Path(phase, name)) for phase in phases for name in (_METRICS, _EVENTS)))
 
     def finish(self, result: Result, config: RunConfig) -> Result:
-        """Write the results, after all other files, and put the run where it belongs; rank 0 alone."""
-        kinds = {row.kind for row in result.rows}
-        self.delete_stale(*_TICKETS, *(kind for kind in TUNED if kind not in kinds))
+        """Write the results, after all other files, and move the run to its final place; rank 0 only."""
+        own = {phase_of(row.kind) for row in result.rows}
+        stale = [phase for phase in _phases(self.work) if phase not in own]
+        if not any(phase.startswith(_COMPARATORS) for phase in own):
+            stale.append(_COMPARATORS)
+        self.delete_stale(*_TICKETS, *stale)
         files = {name: digest_of_file(self.work / name) for name in (START, MASKS, JACKPOT)}
-        result = replace(result, settings=to_dict(_in_full(config)), files=files)
+        result = replace(result, settings=to_dict(config), files=files)
         save_result(result, self.work)
         _tidy(self.work)
         _publish(self.folder)
@@ -116,17 +144,17 @@ class RunFolder:
 
 
 def place_of(config: RunConfig) -> Path:
-    """Return where a run's files are in the end: where NNI says, for a trial, or as the config says."""
+    """Return the final place of a run's files: NNI's folder for a trial, else the folder of the config."""
     return Path(os.environ["NNI_OUTPUT_DIR"] if running_as_nni_trial() else config.output)
 
 
 def check_free(config: RunConfig, overwrite: bool = False) -> None:
-    """See that a run's folder holds no finished run of other settings.
+    """Check that a run's folder holds no finished run of other settings.
 
     Raises
     ------
     OutputFolderError
-        If it does, and that run is not to be overwritten.
+        If it does, and ``overwrite`` is false.
     """
     folder = place_of(config)
     found = None if overwrite else found_in(folder)
@@ -138,18 +166,18 @@ def check_free(config: RunConfig, overwrite: bool = False) -> None:
 
 
 def finished_run(config: RunConfig, overwrite: bool = False) -> Result | None:
-    """Return the results of a run that has been made already; None if it is to be made.
+    """Return the results of a run that is finished already; None if it must be made.
 
     Raises
     ------
     OutputFolderError
-        If the run's folder holds a finished run of other settings that is not to be overwritten.
+        If the run's folder holds a finished run of other settings, and ``overwrite`` is false.
     """
 
     def find() -> Result | None:
         result = _finished_run(config, overwrite)
         if result is not None:
-            with suppress(OutputFolderError), owned(result.folder):  # else it is for others to clear away
+            with suppress(OutputFolderError), owned(result.folder):  # else its owner tidies up
                 _tidy(result.folder)
         return result
 
@@ -163,8 +191,8 @@ def claimed(config: RunConfig, overwrite: bool = False) -> Iterator[RunFolder]:
     Raises
     ------
     OutputFolderError
-        If another process owns it, it cannot be written, or it holds a finished run of other settings that
-        is not to be overwritten.
+        If another process owns it, it cannot be written, or it holds a finished run of other settings and
+        ``overwrite`` is false.
     """
     folder = place_of(config)
     with ExitStack() as stack:
@@ -178,7 +206,8 @@ def claimed(config: RunConfig, overwrite: bool = False) -> Iterator[RunFolder]:
             work = folder / _REPLACEMENT if replaces else folder
             stack.enter_context(made_folders(work))
             with errors_of(work):
-                remove_leftovers(*(work / name for name in (*_ALL_FILES, *_EVENT_FOLDERS)))
+                events = [str(Path(phase, _EVENTS)) for phase in ("", _PRETRAIN, *_phases(work))]
+                remove_leftovers(*(work / name for name in (*_all_files(work, config), *events)))
             if found is not None:
                 _tidy(folder)
             return RunFolder(folder, work, found)
@@ -186,12 +215,8 @@ def claimed(config: RunConfig, overwrite: bool = False) -> Iterator[RunFolder]:
         yield _by_first(claim)
 
 
-def _in_full(config: RunConfig) -> RunConfig:
-    return replace(config, search=config.search.in_full())
-
-
 def _by_first(work: Callable[[], T]) -> T:
-    """Return what rank 0 gets, or raise its error, in all processes."""
+    """Return the result of rank 0, or raise its error, in all processes."""
 
     def attempt() -> tuple[T | None, JackpotError | None]:
         try:
@@ -212,33 +237,33 @@ def _finished_run(config: RunConfig, overwrite: bool) -> Result | None:
 
 def _is_of(folder: Path, config: RunConfig) -> bool:
     try:
-        return settings_of(load_config(folder / CONFIG)) == settings_of(config)
+        return settings_of(load_config(folder / CONFIG, is_stored=True)) == settings_of(config)
     except ExperimentConfigError:
         return False
 
 
 def _weights_of(folder: Path) -> str:
-    """Return what stands for the pre-training of the run in a folder; empty if there is none."""
+    """Return the name of the cached weights of the run in a folder; empty if there is no run."""
     try:
-        return cache_path(load_config(folder / CONFIG)).name
+        return cache_path(load_config(folder / CONFIG, is_stored=True)).name
     except ExperimentConfigError:
         return ""
 
 
 def _tidy(folder: Path) -> None:
-    """Remove what an interrupted run would have gone on from, of one that is finished."""
-    _remove(*(folder / name for name in (SEARCH, *TUNED.values())))
+    """Remove the files that a finished run would have resumed from."""
+    _remove(folder / SEARCH, *(folder / phase / "epoch.pth" for phase in _phases(folder)))
 
 
 def _publish(folder: Path) -> None:
-    """Put a run that is whole in the place of another; also where a process was killed while it did so."""
+    """Move a complete run to the place of another; also if a process was killed while it did so."""
     replacement, whole = folder / _REPLACEMENT, folder / _WHOLE
     with errors_of(folder):
         if (replacement / RESULTS).exists():
             _tidy(replacement)
             _remove(folder / RESULTS)  # the other run is not finished any more
             sync_folder(folder)
-            names = {*_FILES, *_TICKETS, _EVENTS, *TUNED}
+            names = {*_FILES, *_TICKETS, _EVENTS, *_TUNED, _COMPARATORS}
             if _weights_of(folder) != _weights_of(replacement):
                 names.add(_PRETRAIN)
             _remove(*(folder / name for name in names if not (replacement / name).exists()))

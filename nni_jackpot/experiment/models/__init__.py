@@ -14,7 +14,7 @@ from nni_jackpot.experiment.models.libraries import LIBRARIES, first_line
 from nni_jackpot.experiment.models.resnet import ResNet
 from nni_jackpot.experiment.models.vgg import VGG19
 
-if TYPE_CHECKING:  # the config asks here for names
+if TYPE_CHECKING:  # the config imports this module
     from nni_jackpot.experiment.config import ModelConfig
 
 
@@ -30,7 +30,7 @@ MODELS: dict[str, Callable[[ModelConfig, int, int], nn.Module]] = {"resnet": _re
 
 
 def model_names(like: str) -> list[str]:
-    """Return all names that are possible, of the libraries only that which ``like`` names.
+    """Return the names of all networks; of the libraries, only of the one that ``like`` names.
 
     Raises
     ------
@@ -43,13 +43,13 @@ def model_names(like: str) -> list[str]:
 
 
 def weights_names(model: str) -> list[str]:
-    """Return the names of the weights that are published for a network."""
+    """Return the names of the published weights of a network."""
     library, slash, name = model.partition("/")
     return LIBRARIES[library].weights(name) if slash else []
 
 
 def has_new_classifier(config: ModelConfig, num_classes: int) -> bool:
-    """Tell whether the network's weights are published ones, but for a classifier of other classes."""
+    """Return True if published weights need a new classifier, for another number of classes."""
     if config.weights is None:
         return False
     library, _, name = config.name.partition("/")
@@ -64,7 +64,7 @@ def build_model(config: ModelConfig, num_classes: int, in_channels: int) -> nn.M
     config
         Name, size and weights of the network.
     num_classes
-        Outputs, one logit a class.
+        Number of outputs, one logit per class.
     in_channels
         Channels of the input images.
 
@@ -76,9 +76,9 @@ def build_model(config: ModelConfig, num_classes: int, in_channels: int) -> nn.M
     Raises
     ------
     CheckpointError
-        If published weights can neither be found nor fetched.
+        If published weights are missing and cannot be downloaded.
     ExperimentConfigError
-        If they are for images of another number of channels.
+        If the weights are for images of another number of channels.
     """
     if config.name in MODELS:
         model = MODELS[config.name](config, num_classes, in_channels)
@@ -95,7 +95,7 @@ def build_model(config: ModelConfig, num_classes: int, in_channels: int) -> nn.M
 def validate_model(
     config: ModelConfig, model: nn.Module, num_classes: int, shape: tuple[int, int, int]
 ) -> None:
-    """See that a network takes images (C, H, W) and gives logits; it stays as it is.
+    """Check that a network maps images (C, H, W) to logits; the network is not changed.
 
     Raises
     ------

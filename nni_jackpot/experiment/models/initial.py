@@ -12,15 +12,15 @@ INITS = ("kaiming", "signed_constant")
 
 @torch.no_grad()
 def draw_weights(model: nn.Module, init: str) -> None:
-    """Draw the weights of all convolutions and linear layers anew, from PyTorch's global generator.
+    """Redraw the weights of all convolutions and linear layers, from PyTorch's global generator.
 
     Parameters
     ----------
     model
-        Changed in place; biases and other parameters stay.
+        The network, changed in place; biases and other parameters are not changed.
     init
-        ``"kaiming"``, normal with the variance 2 / fan_in, or ``"signed_constant"``, the signs of such values
-        times their standard deviation.
+        ``"kaiming"``: normal with variance 2 / fan_in. ``"signed_constant"``: the signs of such values times
+        their standard deviation.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):

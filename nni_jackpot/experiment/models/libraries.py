@@ -1,4 +1,4 @@
-"""Classifiers out of torchvision and timm, with random or published weights, for any number of classes."""
+"""Classifiers of torchvision and timm, with random or published weights, for any number of classes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nni_jackpot.experiment.models.published import place_of, read_safely
 
 
 class Library(Protocol):
-    """Where networks come from."""
+    """A library of networks."""
 
     def names(self) -> list[str]:
         """Return the names of all classifiers."""
@@ -22,10 +22,10 @@ class Library(Protocol):
         """Return the names of the weights published for a classifier."""
 
     def classes(self, name: str, weights: str) -> int:
-        """Return how many classes such weights tell apart."""
+        """Return the number of classes of such weights."""
 
     def build(self, name: str, weights: str | None, num_classes: int, in_channels: int) -> nn.Module:
-        """Build a classifier; published weights keep all but a classifier of another number of classes.
+        """Build a classifier; published weights get a new last layer for another number of classes.
 
         Raises
         ------
@@ -40,22 +40,22 @@ class Torchvision:
     """Weights are named as in torchvision, ``IMAGENET1K_V1``, and kept in the folder of ``torch.hub``."""
 
     def names(self) -> list[str]:
-        """Return the names that torchvision has for classifying images."""
+        """Return the names of torchvision's image classifiers."""
         return torchvision.models.list_models(module=torchvision.models)
 
     def weights(self, name: str) -> list[str]:
-        """Return the names of torchvision's enum of them."""
+        """Return the names in torchvision's enum of weights."""
         return list(torchvision.models.get_model_weights(name).__members__)
 
     def classes(self, name: str, weights: str) -> int:
-        """Return the number of their categories."""
+        """Return the number of categories of the weights."""
         return len(torchvision.models.get_model_weights(name)[weights].meta["categories"])
 
     def build(self, name: str, weights: str | None, num_classes: int, in_channels: int) -> nn.Module:
         """Build a classifier, without auxiliary ones, which would make the output a tuple in training."""
         options = {"aux_logits": False} if name in ("googlenet", "inception_v3") else {}
         if weights is None:
-            if options:  # the initialization that is meant for them; without a word torchvision warns
+            if options:  # the recommended initialization; without it torchvision warns
                 options["init_weights"] = True
             model = torchvision.models.get_model(name, num_classes=num_classes, **options)
             if in_channels != 3:
@@ -70,7 +70,7 @@ class Torchvision:
         try:
             with read_safely(published):
                 model = torchvision.models.get_model(name, weights=published, **options)
-        except Exception as error:  # of the network, of a damaged file, of a file that is something else
+        except Exception as error:  # a failed connection, a damaged file, a file of another kind
             raise CheckpointError(
                 f"weights {weights} of torchvision/{name} cannot be loaded: {first_line(error)}. Without a "
                 f"network, put {published.url} at {place_of(published.url)}"
@@ -91,22 +91,22 @@ class Timm:
         return _timm().list_models()
 
     def weights(self, name: str) -> list[str]:
-        """Return the tags, after ``default``, which is one of them."""
+        """Return ``default``, which is one of the tags, and all tags."""
         tagged = _timm().list_models(f"{name}.*", pretrained=True)
         return ["default", *(full.partition(".")[2] for full in tagged)] if tagged else []
 
     def classes(self, name: str, weights: str) -> int:
-        """Return what timm has on record."""
+        """Return the number of classes in timm's records."""
         return _timm().get_pretrained_cfg(_full(name, weights)).num_classes
 
     def build(self, name: str, weights: str | None, num_classes: int, in_channels: int) -> nn.Module:
-        """Build a classifier; timm sums up the first filters for images of one channel."""
+        """Build a classifier; timm sums the first filters over channels for images of one channel."""
         sizes = {"num_classes": num_classes, "in_chans": in_channels}
         if weights is None:
             return _timm().create_model(name, **sizes)
         try:
             return _timm().create_model(_full(name, weights), pretrained=True, **sizes)
-        except Exception as error:  # timm's hub raises whatever its client of HTTP does
+        except Exception as error:  # timm's hub raises the errors of its HTTP client
             raise CheckpointError(
                 f"weights {weights} of timm/{name} cannot be loaded: {first_line(error)}"
             ) from error
@@ -129,12 +129,12 @@ def _full(name: str, weights: str) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or what kind it is if it has none."""
+    """Return the first line of an error's message, or its type if it has no message."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _replace_stem(model: nn.Module, in_channels: int) -> None:
-    """Put a new convolution in place of the first, which takes RGB in all of torchvision's classifiers."""
+    """Replace the first convolution, which takes RGB in all of torchvision's classifiers."""
     name, stem = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d))
     model.set_submodule(
         name,
@@ -150,7 +150,7 @@ def _replace_stem(model: nn.Module, in_channels: int) -> None:
 
 
 def _replace_classifier(model: nn.Module, known: int, num_classes: int) -> None:
-    """Put a new layer in place of the last, linear or (in SqueezeNet) a convolution over single pixels."""
+    """Replace the last layer, linear or (in SqueezeNet) a 1x1 convolution."""
     name, last = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
     new: nn.Module
     if isinstance(last, nn.Linear):

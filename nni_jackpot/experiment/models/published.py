@@ -1,4 +1,4 @@
-"""Published weights of torchvision: the very file that its name tells, read without running code of it."""
+"""Published weights of torchvision: verified by the hash in the file's name; no code in it is run."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from nni_jackpot.runtime.files import digest_of_file, load_tensors, made_folders
 
 
 def place_of(url: str) -> Path:
-    """Return where the file of an address is kept, by PyTorch's rule."""
+    """Return the path of a URL's file in PyTorch's cache."""
     return Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(url).path).name)
 
 
 @contextmanager
 def read_safely(weights: Any) -> Iterator[None]:
-    """Have torchvision's builders get weights by `state_of`, for the block.
+    """Make torchvision's builders load weights by `state_of`, for the block.
 
-    Torchvision checks the hash of what it downloads alone, and unpickles what lies there with full trust.
+    Torchvision verifies the hash of a download only, and unpickles a file in its cache without checks.
     """
     weights.get_state_dict = lambda *_, **__: state_of(weights.url)
     try:
@@ -34,12 +34,12 @@ def read_safely(weights: Any) -> Iterator[None]:
 
 
 def state_of(url: str) -> Any:
-    """Return the state dict at an address, from its file if it has been fetched already.
+    """Return the state dict at a URL, from its file if it has been downloaded already.
 
     Raises
     ------
     CheckpointError
-        If the file's SHA-256 does not begin as its name says, or it holds more than tensors.
+        If the file's SHA-256 does not begin with the hash in its name, or the file holds more than tensors.
     """
     path = place_of(url)
     named = re.search(r"-([0-9a-f]{8,})\.", path.name)

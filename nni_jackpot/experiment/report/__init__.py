@@ -1,4 +1,4 @@
-"""Results as people read them: one screen after a search, the paper's tables and figures after many."""
+"""Reports of results: one screen after a search, and the paper's tables and figures over many runs."""
 
 from nni_jackpot.experiment.report.screen import summary
 from nni_jackpot.experiment.report.write import write_report

@@ -1,4 +1,4 @@
-"""The paper's figures, of our own runs: which lines there are. How they are drawn is plot.py's."""
+"""The lines of the paper's figures, for our own runs; `plot` draws them."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Line:
     Attributes
     ----------
     label
-        What it is of; lines of one label look the same in all panels.
+        Name; lines of the same name look the same in all panels.
     points
-        Percentages of the seeds, by the place on the x axis.
+        Percentages of all seeds, by the value on the x axis.
     is_reference
-        Whether it is there to be compared with, not a finding.
+        Whether the line is a reference, not a result.
     """
 
     label: str
@@ -48,15 +48,15 @@ class Figure:
     Attributes
     ----------
     name
-        For its files.
+        Name of the figure's files.
     title
-        What it shows, and which of the paper's figures that is.
+        What the figure shows, with the number of the paper's figure.
     x, y
         Names of the axes.
     panels
-        The diagrams, at least one.
+        At least one diagram.
     note
-        How to read it.
+        How to read the figure.
     """
 
     name: str
@@ -71,7 +71,7 @@ _SPARSITY, _ACCURACY = "sparsity %", "test accuracy %"
 
 
 def figures(measures: Sequence[Measure]) -> list[Figure]:
-    """Return the figures for which there are runs, of one network on one dataset.
+    """Return the figures for which runs exist, of one network on one data set.
 
     Raises
     ------
@@ -146,14 +146,14 @@ def convergence(measures: Sequence[Measure]) -> Figure | None:
     if not panels:
         return None
     title = "Convergence by the initial mask (the paper's Fig. 5)"
-    note = "Where masks grow (search.growth), they do not have all their zeros in the first epochs."
+    note = "Under a ramp (search.ramp_end), masks do not have all their zeros in the first epochs."
     return Figure("fig5", title, "epochs of search", _ACCURACY, panels, note)
 
 
 def methods(measures: Sequence[Measure]) -> Figure | None:
-    """Return Fig. 6: ways to search, in random and in pre-trained weights, against sparsity.
+    """Return Fig. 6: search methods, in random and in pre-trained weights, against sparsity.
 
-    Of the recipes there are those that several ways have been run by.
+    Only recipes that were run with several methods are shown.
     """
     ways: dict[str, set[str]] = defaultdict(set)
     series = _series(_like_the_paper(measures, "jackpot"))
@@ -167,7 +167,7 @@ def methods(measures: Sequence[Measure]) -> Figure | None:
 
 
 def tuning(measures: Sequence[Measure]) -> Figure | None:
-    """Return Fig. 7: jackpots, and the same with their weights tuned, against sparsity."""
+    """Return Fig. 7: jackpots, with frozen and with tuned weights, against sparsity."""
     tuned = _series(one for one in _like_the_paper(measures, "jackpot_tuned") if one.is_pretrained)
     if not tuned:
         return None
@@ -178,7 +178,7 @@ def tuning(measures: Sequence[Measure]) -> Figure | None:
 
 
 def _like_the_paper(measures: Iterable[Measure], kind: str) -> list[Measure]:
-    """Return measures of a kind: in pre-trained weights those from magnitude's mask, if there are any."""
+    """Return measures of a kind; in pre-trained weights those from magnitude's mask, if any exist."""
     found = [one for one in measures if one.kind == kind]
     usual = [one for one in found if one.init == "magnitude" and one.is_pretrained]
     return [one for one in found if one in usual or not one.is_pretrained] if usual else found
@@ -189,7 +189,7 @@ def _by_the_paper_s_search(measures: Iterable[Measure]) -> list[Measure]:
 
 
 def _series(measures: Iterable[Measure]) -> list[list[Measure]]:
-    """Return groups of measures that differ in their sparsity alone, at least two in each."""
+    """Return groups of at least two measures that differ only in their sparsity."""
     groups: dict[str, list[Measure]] = defaultdict(list)
     for one in measures:
         groups[one.without(SPARSITY)].append(one)
@@ -208,7 +208,7 @@ def _against_sparsity(
 
 
 def _panel(title: str, lines: list[Line], measures: Sequence[Measure], drawn: Sequence[Measure]) -> Panel:
-    """Return a panel of lines, and across it the dense networks that the measures drawn start from."""
+    """Return a panel of lines, with horizontal lines for the dense networks that the measures start from."""
     dense = [one for one in measures if one.kind == "dense" and one.is_pretrained]
     dense = [one for one in dense if any(map(one.is_part_of, drawn))]
     ends = [end(x for line in lines for x in line.points) for end in (min, max)]
@@ -239,7 +239,7 @@ def _curve(runs: Iterable[Run]) -> dict[float, list[float]]:
 
 
 def _mask_overlaps(starts: Sequence[Measure], jackpots: Sequence[Measure]) -> dict[float, list[float]]:
-    """Return the overlaps of initial masks with jackpots, in percent, by sparsity: one for each seed."""
+    """Return the overlaps of initial masks with jackpots, in percent, by sparsity: one per seed."""
     start_of = {(one.sparsity, seed): run for one in starts for seed, run in one.runs.items()}
     points: dict[float, list[float]] = defaultdict(list)
     for jackpot in jackpots:
@@ -247,7 +247,7 @@ def _mask_overlaps(starts: Sequence[Measure], jackpots: Sequence[Measure]) -> di
             if (start := start_of.get((jackpot.sparsity, seed))) is None:
                 continue
             files = start.folder / "start.pth", run.folder / "masks.pth"
-            if all(file.exists() for file in files):  # they are large, and need not be kept for the tables
+            if all(file.exists() for file in files):  # the tables do not need these large files
                 points[_percent(jackpot.sparsity)].append(100 * mask_overlap(*map(_masks, files)).total)
     return dict(points)
 

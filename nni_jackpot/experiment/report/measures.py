@@ -1,4 +1,4 @@
-"""What runs measured: the same kind of row in the same setting, over the seeds it was repeated with."""
+"""Measurements: the same kind of row with the same settings, over all seeds."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ METHOD = "search.method"
 TUNING = "finetune.epochs"
 _RATIO = "config_list.0.sparse_ratio"
 
-# Settings that a kind of row depends on, by how their names begin. The dense network of ten searches is one
-# measurement, not ten.
+# Prefixes of the settings that a kind of row depends on. The dense network of ten searches is measured once,
+# not ten times.
 _NETWORK = ("weights", "data.", "model.", "pretrain.")
 _MASK = (*_NETWORK, "config_list.", INIT)
 _DEPENDS_ON = {
@@ -31,7 +31,7 @@ _DEPENDS_ON = {
     "jackpot_tuned": (*_MASK, "search.", "finetune."),
 }
 
-# Settings in words, for names of rows and lines that differ in them; {} is the value.
+# Settings in words, for names of rows and lines; {} is the value.
 _WORDS = {
     "weights": "{} weights",
     SPARSITY: "{} sparsity",
@@ -41,7 +41,7 @@ _WORDS = {
     EPOCHS: "{} epochs",
     TUNING: "{} epochs of tuning",
 }
-# What goes without saying: the usual weights, and settings that were left alone.
+# Values that names omit: the usual weights, and settings with the recipe's value.
 _NOT_SAID = ("pre-trained", None)
 
 
@@ -54,11 +54,11 @@ class Measure:
     kind
         As in `nni_jackpot.experiment.run.Row`.
     settings
-        What the kind depends on, by dotted name; ``sparsity`` is that of the masks, in [0, 1].
+        Settings that the kind depends on, by dotted name; ``sparsity`` is the masks' sparsity, in [0, 1].
     epochs
         Epochs spent after pre-training.
     runs
-        By seed.
+        Runs by seed.
     """
 
     kind: str
@@ -68,13 +68,13 @@ class Measure:
 
     @property
     def accuracies(self) -> dict[int, float]:
-        """On the test images, in [0, 1], by seed."""
+        """Accuracy on the test images, in [0, 1], by seed."""
         return {seed: run.rows[self.kind].accuracy for seed, run in self.runs.items()}
 
     @property
     def overlaps(self) -> dict[int, float]:
-        """Of the masks with those that the search starts from, in [0, 1], by seed; none without masks."""
-        if self.kind == "dense":
+        """Overlap of the masks with the initial masks, in [0, 1], by seed; empty if it is not known."""
+        if self.kind == "dense" or self.kind not in NAMES:
             return {}
         found = self.kind.startswith("jackpot")
         return {seed: run.overlap if found else 1.0 for seed, run in self.runs.items()}
@@ -86,14 +86,14 @@ class Measure:
 
     @property
     def network(self) -> str:
-        """The network's name, with its size where that has a choice."""
+        """The network's name, with its size if the size is a setting."""
         name = str(self.settings["model.name"])
         size = f"-{self.settings['model.depth']} of width {self.settings['model.width']}"
         return name + size if name == "resnet" else name
 
     @property
     def data(self) -> str:
-        """The dataset's name, with the numbers of images where not all are used as they come."""
+        """The data set's name, with the numbers of images if not all are used."""
         images, aside = self.settings["data.train_images"], self.settings["data.validation_images"]
         said = [] if images is None else [f"{images:,} images"]
         said += [] if aside is None else [f"tested on {aside:,} of the training images kept aside"]
@@ -101,25 +101,25 @@ class Measure:
 
     @property
     def init(self) -> str:
-        """Criterion of the mask that the search starts from; empty for the dense network."""
+        """Criterion of the initial mask; empty for the dense network."""
         return str(self.settings.get(INIT, ""))
 
     @property
     def is_pretrained(self) -> bool:
-        """Whether the weights are not random."""
+        """True if the weights are pre-trained, not random."""
         return bool(self.settings["weights"] == "pre-trained")
 
     @property
     def method(self) -> str:
-        """How the search chooses masks; empty where there is none."""
+        """Method of the search; empty without a search."""
         return str(self.settings.get(METHOD, ""))
 
     def is_part_of(self, other: Measure) -> bool:
-        """Tell whether another depends on all that this one does, in the same setting, as on its start."""
+        """Return True if another measure has all settings of this one, as a jackpot those of its start."""
         return all(other.settings.get(name) == value for name, value in self.settings.items())
 
     def without(self, *names: str) -> str:
-        """Return what is the same for all measures that differ in some settings alone."""
+        """Return a key that is equal for measures that differ only in the named settings."""
         rest = {name: value for name, value in self.settings.items() if name not in names}
         return json.dumps([self.kind, rest], sort_keys=True)
 
@@ -127,13 +127,13 @@ class Measure:
 def measure(runs: Iterable[Run]) -> list[Measure]:
     """Return what runs measured, in the order of tables.
 
-    Where several runs measured the same with the same seed, the last run's is taken. A search of no epochs
-    is left out, for it is the initial mask.
+    If several runs measured the same with the same seed, the last run counts. A search without epochs is left
+    out: it is the initial mask.
     """
     groups: dict[str, tuple[str, dict[str, Any], dict[int, Run]]] = {}
     for run in runs:
         for kind in run.rows:
-            settings = {k: v for k, v in run.settings.items() if k.startswith(_DEPENDS_ON[kind])}
+            settings = {k: v for k, v in run.settings.items() if k.startswith(_depends_on(kind, run))}
             settings.pop("finetune.under", None)  # the kind tells
             if kind.startswith("jackpot") and not settings[EPOCHS]:
                 continue
@@ -142,11 +142,19 @@ def measure(runs: Iterable[Run]) -> list[Measure]:
     return sorted((_measure(*group) for group in groups.values()), key=_order)
 
 
+def _depends_on(kind: str, run: Run) -> tuple[str, ...]:
+    """Return how the names of the settings begin that a kind of row depends on."""
+    if kind in _DEPENDS_ON:
+        return _DEPENDS_ON[kind]
+    own = f"comparators.{kind}."
+    return (*_MASK, own, *(["search."] if run.settings.get(f"{own}start") == "jackpot" else []))
+
+
 def _measure(kind: str, settings: dict[str, Any], runs: dict[int, Run]) -> Measure:
     rows = [run.rows[kind] for run in runs.values()]
     if kind != "dense":
-        # Masks undercut the ratio that was asked for by less than a weight a target. What was asked for reads
-        # better, as long as it is what became of it.
+        # Masks differ from the configured ratio by less than a weight per target. The configured ratio reads
+        # better, if the masks have it.
         asked, found = settings.get(_RATIO), statistics.mean(row.sparsity for row in rows)
         if isinstance(asked, int | float) and abs(asked - found) < 0.002:
             settings[SPARSITY] = settings.pop(_RATIO)
@@ -157,21 +165,21 @@ def _measure(kind: str, settings: dict[str, Any], runs: dict[int, Run]) -> Measu
 
 def _order(one: Measure) -> tuple[Any, ...]:
     init = list(CRITERIA).index(one.init) if one.init in CRITERIA else len(CRITERIA)
-    kind = list(NAMES).index(one.kind)
+    kind = list(NAMES).index(one.kind) if one.kind in NAMES else len(NAMES)
     recipe = str(one.settings.get(RECIPE, ""))
     weights = str(one.settings["weights"])
-    return (kind, weights, init, one.method, recipe, one.epochs, one.sparsity, one.without())
+    return (kind, one.kind, weights, init, one.method, recipe, one.epochs, one.sparsity, one.without())
 
 
 def labels(measures: Sequence[Measure], *shown: str) -> list[str]:
-    """Return names that tell measures apart, by what is not the same in all of them.
+    """Return names for measures, made of the settings that differ among them.
 
     Parameters
     ----------
     measures
-        To be named.
+        The measures.
     *shown
-        Settings that are shown beside the name.
+        Settings that are shown elsewhere, and are left out of the names.
     """
     values: dict[str, set[str]] = defaultdict(set)
     for one in measures:
@@ -182,7 +190,7 @@ def labels(measures: Sequence[Measure], *shown: str) -> list[str]:
 
 
 def _differences(one: Measure, said: set[str]) -> Iterator[str]:
-    if one.kind.startswith("initial"):  # whose name has it
+    if one.kind.startswith("initial"):  # its name contains it
         said = said - {INIT}
     for name, value in one.settings.items():
         if name in said and value not in _NOT_SAID:

@@ -1,4 +1,4 @@
-"""A report as a page: Markdown for a repository, HTML that is one file."""
+"""A report as a page: Markdown for a repository, and one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from nni_jackpot.experiment.report.tables import Table
 
 @dataclass(frozen=True)
 class Section:
-    """All about one network on one dataset.
+    """Tables and figures of one network on one data set.
 
     Attributes
     ----------
     title, slug
-        For people, and for the names of files.
+        Title, and its form in file names.
     tables
         In order.
     figures
-        In order, with their files by suffix, ``png`` and ``svg``; None where they could not be drawn.
+        In order, with their files by suffix, ``png`` and ``svg``; None if they could not be drawn.
     """
 
     title: str
@@ -36,16 +36,16 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """All there is to say about some runs.
+    """The report on a set of runs.
 
     Attributes
     ----------
     command
-        That made the report.
+        The command that made the report.
     found
         The runs.
     sections
-        One for each network and dataset.
+        One per network and data set.
     """
 
     command: str
@@ -63,7 +63,7 @@ _ABOUT = (
 
 
 def markdown(report: Report) -> str:
-    """Return the report as Markdown that refers to the other files."""
+    """Return the report as Markdown, with links to the other files."""
     fence = _fence(report.command, 3)
     lines = [f"# {_TITLE}", f"{fence}bash\n{report.command}\n{fence}", _ABOUT]
     for section in report.sections:
@@ -94,7 +94,7 @@ def markdown(report: Report) -> str:
 
 
 def page(report: Report) -> str:
-    """Return the report as one HTML file that needs no other, but links the CSV files beside it."""
+    """Return the report as one HTML file, with links to the CSV files beside it."""
     parts = [f"<h1>{_TITLE}</h1>", f"<pre>{html.escape(report.command)}</pre>", f"<p>{_ABOUT}</p>"]
     for section in report.sections:
         parts.append(f"<h2>{html.escape(section.title)}</h2>")
@@ -118,7 +118,7 @@ def page(report: Report) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return a text as Markdown shows it, with no tags, and in the column of a table that it is in."""
+    """Escape a text for a cell of a Markdown table."""
     return html.escape(text, quote=False).replace("|", "\\|")
 
 
@@ -128,7 +128,7 @@ def _code(text: str) -> str:
 
 
 def _fence(text: str, least: int) -> str:
-    """Return so many backticks that there are not as many in a text."""
+    """Return more backticks than the longest run of them in a text."""
     return "`" * max(least, 1 + max(map(len, re.findall("`+", text)), default=0))
 
 
@@ -142,7 +142,7 @@ def _pretty(table: Table, shown: Callable[[str], str] = str) -> PrettyTable:
 
 
 def _inline(svg: str, name: str, title: str) -> str:
-    """Return an SVG file as a part of a page, where names are to be unique."""
+    """Return an SVG file as part of a page, with unique ids."""
     svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", svg[svg.index("<svg") :])
     return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}"', 1)
 
@@ -161,7 +161,7 @@ _PAGE = """<!DOCTYPE html>
 </html>
 """
 
-# In the dark, plots are turned to their negative, with the hues as they were.
+# In dark mode, plots are inverted with their hues preserved.
 _STYLE = """
 :root { color-scheme: light dark }
 body { max-width: 76rem; margin: 0 auto; padding: 1rem; font: 1rem/1.5 system-ui, sans-serif }

@@ -1,7 +1,4 @@
-"""The numbers that the paper prints for what a run here measures, too (Tables 1 to 4).
-
-Of the paper's other methods, there is none that the same run would stand for.
-"""
+"""The paper's numbers for rows that a run here measures as well (Tables 1 to 4)."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from nni_jackpot.experiment.report.measures import Measure
 
 @dataclass(frozen=True)
 class Published:
-    """Accuracy in percent; the standard deviation where there is one."""
+    """Accuracy in percent, with the standard deviation if the paper gives one."""
 
     accuracy: float
     deviation: float | None = None

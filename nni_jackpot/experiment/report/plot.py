@@ -1,4 +1,4 @@
-"""How figures look: one style, colours that the colour-blind tell apart, the same bytes for the same data."""
+"""Drawing of figures: one style, colours for colour-blind readers, the same bytes for the same data."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 from nni_jackpot.experiment.report.figures import Figure, Line
 from nni_jackpot.runtime.terminal import encodable
 
-# Okabe and Ito's palette, without its black and its yellow, which is faint on white.
+# Okabe and Ito's palette, without black, and without yellow, which is faint on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = "os^Dv*"
 MISSING = 'figures need matplotlib: pip install "nni-jackpot[plot]"'
 
 
 def blank(panels: int = 1) -> tuple[Any, list[Any]] | None:
-    """Return a figure of matplotlib with so many axes, two in a row; None without matplotlib."""
+    """Return a matplotlib figure with a number of axes, two per row; None without matplotlib."""
     try:
         from matplotlib.figure import Figure as Drawing
     except ImportError:
@@ -31,7 +31,7 @@ def blank(panels: int = 1) -> tuple[Any, list[Any]] | None:
 
 
 def draw(figure: Figure) -> dict[str, bytes] | None:
-    """Return the files of a figure by their suffix, ``png`` and ``svg``; None without matplotlib."""
+    """Return the files of a figure by suffix, ``png`` and ``svg``; None without matplotlib."""
     if (made := blank(len(figure.panels))) is None:
         return None
     drawing, axes = made
@@ -49,7 +49,7 @@ def draw(figure: Figure) -> dict[str, bytes] | None:
 
 
 def _draw_line(axes: Any, line: Line, looks: dict[str, int]) -> None:
-    """Draw the means over seeds, and a band of one standard deviation to both sides."""
+    """Draw the means over seeds, with a band of one standard deviation on both sides."""
     xs = sorted(line.points)
     means = [statistics.mean(line.points[x]) for x in xs]
     if line.is_reference:
@@ -70,9 +70,9 @@ def _saved(drawing: Any, suffix: str, salt: str) -> bytes:
 
     file = io.BytesIO()
     for text in drawing.findobj(lambda artist: hasattr(artist, "set_parse_math")):
-        text.set_parse_math(False)  # a name with $ is no formula
+        text.set_parse_math(False)  # a name with $ is not a formula
         text.set_text(encodable(text.get_text()))
-    # Text as text and a salt of our own: small, searchable, and the same in every process.
+    # Text stays text, and the salt is fixed: files are small, searchable, and equal in every process.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
         drawing.savefig(file, format=suffix, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
     return file.getvalue()

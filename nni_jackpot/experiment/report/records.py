@@ -1,4 +1,4 @@
-"""What CSV files hold: every number of a table or a figure, with the settings and commands behind it."""
+"""CSV files: every number of a table or a figure, with its settings and commands."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import json
 import statistics
 from collections.abc import Collection, Iterable, Sequence
 
-from nni_jackpot.experiment.config import settings_of_recipe
 from nni_jackpot.experiment.report import paper
 from nni_jackpot.experiment.report.figures import Figure
 from nni_jackpot.experiment.report.measures import RECIPE, Measure
@@ -16,12 +15,12 @@ from nni_jackpot.experiment.report.wording import name_of
 
 
 def of_measures(measures: Iterable[Measure]) -> str:
-    """Return a CSV file of a line for each measure; accuracies, overlaps and sparsities are in percent."""
+    """Return a CSV file with a line per measure; accuracies, overlaps and sparsities are in percent."""
     return _csv([_measure(one) for one in measures])
 
 
 def of_figure(figure: Figure) -> str:
-    """Return a CSV file of a line for each point of a figure."""
+    """Return a CSV file with a line per point of a figure."""
     return _csv(
         [
             {"panel": panel.title, "line": line.label, figure.x: _rounded(x), **_statistics(figure.y, values)}
@@ -49,17 +48,14 @@ def _measure(one: Measure) -> dict[str, object]:
         "paper, standard deviation": published.deviation if published else None,
         "seeds": " ".join(map(str, one.runs)),
         "commands": "; ".join(run.command for run in one.runs.values()),
-        "settings": json.dumps(_in_full(one), sort_keys=True),
+        "settings": json.dumps(_effective(one), sort_keys=True),
     }
 
 
-def _in_full(one: Measure) -> dict[str, object]:
-    """Return the settings, with what the recipe says of those that were left alone."""
-    if RECIPE not in one.settings:
-        return one.settings
-    own = settings_of_recipe(one.settings[RECIPE], one.method)
-    said = {f"search.{name}": value for name, value in own.items()}
-    return {name: said.get(name) if value is None else value for name, value in one.settings.items()}
+def _effective(one: Measure) -> dict[str, object]:
+    """Return the settings, with the recipe's values."""
+    values = next(iter(one.runs.values())).effective
+    return {name: values.get(name, value) for name, value in one.settings.items()}
 
 
 def _statistics(name: str, values: Collection[float]) -> dict[str, object]:

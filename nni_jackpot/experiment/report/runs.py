@@ -1,4 +1,4 @@
-"""Finished runs, found below the folders that a person names and read from what they left behind."""
+"""Finished runs, found in and below given folders."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from nni_jackpot.errors import RunFolderError
-from nni_jackpot.experiment.config import RunConfig, load_config
-from nni_jackpot.experiment.folder.result import Row, load_result, settings_of
+from nni_jackpot.experiment.config import RunConfig, SearchConfig, load_config, settings_of, to_dict
+from nni_jackpot.experiment.folder.result import Row, load_result
+from nni_jackpot.masking.methods.method import METHODS
 
 
 @dataclass(frozen=True)
@@ -23,17 +24,20 @@ class Run:
     Attributes
     ----------
     number
-        Its place in the report's list of runs, from 1.
+        Number in the report's list of runs, from 1.
     folder
-        Where its files are.
+        Folder of the run.
     seed
-        Of all that was random in it.
+        Seed of all random numbers.
     settings
-        All else that its results depend on, by dotted name: ``{"search.epochs": 20, ...}``.
+        All other settings that its results depend on, by dotted name: ``{"search.epochs": 20, ...}``; None
+        for a setting of the method that has the recipe's value.
+    effective
+        The same, with the recipe's values.
     rows
-        Its results by their kind.
+        Results by kind.
     overlap
-        Of the jackpot with the initial mask, in [0, 1].
+        Overlap of the jackpot with the initial mask, in [0, 1].
     curve
         Accuracy, in [0, 1], after each epoch of the search.
     """
@@ -42,13 +46,14 @@ class Run:
     folder: Path
     seed: int
     settings: dict[str, Any]
+    effective: dict[str, Any]
     rows: dict[str, Row]
     overlap: float
     curve: dict[int, float]
 
     @property
     def command(self) -> str:
-        """The command that makes the run again."""
+        """The command that repeats the run."""
         return shlex.join(["nni-jackpot", "search", str(self.folder / "config.yml")])
 
     @property
@@ -64,16 +69,16 @@ class Run:
 
 @dataclass(frozen=True)
 class Found:
-    """What lies below some folders: finished runs, and what was passed over and why."""
+    """Finished runs below some folders, and skipped folders with the reason."""
 
     runs: list[Run]
     skipped: dict[Path, str]
 
 
 def find_runs(paths: Sequence[Path]) -> Found:
-    """Read all finished runs in and below some folders, be it a run's, a sweep's or an NNI experiment's.
+    """Read all finished runs in and below folders of runs, sweeps or NNI experiments.
 
-    Of runs with the same config and seed the one whose results are newer is taken.
+    Of runs with the same config and seed, the one with the newest results counts.
 
     Raises
     ------
@@ -82,11 +87,11 @@ def find_runs(paths: Sequence[Path]) -> Found:
     ExperimentConfigError
         If a run's ``config.yml`` is.
     """
-    found: dict[Path, Run] = {}  # a folder that was named twice is read once
+    found: dict[Path, Run] = {}  # a folder that is named twice is read once
     skipped: dict[Path, str] = {}
     for path in paths:
         if not path.is_dir():
-            raise RunFolderError(f"{path} is no folder; allowed: one of runs or of an NNI experiment")
+            raise RunFolderError(f"{path} is not a folder; allowed: a folder of runs or of an NNI experiment")
         finished, unfinished = _folders(path)
         if not finished:
             raise RunFolderError(f"{path} holds no finished run, which has config.yml and results.json")
@@ -98,7 +103,7 @@ def find_runs(paths: Sequence[Path]) -> Found:
 
 
 def _folders(path: Path) -> tuple[list[Path], dict[Path, str]]:
-    """Return the folders of finished runs, and those of others with the reason why they are none."""
+    """Return the folders of finished runs, and other folders with the reason why they are skipped."""
     finished, unfinished, trials = [], {}, []
     for name, folders, files in os.walk(path):
         folders.sort()
@@ -118,7 +123,7 @@ def _folders(path: Path) -> tuple[list[Path], dict[Path, str]]:
 
 
 def _newest(runs: list[Run]) -> tuple[list[Run], dict[Path, str]]:
-    """Return the runs without those that were made again, and which these are."""
+    """Return the newest runs, and the folders of runs that were repeated later."""
     newest: dict[str, Run] = {}
     replaced = {}
     for run in runs:
@@ -127,7 +132,7 @@ def _newest(runs: list[Run]) -> tuple[list[Run], dict[Path, str]]:
         old, new = sorted([other or run, run], key=_time)
         newest[key] = new
         if other is not None:
-            replaced[old.folder] = f"made again, with the same config and seed, in {new.folder}"
+            replaced[old.folder] = f"repeated, with the same config and seed, in {new.folder}"
     return list(newest.values()), replaced
 
 
@@ -136,7 +141,7 @@ def _time(run: Run) -> int:
 
 
 def _read_run(folder: Path) -> Run:
-    config = load_config(folder / "config.yml")
+    config = load_config(folder / "config.yml", is_stored=True)
     result = load_result(folder)
     path = folder / "metrics.csv"
     try:
@@ -145,21 +150,33 @@ def _read_run(folder: Path) -> Run:
         reason = f"{type(error).__name__}: {error}"
         raise RunFolderError(f"{path} is not that of a run ({reason}): run it again") from error
     rows = {row.kind: row for row in result.rows}
-    return Run(0, folder, config.seed, _settings(config), rows, result.overlap, curve)
+    effective = _settings(config)
+    settings = effective | _left_to_recipe(config)
+    return Run(0, folder, config.seed, settings, effective, rows, result.overlap, curve)
 
 
 def _curve(path: Path) -> Iterator[tuple[int, float]]:
-    if path.exists():  # which it need not for the tables
+    if path.exists():  # the tables do not need it
         with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 yield int(row["epoch"]), float(row["accuracy"])
 
 
-def _settings(config: RunConfig) -> dict[str, Any]:
-    """Return what the results depend on but for the seed, by dotted name.
+def _left_to_recipe(config: RunConfig) -> dict[str, None]:
+    """Return None for each setting of the search that has the recipe's value, by dotted name."""
+    search = config.search
+    if search.method not in METHODS or search.recipe not in METHODS.find(search.method).recipes():
+        return {}
+    usual = to_dict(SearchConfig(epochs=0, method=search.method, recipe=search.recipe))
+    names = [*to_dict(search.settings), "reestimate_norm"]
+    return {f"search.{name}": None for name in names if to_dict(search)[name] == usual[name]}
 
-    Of random weights it does not matter how they would have been trained; ``weights`` tells them, and how
-    they were drawn.
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """Return all settings that results depend on, without the seed, by dotted name.
+
+    ``weights`` says whether the weights are pre-trained, or random and of which distribution. Random weights
+    do not depend on pre-training.
     """
     settings = settings_of(config)
     del settings["seed"]

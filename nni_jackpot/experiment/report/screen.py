@@ -1,4 +1,4 @@
-"""Results of a search as a person reads them: one screen a command."""
+"""The results of a search on one screen."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from nni_jackpot.experiment.report.wording import name_of, spread
 
 
 def summary(results: Sequence[Result], init: str) -> str:
-    """Return the table of one run, or of several that differ in their seed: mean ± standard deviation.
+    """Return the table of one run, or of several seeds: mean ± standard deviation.
 
     Accuracies are percentages of the test images; the deviation is that of a sample (n - 1).
 
     Parameters
     ----------
     results
-        Of the runs.
+        Results of the runs.
     init
-        Criterion whose mask they started from.
+        Criterion of the initial masks.
     """
     table = PrettyTable(["", "test accuracy %", "sparsity %", "epochs"])
     table.set_style(TableStyle.SINGLE_BORDER)

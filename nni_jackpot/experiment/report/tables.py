@@ -1,4 +1,4 @@
-"""The paper's tables, of our own runs: as they are shown, with the measures behind them."""
+"""The paper's tables, for our own runs, with the measures behind them."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ _NONE = "-"
 
 @dataclass(frozen=True)
 class Table:
-    """A table as it is shown, and what was measured for it.
+    """A table, and the measures behind it.
 
     Attributes
     ----------
     name
-        For its files.
+        Name of the table's files.
     title
-        What it shows, and which of the paper's tables that is.
+        What the table shows, with the number of the paper's table.
     columns, rows
         Header and cells.
     note
-        How to read it.
+        How to read the table.
     measures
-        All that the cells are of.
+        The measures behind the cells.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Table:
 
 
 def tables(measures: Sequence[Measure]) -> list[Table]:
-    """Return the tables for which there are runs, of one network on one dataset."""
+    """Return the tables for which runs exist, of one network on one data set."""
     made = [by_method(measures), by_epochs(measures), by_recipe(measures)]
     return [table for table in made if table is not None]
 
@@ -50,7 +50,7 @@ def by_method(measures: Sequence[Measure]) -> Table:
     sparsities = sorted({one.sparsity for one in measures if one.kind != "dense"})
     rows: dict[str, dict[float, Measure]] = defaultdict(dict)
     for one in measures:
-        # As in the paper, the network that is not pruned stands in the first column.
+        # As in the paper, the first column has the dense network.
         at = sparsities[0] if one.kind == "dense" else one.sparsity
         rows[one.without(SPARSITY)][at] = one
     names = labels([next(iter(row.values())) for row in rows.values()], SPARSITY, EPOCHS, TUNING)
@@ -129,7 +129,7 @@ def by_recipe(measures: Sequence[Measure]) -> Table | None:
     for one in measures:
         if one.kind == "jackpot":
             searches[one.without(RECIPE)][one.settings[RECIPE]] = one
-    pairs = [(by["paper"], by["jackpot"]) for by in searches.values() if by.keys() >= {"paper", "jackpot"}]
+    pairs = [(by["paper"], by["default"]) for by in searches.values() if by.keys() >= {"paper", "default"}]
     if not pairs:
         return None
     lines = []
@@ -138,14 +138,14 @@ def by_recipe(measures: Sequence[Measure]) -> Table | None:
         both = [theirs.accuracies, ours.accuracies]
         gains = [both[1][seed] - both[0][seed] for seed in ours.runs if seed in theirs.runs]
         cells = [*(spread(values.values()) for values in both), spread(gains) if gains else _NONE]
-        origin = _origin({"paper": theirs, "jackpot": ours})
+        origin = _origin({"paper": theirs, "default": ours})
         lines.append([name, percent(ours.sparsity), str(ours.epochs), *cells, *origin])
     return Table(
         "recipes",
         "Recipes of the search side by side",
-        ["", "sparsity", "epochs", "recipe paper %", "recipe jackpot %", "gain", "seeds", "runs"],
+        ["", "sparsity", "epochs", "recipe paper %", "recipe default %", "gain", "seeds", "runs"],
         lines,
-        "Accuracy of jackpots found by the recipe of the paper and by the recipe jackpot, all else equal. The"
+        "Accuracy of jackpots found by the recipe of the paper and by the default recipe, all else equal. The"
         " gain is taken seed by seed.",
         [one for pair in pairs for one in pair],
     )
@@ -158,7 +158,7 @@ def _epochs(one: Measure) -> str:
 
 
 def _origin(row: Mapping[str, Measure]) -> list[str]:
-    """Return how many seeds the cells of a row are of, by their columns if it differs, and the runs."""
+    """Return the number of seeds of a row's cells, by column if it differs, and the runs."""
     counts = {column: len(one.runs) for column, one in row.items()}
     same = len(set(counts.values())) == 1
     seeds = [str(n) if same else f"{n} at {column}" for column, n in counts.items()]

@@ -1,11 +1,11 @@
-"""How numbers, and the kinds of a run's rows, are put into words."""
+"""Names of rows, and numbers as text."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Collection
 
-# In the order of tables; {} is the criterion that the search starts from.
+# In the order of tables; {} is the criterion of the initial mask.
 NAMES = {
     "dense": "dense",
     "initial": "{} mask alone",
@@ -17,8 +17,8 @@ NAMES = {
 
 
 def name_of(kind: str, init: str) -> str:
-    """Return the name of a kind of row, of a search that starts from the mask of a criterion."""
-    return NAMES[kind].format(init)
+    """Return the name of a kind of row; comparators of other packages have the name of the kind."""
+    return NAMES.get(kind, kind).format(init)
 
 
 def spread(values: Collection[float]) -> str:
@@ -28,5 +28,5 @@ def spread(values: Collection[float]) -> str:
 
 
 def percent(share: float) -> str:
-    """Return a fraction in percent, with as many digits as it has."""
+    """Return a fraction in percent, with all its digits."""
     return f"{100 * share:.10g} %"

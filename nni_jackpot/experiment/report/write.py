@@ -19,8 +19,8 @@ from nni_jackpot.experiment.report.tables import tables
 from nni_jackpot.runtime.files import check_folder, replace_files
 from nni_jackpot.runtime.terminal import encodable
 
-_LONGEST = 100  # of the part of a file's name that says what a section is about
-_SCREEN = 12  # lines about runs that were passed over
+_LONGEST = 100  # characters of a section's name in file names
+_SCREEN = 12  # lines about skipped runs
 
 
 def write_report(paths: Sequence[Path], folder: Path) -> str:
@@ -29,24 +29,24 @@ def write_report(paths: Sequence[Path], folder: Path) -> str:
     Parameters
     ----------
     paths
-        Folders of runs, of sweeps or of NNI experiments; all runs in and below them are read.
+        Folders of runs, sweeps or NNI experiments; all runs in and below them are read.
     folder
-        Gets ``index.html``, ``report.md``, a CSV file for each table and figure and, with matplotlib, each
+        Folder of ``index.html``, ``report.md``, a CSV file per table and figure and, with matplotlib, each
         figure as PNG and SVG. The same runs make the same files, byte by byte.
 
     Returns
     -------
     str
-        What was read, passed over and written: one screen.
+        One screen: what was read, skipped and written.
 
     Raises
     ------
     RunFolderError
-        If there is no finished run in or below one of the paths, or one of its files is damaged.
+        If a path has no finished run in or below it, or a file of a run is damaged.
     ExperimentConfigError, CheckpointError
-        If a run's ``config.yml``, or a file of masks, is.
+        If a run's ``config.yml``, or a file of masks, is damaged.
     OutputFolderError
-        If a file cannot be written; the files of an earlier report are then as they were.
+        If a file cannot be written; the files of an earlier report are then unchanged.
     """
     check_folder(folder)
     found = find_runs(paths)
@@ -60,7 +60,7 @@ def write_report(paths: Sequence[Path], folder: Path) -> str:
 
 
 def _by_network(found: Found) -> dict[str, list[Measure]]:
-    """Return what was measured, by the network and the dataset."""
+    """Return the measures by network and data set."""
     sections: dict[str, list[Measure]] = defaultdict(list)
     for one in measure(found.runs):
         sections[f"{one.network} on {one.data}"].append(one)
@@ -68,7 +68,7 @@ def _by_network(found: Found) -> dict[str, list[Measure]]:
 
 
 def slugs(titles: Sequence[str]) -> dict[str, str]:
-    """Return beginnings of names of files, one for each title; those that would be the same have a digest."""
+    """Return the beginnings of file names, one per title; equal or long ones get a digest."""
     plain = {title: re.sub(r"[^a-z0-9]+", "-", title.lower()) for title in titles}
     known = list(plain.values())
     return {
@@ -86,8 +86,10 @@ def _section(title: str, slug: str, measures: Sequence[Measure]) -> Section:
 
 def _read(found: Found) -> list[str]:
     lines = [f"  {path}: {why}" for path, why in found.skipped.items()]
-    more = [f"  and {len(lines) - _SCREEN} more, see report.md"] if len(lines) > _SCREEN else []
-    return [f"read {len(found.runs)} runs, passed over {len(lines)}", *lines[:_SCREEN], *more]
+    head = f"read {len(found.runs)} runs, passed over {len(lines)}"
+    if len(lines) > _SCREEN:
+        lines = [*lines[:_SCREEN], f"  and {len(lines) - _SCREEN} more, see report.md"]
+    return [head, *lines]
 
 
 def _written(report: Report, folder: Path) -> list[str]:
@@ -99,7 +101,7 @@ def _written(report: Report, folder: Path) -> list[str]:
 
 
 def _files(report: Report) -> dict[str, bytes]:
-    """Return the content of all files by their name."""
+    """Return the content of all files by name."""
     texts = {"index.html": page(report), "report.md": markdown(report)}
     images: dict[str, bytes] = {}
     for section in report.sections:

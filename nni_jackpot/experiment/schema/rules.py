@@ -1,6 +1,7 @@
-"""Plain data is read strictly into frozen dataclasses, which are the schema.
+"""Read plain data strictly into frozen dataclasses, which are the schema.
 
-A field's type, rule and doc are all that reading, overriding and error messages go by.
+The type, rule and help text of a field (`nni_jackpot.runtime.settings`) are the only source for reading,
+error messages and the reference page.
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import sys
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -17,84 +19,161 @@ from typing import Any, get_args, get_origin, get_type_hints
 import numpy as np
 
 from nni_jackpot.errors import ExperimentConfigError
+from nni_jackpot.runtime.registry import Registry
+from nni_jackpot.runtime.settings import ANY, Rule, SettingError, allowed, fits, shown, without_none
 
 
-@dataclass(frozen=True)
-class Rule:
-    """What a value of the right type must fulfil, in words and as a test."""
-
-    allowed: str
-    holds: Callable[[Any], bool]
-
-
-def between(low: float, high: float) -> Rule:
-    """Return the rule for numbers from ``low`` to ``high``."""
-    return Rule(f">= {low:,} and <= {high:,}", lambda value: low <= value <= high)
-
-
-def one_of(*choices: str) -> Rule:
-    """Return the rule for a choice."""
-    return Rule("out of " + ", ".join(choices), lambda value: value in choices)
-
-
-ANY = Rule("", lambda value: True)
-
-
-def option(doc: str, rule: Rule = ANY, default: Any = MISSING) -> Any:
-    """Return a field of a schema, which has to be given where there is no default."""
-    return field(default=default, metadata={"doc": doc, "rule": rule})
-
-
-class Invalid(ExperimentConfigError):
-    """A finding about one key, before the file is known."""
+class Invalid(ExperimentConfigError, SettingError):
+    """An error in one key, raised before the name of the file is known."""
 
     def __init__(self, key: str, text: str) -> None:
-        super().__init__(f"{key or 'the top level'}: {text}")
+        ExperimentConfigError.__init__(self, f"{key or 'the top level'}: {text}")
         self.key = key
         self.text = text
 
 
-def read_section(cls: Any, raw: object, key: str) -> Any:
-    """Read a mapping as the dataclass ``cls``."""
-    if not isinstance(raw, dict):
-        raise Invalid(key, f"found {shown(raw)}, allowed: {_allowed(cls, ANY)}")
-    kinds = get_type_hints(cls)
-    for name in raw:
-        if name not in kinds:
-            raise Invalid(_join(key, name), _unknown(name, kinds))
-    values = {}
-    for entry in dataclasses.fields(cls):
-        name, kind, rule = entry.name, kinds[entry.name], entry.metadata.get("rule", ANY)
-        if name in raw:
-            values[name] = _read_value(kind, rule, raw[name], _join(key, name))
-        elif entry.default is MISSING:
-            wanted = f"{_allowed(kind, rule)} ({entry.metadata.get('doc', kind.__doc__)})"
-            raise Invalid(_join(key, name), f"is missing, allowed: {wanted}")
+def _can_be_a_path(value: str) -> bool:
     try:
-        return cls(**values)
-    except Invalid as error:
+        return len(value) > 0 and b"\0" not in os.fsencode(value)
+    except UnicodeError:
+        return False
+
+
+PATH = Rule("that is not empty, and can be a path", _can_be_a_path)
+"""The rule for paths, in which the reader replaces ``~`` by the home folder."""
+
+
+def inlined(base: Callable[[Mapping[str, Any]], Any]) -> Any:
+    """Return a field that is a settings dataclass whose keys stand in the section itself.
+
+    Parameters
+    ----------
+    base
+        Returns the dataclass with the values of omitted keys, from the other values of the section.
+    """
+    return field(default=None, metadata={"base": base})
+
+
+def by_name(doc: str, registry: Registry[Any]) -> Any:
+    """Return a field that maps names of a registry of settings dataclasses to their sections."""
+    return field(default_factory=dict, metadata={"doc": doc, "registry": registry})
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Read mappings as dataclasses.
+
+    Attributes
+    ----------
+    loose
+        Keys, by dotted name, that accept an integral float for an integer: NNI's tuners return such numbers.
+    is_stored
+        Whether the settings belong to a finished run, whose plugins need not be imported: names that are not
+        registered, and their settings, are then accepted.
+    """
+
+    loose: Collection[str] = ()
+    is_stored: bool = False
+
+    def section(self, cls: Any, raw: object, key: str = "") -> Any:
+        """Read a mapping as the dataclass ``cls``; raises `Invalid`."""
+        if not isinstance(raw, dict):
+            raise Invalid(key, f"found {shown(raw)}, allowed: {allowed_text(cls, ANY)}")
+        kinds = get_type_hints(cls)
+        entries = {entry.name: entry for entry in dataclasses.fields(cls)}
+        values = {
+            name: self._value(kinds[name], entries[name].metadata, raw[name], _join(key, name))
+            for name in raw
+            if name in entries and "base" not in entries[name].metadata
+        }
+        rest = {name: value for name, value in raw.items() if name not in values}
+        with _within(key):
+            bases = {
+                n: entry.metadata["base"](values) for n, entry in entries.items() if "base" in entry.metadata
+            }
+        names = [own for name in entries for own in (_names(bases[name]) if name in bases else [name])]
+        is_known = not any(base is None for base in bases.values())
+        if unknown := [name for name in rest if is_known and name not in names]:
+            if not (self.is_stored and bases):
+                raise Invalid(_join(key, unknown[0]), _unknown(unknown[0], names))
+            bases = dict.fromkeys(bases)  # of another version of a plugin
+        for name, base in bases.items():
+            values[name] = self._inner(base, rest, key)
+        for name, entry in entries.items():
+            if name not in values and entry.default is MISSING and entry.default_factory is MISSING:
+                doc = entry.metadata.get("doc", kinds[name].__doc__)
+                wanted = f"{allowed_text(kinds[name], entry.metadata.get('rule', ANY))} ({doc})"
+                raise Invalid(_join(key, name), f"is missing, allowed: {wanted}")
+        with _within(key):
+            return cls(**values)
+
+    def _inner(self, base: Any, raw: Mapping[str, Any], key: str) -> Any:
+        """Return the settings of an inlined field; null stands for the value of ``base``."""
+        if base is None:  # not registered
+            return dict(raw)
+        kinds = get_type_hints(type(base))
+        values = {}
+        for entry in dataclasses.fields(base):
+            if (name := entry.name) not in raw:
+                continue
+            found = self._value(kinds[name] | None, entry.metadata, raw[name], _join(key, name))
+            if found is not None or NoneType in get_args(kinds[name]):
+                values[name] = found
+        with _within(key):
+            return dataclasses.replace(base, **values)
+
+    def _value(self, kind: Any, metadata: Mapping[str, Any], raw: Any, key: str) -> Any:
+        rule = metadata.get("rule", ANY)
+        if raw is None and NoneType in get_args(kind):
+            return None
+        base = without_none(kind)
+        if "registry" in metadata:
+            return self._sections(metadata["registry"], raw, key)
+        if dataclasses.is_dataclass(base):
+            return self.section(base, raw, key)
+        if get_origin(base) is tuple and isinstance(raw, list) and rule.holds(raw):
+            if get_args(base)[0] is str:
+                return tuple(raw)
+            return tuple(_entry(entry, _join(key, i)) for i, entry in enumerate(raw))
+        if base is int and key in self.loose and isinstance(raw, float) and raw.is_integer():
+            raw = int(raw)
+        is_named = self.is_stored and rule.is_open and isinstance(raw, str)
+        if not is_named and not fits(kind, rule, raw):
+            raise Invalid(key, f"found {shown(raw)}, allowed: {allowed_text(kind, rule)}")
+        return _expanded(key, raw) if rule is PATH else base(raw)
+
+    def _sections(self, registry: Registry[Any], raw: object, key: str) -> dict[str, Any]:
+        if not isinstance(raw, dict):
+            wanted = f"a mapping with keys out of {', '.join(registry)}"
+            raise Invalid(key, f"found {shown(raw)}, allowed: {wanted}")
+        sections = {}
+        for name, own in raw.items():
+            try:
+                if name not in registry:
+                    raise Invalid(_join(key, name), _unknown(name, registry))
+                sections[name] = self.section(registry.find(name), own, _join(key, name))
+            except Invalid:
+                if not self.is_stored or not isinstance(own, dict):
+                    raise
+                sections[name] = own  # of a plugin that is not imported, or of another version
+        return sections
+
+
+@contextmanager
+def _within(key: str) -> Iterator[None]:
+    """Put the name of a section before the keys that errors name."""
+    try:
+        yield
+    except SettingError as error:
         raise Invalid(_join(key, error.key), error.text) from None
 
 
-def _read_value(kind: Any, rule: Rule, raw: Any, key: str) -> Any:
-    if raw is None and NoneType in get_args(kind):
-        return None
-    base = _without_none(kind)
-    if dataclasses.is_dataclass(base):
-        return read_section(base, raw, key)
-    if get_origin(base) is tuple and isinstance(raw, list) and rule.holds(raw):
-        return tuple(_read_entry(entry, _join(key, i)) for i, entry in enumerate(raw))
-    fits = type(raw) is base  # not isinstance: true and false are no integers here
-    if base is float:
-        # The comparison is false for nan, and safe for integers beyond all floats.
-        fits = type(raw) in (int, float) and abs(raw) <= sys.float_info.max
-    if not fits or not rule.holds(raw):
-        raise Invalid(key, f"found {shown(raw)}, allowed: {_allowed(kind, rule)}")
-    return base(raw)
+def _names(settings: Any) -> list[str]:
+    return [] if settings is None else [entry.name for entry in dataclasses.fields(settings)]
 
 
-def _read_entry(raw: object, key: str) -> dict[str, Any]:
-    """Copy an entry of NNI's config list, whose keys are NNI's to judge."""
+def _entry(raw: object, key: str) -> dict[str, Any]:
+    """Copy an entry of NNI's config list, whose keys NNI validates."""
     try:
         # Equal only if all keys are strings; fails for dates, nan, and aliases to themselves.
         entry = json.loads(json.dumps(raw, allow_nan=False))
@@ -106,31 +185,31 @@ def _read_entry(raw: object, key: str) -> dict[str, Any]:
     return entry
 
 
-def overridden(node: Any, kind: Any, parts: list[str], value: object, name: str) -> Any:
-    """Return ``node`` with the value at ``parts`` replaced, in a copy, for YAML aliases share nodes."""
+def _expanded(key: str, path: str) -> str:
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise Invalid(key, f"found {path!r}, which is nobody's home folder; a file of that name is ./{path}")
+    return expanded
+
+
+def overridden(node: Any, parts: list[str], value: object, name: str) -> Any:
+    """Return a copy of ``node`` with the value at ``parts`` replaced; YAML aliases share nodes."""
     if not parts:
-        value = value.item() if isinstance(value, np.generic) else value
-        return int(value) if kind is int and isinstance(value, float) and value.is_integer() else value
+        return value.item() if isinstance(value, np.generic) else value
     part, *rest = parts
-    child: Any = None  # inside NNI's entries there is no schema
-    if dataclasses.is_dataclass(kind):
-        kinds = get_type_hints(kind)
-        if part not in kinds:
-            raise Invalid(name, f"this override is about an {_unknown(part, kinds)}")
-        child = kinds[part]
     if isinstance(node, list):
         if part not in map(str, range(len(node))):
             wanted = f"allowed: 0 to {len(node) - 1}"
             raise Invalid(name, f"this override is about entry {part!r} of {len(node)}, {wanted}")
         at = int(part)
-        return [*node[:at], overridden(node[at], child, rest, value, name), *node[at + 1 :]]
+        return [*node[:at], overridden(node[at], rest, value, name), *node[at + 1 :]]
     if not isinstance(node, dict):
         raise Invalid(name, f"this override looks for {part!r} in {shown(node)}, which has no keys")
-    return {**node, part: overridden(node.get(part, {}), child, rest, value, name)}
+    return {**node, part: overridden(node.get(part, {}), rest, value, name)}
 
 
 def related(a: str, b: str) -> bool:
-    """Tell whether one dotted name is the other or a parent of it."""
+    """Return True if one dotted name is the other or a parent of it."""
     return f"{a}.".startswith(f"{b}.") or f"{b}.".startswith(f"{a}.")
 
 
@@ -138,25 +217,13 @@ def _join(key: str, name: object) -> str:
     return f"{key}.{name}" if key else str(name)
 
 
-def _without_none(kind: Any) -> Any:
-    return next((arg for arg in get_args(kind) if NoneType in get_args(kind) and arg is not NoneType), kind)
-
-
-def shown(raw: object) -> str:
-    """Return a value as messages show it, with its type."""
-    try:
-        text = repr(raw)
-    except ValueError:  # an integer of more digits than Python writes
-        text = "what is too large to be shown"
-    return f"{text if len(text) <= 100 else text[:97] + '...'} ({type(raw).__name__})"
-
-
-def _allowed(kind: Any, rule: Rule) -> str:
-    base = _without_none(kind)
+def allowed_text(kind: Any, rule: Rule) -> str:
+    """Return in words what a type and a rule allow; a section by its keys."""
+    base = without_none(kind)
     if dataclasses.is_dataclass(base):
-        return f"a mapping with keys out of {', '.join(get_type_hints(base))}"
-    names = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
-    return ("null or " if base is not kind else "") + f"{names.get(base, 'a list')} {rule.allowed}".strip()
+        own = ", ".join(entry.name for entry in dataclasses.fields(base) if "base" not in entry.metadata)
+        return f"a mapping with keys out of {own}"
+    return allowed(kind, rule)
 
 
 def _unknown(name: object, names: Iterable[str]) -> str:
@@ -164,6 +231,6 @@ def _unknown(name: object, names: Iterable[str]) -> str:
 
 
 def close_match(name: str, names: Iterable[str]) -> str:
-    """Return the end of a message about an unknown name: the close one that may have been meant, if any."""
-    close = difflib.get_close_matches(name, names, n=1)
+    """Return the end of a message about an unknown name: the closest known name, if one is close."""
+    close = difflib.get_close_matches(name, list(names), n=1)
     return f"; did you mean {close[0]}?" if close else ""

@@ -1,7 +1,7 @@
-"""YAML as people mean it: ``1e-3`` is a number, a key that is given twice a mistake, and all has its bounds.
+"""Strict YAML: ``1e-3`` is a number, a duplicate key is an error, and size and depth are bounded.
 
-A few hundred bytes of aliases can stand for gigabytes, brackets can be nested deeper than Python calls, and a
-device has no end: what is beyond the bounds is refused, in a time and memory that the bounds allow.
+A few hundred bytes of aliases can expand to gigabytes, brackets can be nested deeper than Python's stack, and
+a device has no end. Content beyond the bounds is refused, in bounded time and memory.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 _MOST_BYTES = 1 << 20
-_MOST_NODES = 20_000  # keys and values, those that aliases stand for included
+_MOST_NODES = 20_000  # keys and values, with aliases expanded
 _DEEPEST = 50
 _LONGEST_NUMBER = 1000  # characters
 
@@ -27,12 +27,12 @@ def read(path: str | os.PathLike[str]) -> bytes:
     Raises
     ------
     OSError
-        If it cannot be read, or is no file.
+        If it cannot be read, or is not a regular file.
     ValueError
         If it is too large.
     """
     mode = os.stat(path).st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # to open a folder is an error that says so
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a folder raises its own error
         raise OSError(errno.EINVAL, "it is a pipe or a device, allowed: a file")
     with Path(path).open("rb") as file:
         content = file.read(_MOST_BYTES + 1)
@@ -49,7 +49,7 @@ def parse(text: str | bytes, *, like_nni: bool = False) -> object:
     text
         The YAML.
     like_nni
-        Whether ``1e-3`` is a string, as PyYAML has it, by which NNI reads its experiments.
+        Whether ``1e-3`` is a string, as in PyYAML, with which NNI reads its experiments.
     """
     try:
         return yaml.load(text, Loader=_Bounded if like_nni else _Loader)
@@ -58,7 +58,7 @@ def parse(text: str | bytes, *, like_nni: bool = False) -> object:
         mark = error.problem_mark or error.context_mark
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ValueError(f"{' '.join(said.split())}{place}") from error
-    except Exception as error:  # whatever PyYAML stumbles over in a value that is not of its tag
+    except Exception as error:  # an error of PyYAML about a value that does not fit its tag
         said = " ".join(str(error).split())
         if not isinstance(error, ValueError | yaml.YAMLError):
             said = f"a value is not of the kind that its tag says ({type(error).__name__}: {said})"
@@ -66,12 +66,12 @@ def parse(text: str | bytes, *, like_nni: bool = False) -> object:
 
 
 def dump(content: object) -> str:
-    """Return the text that `parse` reads the same content from."""
+    """Return YAML text from which `parse` reads equal content."""
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 class _Bounded(yaml.SafeLoader):
-    """YAML that costs what it is long, without a key given twice, of which PyYAML would take the last."""
+    """A loader with bounds that refuses duplicate keys, of which PyYAML would use the last."""
 
     def __init__(self, stream: str | bytes) -> None:
         super().__init__(stream)
@@ -80,7 +80,7 @@ class _Bounded(yaml.SafeLoader):
         self._sizes: dict[yaml.Node, int] = {}
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """Compose a node, and count what is in it, aliases in full."""
+        """Compose a node, and count its content with aliases expanded."""
         self._depth += 1
         self._composed += 1
         start = self.peek_event().start_mark
@@ -94,7 +94,7 @@ class _Bounded(yaml.SafeLoader):
         return node
 
     def compose_mapping_node(self, anchor: Any) -> Any:
-        """Compose the mapping, and look at its keys before merge keys (``<<``) add others."""
+        """Compose a mapping, and check its keys before merge keys (``<<``) add others."""
         node = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
@@ -104,7 +104,7 @@ class _Bounded(yaml.SafeLoader):
         return node
 
     def construct_number(self, node: Any) -> int | float:
-        """Make a number, the digits of which are counted first."""
+        """Construct a number after a check of its length."""
         too_long = len(self.construct_scalar(node)) > _LONGEST_NUMBER
         _refuse(too_long, f"a number of more than {_LONGEST_NUMBER:,} characters", node.start_mark)
         is_int = node.tag.endswith(":int")

@@ -81,7 +81,7 @@ def test_a_program_is_not_run(tmp_path: Path) -> None:
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "image.png")
-    assert "it is no file" in said_of(tmp_path / "image.png")
+    assert "it is not a file" in said_of(tmp_path / "image.png")
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,7 @@ def test_the_same_command_takes_the_results_of_a_finished_run(
     assert command("search", root / "run.yml") == 0
     assert "jackpot" in capsys.readouterr().out
     (said,) = caplog.messages
-    assert said == f"{root}/out holds this run, finished: its results are taken. --overwrite makes it anew"
+    assert said == f"{root}/out holds this run, finished: its results are used. --overwrite repeats the run"
     assert command("search", root / "run.yml", "device=auto", "data.workers=1") == 0  # of no consequence
     assert files_in(root) == before
 

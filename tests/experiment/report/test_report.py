@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from nni_jackpot.search.recipes import RECIPES
 from report_runs import Write
 
 from nni_jackpot import cli
@@ -25,6 +24,7 @@ from nni_jackpot.experiment.report import summary, write_report
 from nni_jackpot.experiment.report.measures import measure
 from nni_jackpot.experiment.report.runs import find_runs
 from nni_jackpot.experiment.run import search
+from nni_jackpot.masking.methods.edge_popup import EdgePopup
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_the_csv_files_have_every_number(runs: Path) -> None:
     commands = [f"nni-jackpot search 'runs/<b>/{seed}-0.9/config.yml'" for seed in (0, 1)]
     assert line["commands"].split("; ") == commands
     settings = json.loads(line["settings"])
-    assert (settings["search.recipe"], settings["search.lr"]) == ("jackpot", RECIPES["jackpot"].lr)
+    assert (settings["search.recipe"], settings["search.lr"]) == ("default", EdgePopup().lr)
     assert lines["dense", "0.0"]["overlap %"] == ""
     with Path("out/resnet-8-of-width-16-on-digits-fig3.csv").open(newline="") as file:
         points = list(csv.DictReader(file))
@@ -210,8 +210,8 @@ def test_damaged_masks(write_run: Write, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["nowhere"], "nowhere is no folder"),
-        (["runs/wide/config.yml"], "config.yml is no folder"),
+        (["nowhere"], "nowhere is not a folder"),
+        (["runs/wide/config.yml"], "config.yml is not a folder"),
         (["runs", "empty"], "empty holds no finished run"),
     ],
 )

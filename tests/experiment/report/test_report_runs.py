@@ -48,7 +48,7 @@ def test_of_two_equal_runs_the_later_counts(write_run: Write, tmp_path: Path) ->
     os.utime(earlier / "results.json", (1, 1))
     found = find_runs([tmp_path / "runs"])
     assert [run.folder for run in found.runs] == [later, other]
-    assert found.skipped == {earlier: f"made again, with the same config and seed, in {later}"}
+    assert found.skipped == {earlier: f"repeated, with the same config and seed, in {later}"}
 
 
 def test_a_config_without_the_newer_keys(write_run: Write, measures: Measures) -> None:
@@ -102,8 +102,8 @@ def test_names_say_what_differs(write_run: Write, measures: Measures) -> None:
         "magnitude mask alone, norm re-estimated",
         "snip mask alone, norm re-estimated",
         "magnitude mask alone, norm re-estimated, random weights",
-        "jackpot, from magnitude, jackpot recipe",
+        "jackpot, from magnitude, default recipe",
         "jackpot, from magnitude, paper recipe, search.lr=1.0",
-        "jackpot, from snip, jackpot recipe",
-        "jackpot, random weights, from magnitude, jackpot recipe",
+        "jackpot, from snip, default recipe",
+        "jackpot, random weights, from magnitude, default recipe",
     ]

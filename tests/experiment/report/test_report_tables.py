@@ -107,8 +107,8 @@ def test_recipes_side_by_side(write_run: Write, measures: Measures) -> None:
     write_run("j2", 0.2, seed=2)
     write_run("other", 0.2, search__recipe="paper", search__epochs=5)  # has nothing to stand beside
     table = table_of(measures(), "recipes")
-    assert table.columns[3:6] == ["recipe paper %", "recipe jackpot %", "gain"]
-    seeds, runs = "2 at paper, 3 at jackpot", "1-3, 5-6"
+    assert table.columns[3:6] == ["recipe paper %", "recipe default %", "gain"]
+    seeds, runs = "2 at paper, 3 at default", "1-3, 5-6"
     assert table.rows == [
         ["jackpot", "90 %", "20", "85.00 ± 7.07", "68.67 ± 42.25", "8.00 ± 2.83", seeds, runs]
     ]

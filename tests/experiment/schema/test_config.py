@@ -16,7 +16,8 @@ from nni_jackpot.experiment.config import (
     RunConfig,
     load_config,
 )
-from nni_jackpot.experiment.data.datasets import DATASETS
+from nni_jackpot.experiment.data.spec import DATASETS
+from nni_jackpot.masking.methods.edge_popup import EdgePopup
 
 
 @pytest.fixture
@@ -30,10 +31,10 @@ def test_defaults_are_filled_in(path: Path) -> None:
     assert config.data == DataConfig(name="digits", root=None, batch_size=64, eval_batch_size=512, workers=0)
     assert config.model == ModelConfig(name="resnet", depth=8, width=16)
     assert (config.pretrain.checkpoint, config.pretrain.cache) == (None, "runs/pretrained")
-    assert (config.search.init, config.search.lr, config.search.momentum) == ("magnitude", None, None)
-    assert (config.search.kept_score, config.search.pruned_score) == (1.0, 0.95)
-    assert (config.search.adapt_norm, config.search.reestimate_norm) == (True, None)
-    assert config.search.swap_limit is None
+    assert (config.search.init, config.search.settings) == ("magnitude", EdgePopup())
+    assert (config.search.settings.kept_score, config.search.settings.pruned_score) == (1.0, 0.95)
+    assert (config.search.norm, config.search.reestimate_norm) == ("adapt", True)
+    assert config.search.settings.swap_limit is None
     assert config.finetune.weight_decay == 5e-4
 
 
@@ -42,7 +43,7 @@ def test_config_list_is_kept_as_written(path: Path) -> None:
 
 
 def test_integer_is_a_number_and_becomes_one(path: Path) -> None:
-    lr = load_config(path, {"search.lr": 1}).search.lr
+    lr = load_config(path, {"search.lr": 1}).search.settings.lr
     assert lr == 1.0
     assert type(lr) is float
 
@@ -205,11 +206,11 @@ BAD_VALUES: list[tuple[str, Any, str]] = [
     ("search.method", "lottery", "a string out of edge_popup, supermask"),
     ("search.swap_limit", 0, "null or a number > 0 and <= 1"),
     ("search.swap_limit", 1.01, "null or a number > 0 and <= 1"),
-    ("search.recipe", "soup", "a string out of paper, jackpot"),
-    ("search.growth", 1.1, "null or a number >= 0 and <= 1"),
-    ("search.hardening", -0.1, "null or a number >= 0 and <= 1"),
+    ("search.recipe", "soup", "a string out of default, paper"),
+    ("search.ramp_end", 1.1, "null or a number >= 0 and <= 1"),
+    ("search.anneal_end", -0.1, "null or a number >= 0 and <= 1"),
     ("finetune.under", "none", "a string out of initial, jackpot, both"),
-    ("search.adapt_norm", None, "true or false"),
+    ("search.norm", None, "a string out of adapt, freeze"),
     ("search.reestimate_norm", 1, "null or true or false"),
     ("config_list", [], "a list that is not empty"),
     ("config_list", {"sparse_ratio": 0.5}, "a list that is not empty"),
@@ -268,7 +269,7 @@ def test_every_setting_says_what_it_is() -> None:
             if dataclasses.is_dataclass(kind):
                 walk(kind)
             else:
-                assert option.metadata["doc"], option.name
+                assert "base" in option.metadata or option.metadata["doc"], option.name
 
     walk(RunConfig)
 
@@ -302,21 +303,28 @@ def test_timm_is_wanted_only_for_its_networks(path: Path, monkeypatch: pytest.Mo
 
 
 def test_soft_masks_harden(path: Path) -> None:
-    for where in ({"search.recipe": "paper"}, {"search.hardening": 0}):
+    for where in ({"search.recipe": "paper"}, {"search.anneal_end": 0}):
         said = message(path, {"search.temperature": 0.5, **where})
-        assert "search.temperature: found 0.5, allowed with hardening > 0" in said
-    both = {"search.temperature": 0.5, "search.recipe": "paper", "search.hardening": 0.8}
-    assert load_config(path, both).search.temperature == 0.5
-    assert load_config(path, {"search.temperature": 0, "search.recipe": "paper"}).search.hardening is None
+        assert "search.temperature: found 0.5, allowed with anneal_end > 0" in said
+    both = {"search.temperature": 0.5, "search.recipe": "paper", "search.anneal_end": 0.8}
+    assert load_config(path, both).search.settings.temperature == 0.5
+    assert (
+        load_config(path, {"search.temperature": 0, "search.recipe": "paper"}).search.settings.anneal_end == 0
+    )
 
 
 def test_limited_swaps_go_with_masks_that_training_sees_whole(tmp_path: Path) -> None:
     path = write(tmp_path, MINIMAL)
-    soft = {"search.recipe": "paper", "search.temperature": 0.5, "search.hardening": 0.5}
-    for others in ({}, {"search.recipe": "paper", "search.growth": 0.5}, soft):
+    soft = {"search.recipe": "paper", "search.temperature": 0.5, "search.anneal_end": 0.5}
+    for others in ({}, {"search.recipe": "paper", "search.ramp_end": 0.5}, soft):
         said = message(path, {"search.swap_limit": 0.1, **others})
-        assert "search.swap_limit: found 0.1, allowed with recipe paper, no growth and no temperature" in said
-    assert load_config(path, {"search.swap_limit": 0.1, "search.recipe": "paper"}).search.growth is None
+        assert (
+            "search.swap_limit: found 0.1, allowed with ramp_end 0, temperature 0 and reallocate false"
+            in said
+        )
+    assert (
+        load_config(path, {"search.swap_limit": 0.1, "search.recipe": "paper"}).search.settings.ramp_end == 0
+    )
 
 
 def test_random_weights_and_published_ones_exclude_each_other(path: Path) -> None:
@@ -329,9 +337,9 @@ def test_random_weights_and_published_ones_exclude_each_other(path: Path) -> Non
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("growth", 0.5),
+        ("ramp_end", 0.5),
         ("temperature", 0.5),
-        ("hardening", 0.5),
+        ("anneal_end", 0.5),
         ("swap_limit", 0.1),
         ("kept_score", 3.0),
         ("pruned_score", -3.0),
@@ -339,7 +347,7 @@ def test_random_weights_and_published_ones_exclude_each_other(path: Path) -> Non
 )
 def test_a_supermask_has_settings_of_its_own(path: Path, name: str, value: float) -> None:
     chosen = {"search.method": "supermask", "search.recipe": "paper"}
-    assert load_config(path, chosen).search.reestimates_norm
-    assert not load_config(path, {"search.recipe": "paper"}).search.reestimates_norm
+    assert load_config(path, chosen).search.reestimate_norm
+    assert not load_config(path, {"search.recipe": "paper"}).search.reestimate_norm
     said = message(path, {**chosen, f"search.{name}": value})
-    assert f"search.{name}: found {value} (float), allowed with method edge_popup" in said
+    assert f"search.{name}: unknown key '{name}', allowed: epochs, init, method, recipe" in said

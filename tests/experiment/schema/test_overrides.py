@@ -33,7 +33,7 @@ def test_overrides_take_the_place_of_the_files_values(path: Path) -> None:
             "config_list.0.op_types.0": "Linear",
         },
     )
-    assert (config.search.lr, config.seed, config.data.root) == (1.0, 5, "somewhere")
+    assert (config.search.settings.lr, config.seed, config.data.root) == (1.0, 5, "somewhere")
     assert config.config_list[0] == {"op_types": ["Linear"], "sparse_ratio": 0.95, "global_group_id": "all"}
     assert config.config_list[1]["target_settings"]["weight"]["granularity"] == "out_channel"
     assert config.search.epochs == 3
@@ -75,12 +75,12 @@ def test_what_tuners_hand_over_for_integers(path: Path, value: object) -> None:
 @pytest.mark.parametrize(("value", "number"), [(np.float64(0.25), 0.25), (np.int32(2), 2.0)])
 def test_what_tuners_hand_over_for_numbers(path: Path, value: object, number: float) -> None:
     config = load_config(path, {"search.lr": value, "config_list.0.sparse_ratio": value})
-    assert (config.search.lr, type(config.search.lr)) == (number, float)
+    assert (lr := config.search.settings.lr, type(lr)) == (number, float)
     assert type(config.config_list[0]["sparse_ratio"]) in (int, float)
 
 
 def test_tuners_boolean(path: Path) -> None:
-    assert load_config(path, {"search.adapt_norm": np.bool_(False)}).search.adapt_norm is False
+    assert load_config(path, {"search.normalize": np.bool_(False)}).search.settings.normalize is False
 
 
 def test_integral_float_for_an_integer_is_for_overrides_only(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_override_inside_a_section_that_is_none(tmp_path: Path) -> None:
     [
         ("search.lr=1.0", ("search.lr", 1.0)),
         ("search.lr=1e-3", ("search.lr", 1e-3)),
-        ("search.adapt_norm=false", ("search.adapt_norm", False)),
+        ("search.normalize=false", ("search.normalize", False)),
         ("data.root=null", ("data.root", None)),
         ("data.root=", ("data.root", None)),
         ("output=a=b", ("output", "a=b")),

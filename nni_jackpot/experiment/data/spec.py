@@ -1,0 +1,57 @@
+"""The registry of data sets: names, sizes and loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from nni_jackpot.runtime.registry import Registry
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """A data set, and what is known of it before any file is read.
+
+    Attributes
+    ----------
+    load
+        Returns `nni_jackpot.experiment.data.datasets.Loaded` for a `DataConfig`.
+    classes
+        Number of classes; None if the files decide.
+    shape
+        Channels, height and width of an image; None if the files decide.
+    train_images
+        Number of training images; None if the files decide.
+    downloadable
+        Whether ``load`` can download the files.
+    root
+        What ``data.root`` must name, if the data set has no usual place; empty if it has one.
+    """
+
+    load: Callable[..., Any]
+    classes: int | None = None
+    shape: tuple[int, int, int] | None = None
+    train_images: int | None = None
+    downloadable: bool = False
+    root: str = ""
+
+    @property
+    def size(self) -> tuple[int, tuple[int, int, int], int] | None:
+        """Training images, shape and classes; None if the files decide about one of them."""
+        if self.train_images is None or self.shape is None or self.classes is None:
+            return None
+        return self.train_images, self.shape, self.classes
+
+
+DATASETS: Registry[DatasetSpec] = Registry("data set")
+
+
+def register_dataset(name: str, **known: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator that registers a loader under a name, with the other fields of `DatasetSpec`."""
+
+    def decorate(load: Callable[..., Any]) -> Callable[..., Any]:
+        DATASETS.register(name, source=load)(DatasetSpec(load, **known))
+        return load
+
+    return decorate

@@ -1,0 +1,23 @@
+"""Settings of the training of weights, which several sections of a config share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nni_jackpot.runtime.settings import Rule, between, option
+
+EPOCHS = between(0, 10**6)
+# Beyond these bounds a float32 network overflows after a step or two.
+_RATE = Rule("> 0 and <= 1e30", lambda value: 0 < value <= 1e30)
+_DECAY = Rule(">= 0 and <= 1e30", lambda value: 0 <= value <= 1e30)
+_MOMENTUM = Rule(">= 0 and < 1", lambda value: 0 <= value < 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Training of weights by SGD with a cosine schedule."""
+
+    epochs: int = option("passes over the training data", EPOCHS)
+    lr: float = option("learning rate at the start", _RATE)
+    momentum: float = option("momentum of SGD", _MOMENTUM, 0.9)
+    weight_decay: float = option("weight decay of SGD", _DECAY, 5e-4)

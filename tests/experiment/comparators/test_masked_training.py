@@ -1,0 +1,100 @@
+"""Weights that train under masks which a comparator changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nni_jackpot.experiment.comparators import COMPARATORS, Comparator, Step
+from nni_jackpot.experiment.comparators import masked_training as module
+from nni_jackpot.experiment.comparators.masked_training import MaskedTraining, all_kept
+
+Update = Callable[[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor], Step], object]
+
+
+def trained(update: Update | None, steps: int = 1) -> tuple[MaskedTraining, nn.Module, torch.optim.SGD]:
+    """Return a layer after steps whose gradient is 1 everywhere, under a mask that keeps two of four weights."""
+    model = nn.Sequential(nn.Linear(4, 1, bias=False))
+    nn.init.ones_(model[0].weight)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.5)
+
+    class Own(Comparator):
+        def update(self, *arguments: Any) -> None:
+            if update is not None:
+                update(*arguments)
+
+    masks = {"0": {"weight": torch.tensor([[1.0, 1.0, 0.0, 0.0]]), "bias": None}}
+    training = MaskedTraining(model, optimizer, masks, Own(epochs=1, lr=0.1), steps)
+    training.zero_pruned()
+    optimizer.register_step_post_hook(training.after_step)
+    for _ in range(steps):
+        model(torch.ones(1, 4)).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return training, model, optimizer
+
+
+def swap(masks: dict[str, Tensor], *_: Any) -> None:
+    masks["0.weight"][0, 1], masks["0.weight"][0, 2] = False, True
+
+
+def test_fixed_masks_keep_pruned_weights_at_zero() -> None:
+    training, model, _ = trained(None, steps=3)
+    assert (model[0].weight[0, 2:] == 0).all()
+    assert (model[0].weight[0, :2] != 1).all()
+    assert training.masks()["0"]["weight"].tolist() == [[1, 1, 0, 0]]
+
+
+def test_weights_that_enter_or_leave_have_no_momentum() -> None:
+    training, model, optimizer = trained(swap)
+    assert training.masks()["0"]["weight"].tolist() == [[1, 0, 1, 0]]
+    (buffer,) = (state["momentum_buffer"] for state in optimizer.state.values())
+    assert buffer.tolist() == [[1, 0, 0, 1]]
+    assert model[0].weight[0, 1] == model[0].weight[0, 3] == 0
+
+
+def test_a_comparator_sees_the_gradients_of_pruned_weights() -> None:
+    seen: list[Any] = []
+
+    def update(masks: Any, weights: Any, gradients: Any, step: Step) -> None:
+        step.memory["steps"] = step.memory.get("steps", 0) + 1
+        seen.append((gradients["0.weight"].tolist(), step.number, step.total, step.memory["steps"], step.lr))
+
+    trained(update, steps=2)
+    assert seen == [([[1, 1, 1, 1]], 1, 2, 1, 0.1), ([[1, 1, 1, 1]], 2, 2, 2, 0.1)]
+
+
+def test_changed_masks_are_those_of_the_first_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broadcast(tensors: list[Tensor]) -> None:
+        for tensor in tensors:
+            tensor.copy_(torch.tensor([[0, 0, 1, 1]]))
+
+    monkeypatch.setattr(module, "broadcast_tensors", broadcast)
+    training, model, _ = trained(swap)
+    assert training.masks()["0"]["weight"].tolist() == [[0, 0, 1, 1]]
+    assert (model[0].weight[0, :2] == 0).all()
+
+
+def test_a_state_is_restored() -> None:
+    before, _, _ = trained(swap)
+    after, model, _ = trained(None)
+    after.load_state_dict(before.state_dict())
+    after.zero_pruned()
+    assert after.state_dict()["steps"] == 1
+    assert torch.equal(after.masks()["0"]["weight"], before.masks()["0"]["weight"])
+    assert model[0].weight[0, 1] == 0
+
+
+def test_dense_masks_have_the_same_targets() -> None:
+    masks = all_kept({"a": {"weight": torch.zeros(3), "bias": None}})
+    assert masks["a"]["weight"].tolist() == [1, 1, 1]
+    assert masks["a"]["bias"] is None
+
+
+def test_a_name_belongs_to_one_comparator() -> None:
+    with pytest.raises(ValueError, match="the comparator 'jackpot_tuned' is registered already"):
+        COMPARATORS.register("jackpot_tuned")(Comparator)
