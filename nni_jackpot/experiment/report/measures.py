@@ -144,10 +144,9 @@ def measure(runs: Iterable[Run]) -> list[Measure]:
 
 def _depends_on(kind: str, run: Run) -> tuple[str, ...]:
     """Return how the names of the settings begin that a kind of row depends on."""
-    if kind in _DEPENDS_ON:
-        return _DEPENDS_ON[kind]
     own = f"comparators.{kind}."
-    return (*_MASK, own, *(["search."] if run.settings.get(f"{own}start") == "jackpot" else []))
+    searched = ("search.",) if run.settings.get(f"{own}start") == "jackpot" else ()
+    return (*_DEPENDS_ON.get(kind, (*_MASK, *searched)), own)
 
 
 def _measure(kind: str, settings: dict[str, Any], runs: dict[int, Run]) -> Measure:

@@ -153,7 +153,7 @@ def by_recipe(measures: Sequence[Measure]) -> Table | None:
 
 def _epochs(one: Measure) -> str:
     if one.kind == "jackpot_tuned":
-        return f"{one.settings[EPOCHS]} + {one.settings[TUNING]}"
+        return f"{one.settings[EPOCHS]} + {one.epochs - one.settings[EPOCHS]}"
     return str(one.epochs) if one.epochs else _NONE
 
 

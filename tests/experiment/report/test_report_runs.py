@@ -78,6 +78,17 @@ def test_what_a_row_depends_on(write_run: Write, measures: Measures) -> None:
     assert {len(one.runs) for one in measures()} == {1}
 
 
+def test_a_comparator_depends_on_its_own_settings(write_run: Write, measures: Measures) -> None:
+    for lr in (0.1, 0.2):
+        own = {"jackpot_tuned": {"epochs": 3, "lr": lr}}
+        write_run(f"{lr}", 0.9, {"jackpot_tuned": 0.92}, comparators=own)
+    found = [one for one in measures() if one.kind == "jackpot_tuned"]
+    assert labels(found) == [
+        f"jackpot's mask, weights tuned, comparators.jackpot_tuned.lr={lr}" for lr in (0.1, 0.2)
+    ]
+    assert [one.kind for one in measures()].count("jackpot") == 1
+
+
 def test_the_sparsity_is_that_of_the_masks(write_run: Write, measures: Measures) -> None:
     folder = write_run("a", ratio=0.9)
     assert {one.sparsity for one in measures()} == {0.0, 0.9}  # asked for, and found to be 0.89999
