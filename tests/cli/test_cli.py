@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import yaml
 from conftest import ROOT
-from nni_jackpot.search.recipes import RECIPES
 
 from nni_jackpot import cli
 from nni_jackpot.cli import command_line
