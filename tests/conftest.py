@@ -61,7 +61,7 @@ Batches = list[tuple[Tensor, Tensor]]
 
 
 def honours(feature: str, *values: Any) -> Any:
-    """Return a case of a parametrized test that has a mark of its own (see support_table.py)."""
+    """Return a case of a parametrized test with its own mark (see support_table.py)."""
     return pytest.param(*values, marks=pytest.mark.honours(feature))
 
 
@@ -218,7 +218,7 @@ def dense_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def frozen(model: nn.Module, dense: dict[str, Tensor]) -> bool:
-    """Tell whether every parameter of a model, wrapped or not, is bit for bit what it was."""
+    """Return True if every parameter of a model, wrapped or not, is bit for bit unchanged."""
     now = {n.replace("_nni_wrapper.", ""): p for n, p in model.named_parameters() if not n.endswith("_score")}
     return now.keys() == dense.keys() and all(torch.equal(now[name], value) for name, value in dense.items())
 
@@ -232,7 +232,7 @@ def same(masks_a: dict, masks_b: dict) -> bool:
 
 
 def same_state(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    """Tell whether two state dicts are the same, bit for bit."""
+    """Return True if two state dicts are the same, bit for bit."""
     return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
 
 

@@ -30,7 +30,7 @@ SETTINGS = {
 
 
 def run(setting: dict[str, str], arguments: list[str]) -> tuple[bool, str]:
-    """Return whether the tests pass in a setting, and what pytest says of them in short."""
+    """Return whether the tests pass in a setting, and pytest's summary line."""
     command = [sys.executable, "-m", "pytest", "-q", *arguments]
     done = subprocess.run(command, env={**os.environ, **setting}, stdout=subprocess.PIPE, text=True)
     lines = done.stdout.splitlines() or [f"pytest ended with {done.returncode}"]

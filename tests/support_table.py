@@ -23,7 +23,7 @@ from nni_jackpot.masking.criteria import CRITERIA
 
 TESTS = Path(__file__).parent
 TABLE = TESTS.parent / "docs" / "support.md"
-# What architectures_table.py writes at the end of the page, and what stays as it is here.
+# Marks around the part of the page that architectures_table.py writes; this file leaves it unchanged.
 ARCHITECTURES_BEGIN, ARCHITECTURES_END = "<!-- architectures: begin -->", "<!-- architectures: end -->"
 VERBS = {"honours": "honoured", "refuses": "refused"}
 

@@ -21,14 +21,14 @@ from nni_jackpot import LotteryJackpotPruner, load_masks
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 Run = Callable[[str], tuple[Any, str]]
-# Who guesses is right at one image in ten of the 397, but for five standard deviations.
+# Guessing is right for one of ten of the 397 images, within five standard deviations.
 BY_CHANCE = 100 * (0.1 + 5 * (0.1 * 0.9 / 397) ** 0.5)
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     def run(name: str) -> tuple[Any, str]:
-        """Run an example in a folder of its own; return its variables and what it prints."""
+        """Run an example in a separate folder; return its variables and its output."""
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", [name])
         variables = runpy.run_path(str(EXAMPLES / name), run_name="__main__")

@@ -234,7 +234,7 @@ class Tracker:
             self._seconds_before = float(row["seconds"])
 
     def skip_epochs(self, count: int, steps: int) -> None:
-        """Count epochs of an earlier process, of so many steps each."""
+        """Count epochs of an earlier process, each with the given number of steps."""
         for _ in range(count):
             for _ in range(steps):
                 self.skip_step()

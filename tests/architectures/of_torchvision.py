@@ -23,7 +23,7 @@ def of_torchvision(name: str, size: int = 32, heavy: bool = False, **options: An
 
 
 def boxes(size: int) -> Inputs:
-    """Return a list of images, and of what is to be found in them."""
+    """Return a list of images, and their annotations."""
     (both,) = images(3, size, size)
     found = {"boxes": torch.tensor([[2.0, 2.0, size - 8.0, size - 8.0]]), "labels": torch.tensor([1])}
     return list(both), [found, found]

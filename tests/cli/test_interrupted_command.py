@@ -1,4 +1,4 @@
-"""A command that is interrupted ends in one line, and goes on when it is called again."""
+"""An interrupted command ends with one line, and resumes when it is called again."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from nni_jackpot.experiment.dry_run import plan
 from nni_jackpot.experiment.sweep import runs_of
 
 CONFIGS = ROOT / "configs"
-# NNI's tuners go over spaces that are no grids; everything else has a dry run.
+# Spaces that are not grids need NNI's tuners; all other files have a dry run.
 FILES = sorted(path for path in CONFIGS.rglob("*.yml") if path.name != "experiment.yml")
 
 

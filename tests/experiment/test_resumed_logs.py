@@ -41,7 +41,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 def logs(folder: Path) -> tuple[list[dict[str, str]], dict[str, list[tuple[int, Any]]]]:
-    """Return rows and points, but for the seconds, which differ."""
+    """Return rows and points without the seconds, which differ."""
     found = [{name: value for name, value in row.items() if name != "seconds"} for row in rows(folder)]
     return found, read_events(folder / "tensorboard")
 

@@ -352,7 +352,7 @@ def test_tuning_with_other_settings_is_refused(longer: Path, tmp_path: Path) -> 
     with pytest.raises(CheckpointError, match=r"another training: lr was .* and is 0\.07\. Remove it"):
         search(load_config(longer, options | {"finetune.lr": 0.07}))
     assert metrics(tmp_path / "out" / "initial_tuned", "epoch", "seconds") == before
-    # Of another search there is nothing to go on from.
+    # A checkpoint of another search is not resumed.
     (tmp_path / "out" / "checkpoint.pth").unlink()
     assert search(load_config(longer, options | {"search.epochs": 2})).resumed_step == 0
 

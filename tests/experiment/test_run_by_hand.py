@@ -152,7 +152,7 @@ def test_accuracies_in_the_midst_are_of_norm_statistics_that_fit(
             seen = statistics(model)
             reestimate(model, data_of(config)[0].sample)
             assert same_state(seen, statistics(model)) == anew  # training has those of soft masks
-    # Nobody has looked, as far as the search can tell.
+    # The evaluation has not changed the search.
     assert same(*(load_masks(tmp_path / name / "masks.pth") for name in ("False", "True")))
 
 

@@ -46,7 +46,7 @@ def read_idx(path: Path, item_shape: tuple[int, ...]) -> Tensor:
         raise DatasetNotFoundError(f"{path} cannot be read: {error}") from error
     if head[:4] != magic:
         raise DatasetNotFoundError(
-            f"{path} is no IDX file of {ndim}-dimensional bytes: it begins with {head[:4].hex()}, "
+            f"{path} is not an IDX file of {ndim}-dimensional bytes: it begins with {head[:4].hex()}, "
             f"expected {magic.hex()}"
         )
     shape = (header[0], *item_shape)

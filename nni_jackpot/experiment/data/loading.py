@@ -18,7 +18,7 @@ from nni_jackpot.experiment.data.section import DataConfig
 from nni_jackpot.experiment.data.spec import DATASETS
 from nni_jackpot.runtime.distributed import rank, world_size
 
-# The sample that re-estimates norm statistics during a search: one batch in so many, and at least so many.
+# The sample that re-estimates norm statistics during a search: every n-th batch, and a minimum of batches.
 _SAMPLE, _AT_LEAST = 16, 4
 
 

@@ -11,7 +11,7 @@ from nni_jackpot.runtime.registry import Registry
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """A data set, and what is known of it before any file is read.
+    """A data set, and its properties that are known before any file is read.
 
     Attributes
     ----------

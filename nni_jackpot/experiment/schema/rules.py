@@ -188,7 +188,9 @@ def _entry(raw: object, key: str) -> dict[str, Any]:
 def _expanded(key: str, path: str) -> str:
     expanded = os.path.expanduser(path)
     if expanded.startswith("~"):
-        raise Invalid(key, f"found {path!r}, which is nobody's home folder; a file of that name is ./{path}")
+        raise Invalid(
+            key, f"found {path!r}, which is not the home folder of a user; a file of that name is ./{path}"
+        )
     return expanded
 
 

@@ -39,7 +39,7 @@ def png(width: int, height: int) -> bytes:
 
 
 def said_of(path: Path) -> str:
-    """Return what is said of an image that is refused, without a warning."""
+    """Return the error for an image that is refused, which comes without a warning."""
     transform = v2.Compose([v2.Resize(8), v2.CenterCrop(6), v2.PILToTensor()])
     labels = torch.zeros(1, dtype=torch.int64)
     images = ImageFiles([str(path)], labels, torch.zeros(3), torch.ones(3), transform, 6)

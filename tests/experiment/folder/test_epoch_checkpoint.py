@@ -1,4 +1,4 @@
-"""A training that was interrupted goes on from its file, or is refused by one error."""
+"""An interrupted training resumes from its file, or is refused with one error."""
 
 from __future__ import annotations
 
