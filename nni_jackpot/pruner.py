@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from nni.compression.base.compressor import Pruner
-from nni.compression.base.target_space import PruningTargetSpace, TargetType
 from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.utils import Evaluator
-from nni.compression.utils.scaling import Scaling
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -25,15 +21,13 @@ from nni_jackpot.masking.methods import MaskSchedule, Method
 from nni_jackpot.masks import Masks, check_unwrapped
 from nni_jackpot.modules.batch_norm import reestimate
 from nni_jackpot.modules.final_statistics import FinalStatistics
-from nni_jackpot.modules.parameters import holders_of, refuse_other_readers, steady_parametrizations
+from nni_jackpot.modules.parameters import refuse_other_readers, steady_parametrizations
 from nni_jackpot.nni_bridge.calibration import losses_of
-from nni_jackpot.nni_bridge.channels import is_transposed
 from nni_jackpot.nni_bridge.config_list import ConfigList, check_config_list, refuse_targets_taken
 from nni_jackpot.nni_bridge.evaluator_driver import EvaluatorLoop
-from nni_jackpot.nni_bridge.frozen_model import FrozenModel
-from nni_jackpot.nni_bridge.grouping import align_targets, group_targets, tie
+from nni_jackpot.nni_bridge.grouping import align_targets, group_targets
+from nni_jackpot.nni_bridge.live_mask_pruner import LiveMaskPruner
 from nni_jackpot.nni_bridge.searched_targets import SearchedTargets
-from nni_jackpot.nni_bridge.wrapper import SearchedWrapper, refresh_masks
 from nni_jackpot.search.checkpoint import Checkpoint
 from nni_jackpot.search.clock import cosine
 from nni_jackpot.search.driven_search import DrivenSearch
@@ -49,7 +43,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 
-class LotteryJackpotPruner(Pruner):
+class LotteryJackpotPruner(LiveMaskPruner):
     """Find a lottery jackpot: a sparse sub-network of a pre-trained network with frozen weights (Eq. 8).
 
     Masks start from a pruning criterion and follow scores, one per weight, which are trained (Eq. 4-6). A
@@ -163,11 +157,7 @@ class LotteryJackpotPruner(Pruner):
         config_list = check_config_list(model, config_list)
         refuse_targets_taken(model, config_list, existed_wrappers)
         super().__init__(model, config_list, evaluator, existed_wrappers)
-        self._sort_by_model_order()
-        tie(self._target_spaces, self._module_wrappers)
-        holders = holders_of(model)
-        for wrapper in self._module_wrappers.values():
-            SearchedWrapper.adopt(wrapper, holders)
+        self._adopt_wrappers()
         groups = group_targets(self._target_spaces, self._module_wrappers, self.method.parameter_class)
         self._targets = SearchedTargets(groups, self._target_spaces, self.method, self._budget)
         weights = {str(p): p.weight for p in self._targets.parameters}
@@ -193,117 +183,6 @@ class LotteryJackpotPruner(Pruner):
         names = self._get_param_names_map()
         return losses_of(self.evaluator, self.bound_model, names, weights, self._init_batches)
 
-    def _validate_config(self) -> None:
-        """Do nothing: `check_config_list` has checked keys that NNI's schema does not know."""
-
-    def _set_default_sparse_granularity(self, target_space: PruningTargetSpace) -> str | None:
-        """Prune single weights by default, where NNI's norm pruners prune channels."""
-        return None if target_space.type is TargetType.PARAMETER else "per_channel"
-
-    def _register_scalers(self) -> None:
-        super()._register_scalers()
-        for module_name, spaces in self._target_spaces.items():
-            if not is_transposed(self._module_wrappers[module_name].module):
-                continue
-            for space in spaces.values():  # input channels come first in these weights
-                if space.granularity == "out_channel":
-                    space._scaler = Scaling([-1, 1], "back", -1)
-                elif space.granularity == "in_channel":
-                    space._scaler = Scaling([1], "back", -1)
-
-    def _sort_by_model_order(self) -> None:
-        """Put targets in model order: NNI takes them from a set of strings, new in every process."""
-        order = {n: i for i, (n, _) in enumerate(self.bound_model.named_modules(remove_duplicate=False))}
-        for by_module in (self._module_wrappers, self._target_spaces):
-            items = sorted(by_module.items(), key=lambda item: order[item[0]])
-            by_module.clear()
-            by_module.update(items)
-
-    # -- wrapping
-
-    def wrap_model(self) -> None:
-        """Wrap the model and freeze it: only scores take gradients."""
-        if not self._is_settled:  # NNI's constructor wraps before anything has been checked
-            return
-        if self._is_wrapped:
-            _logger.warning("The model is wrapped already, there is nothing to wrap.")
-            return
-        self._frozen = FrozenModel(self.bound_model, self._norm == "freeze")
-        try:
-            super().wrap_model()
-            self._frozen.freeze()
-            self._frozen.spare_ddp((p.module_name, p.name) for p in self._targets.parameters)
-        except BaseException:
-            self._release()
-            raise
-
-    def _get_param_names_map(self) -> dict[str, str]:
-        """Return the names of parameters now by their names before wrapping, for NNI's evaluators."""
-        return {**super()._get_param_names_map(), **self._frozen.names_now()}
-
-    def unwrap_model(self) -> None:
-        """Give the model back: its own modules, all weights bit for bit, gradients where it took them."""
-        if not self._is_wrapped:
-            _logger.warning("The model is not wrapped, there is nothing to unwrap.")
-            return
-        self._release()
-
-    def _release(self) -> None:
-        """Undo `wrap_model`, also where it has failed halfway."""
-        for wrapper in self._module_wrappers.values():
-            if hasattr(wrapper.module, "_nni_wrapper"):
-                wrapper.unwrap()
-        self._is_wrapped = False
-        self._frozen.release()
-
-    # -- masks and scores
-
-    def score_parameters(self) -> list[nn.Parameter]:
-        """Return the scores in model order, one parameter for each target or dependency group.
-
-        Masks follow the scores, whichever optimizer changes them.
-        """
-        return [group.score for group in self._targets.groups]
-
-    @property
-    def flips(self) -> int:
-        """Number of weights that entered or left a mask in the last update of the masks."""
-        by_device: dict[torch.device, int | Tensor] = defaultdict(int)
-        for parameter in self._targets.parameters:
-            by_device[parameter.score.device] += parameter.flips
-        return sum(map(int, by_device.values()))
-
-    @property
-    def learning_rate(self) -> float:
-        """Learning rate of the last search step; 0 before the first."""
-        return self._search.learning_rate if self._search else 0.0
-
-    def get_masks(self) -> dict[str, dict[str, Tensor | None]]:
-        """Return a copy of the current masks, ``{module: {target: mask}}``, in model order."""
-        self._refresh_masks()
-        # Plain dicts, so that a file of them loads with torch's weights_only.
-        return {module_name: dict(masks) for module_name, masks in super().get_masks().items()}
-
-    def _refresh_masks(self) -> None:
-        for wrapper in self._module_wrappers.values():
-            refresh_masks(wrapper)
-
-    def generate_masks(self) -> dict[str, dict[str, Tensor | None]]:
-        """Return the current masks (NNI's name for `get_masks`)."""
-        return self.get_masks()
-
-    def update_masks(self, masks: Masks) -> None:
-        """Set masks, the budgets that follow from them, and the scores that belong to them.
-
-        Raises
-        ------
-        MaskError
-            If a mask is for a target that this pruner does not have, or does not have the target's shape.
-        NothingKeptError
-            If a mask keeps nothing.
-        """
-        super().update_masks(self._targets.set_masks(masks))
-
     def reestimate_norm(self, batches: Any) -> None:
         """Re-estimate batch-norm statistics under the current masks, by one pass over batches.
 
@@ -326,6 +205,11 @@ class LotteryJackpotPruner(Pruner):
             self._frozen.freeze_statistics()
 
     # -- search
+
+    @property
+    def learning_rate(self) -> float:
+        """Learning rate of the last search step; 0 before the first."""
+        return self._search.learning_rate if self._search else 0.0
 
     def compress(
         self, max_steps: int | None = None, max_epochs: int | None = None, norm_batches: Any = None

@@ -1,0 +1,154 @@
+"""An NNI pruner whose model is frozen, and read under live masks, while it is wrapped."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+
+import torch
+from nni.compression.base.compressor import Pruner
+from nni.compression.base.target_space import PruningTargetSpace, TargetType
+from nni.compression.utils.scaling import Scaling
+from torch import Tensor, nn
+
+from nni_jackpot.masks import Masks
+from nni_jackpot.modules.parameters import holders_of
+from nni_jackpot.nni_bridge.channels import is_transposed
+from nni_jackpot.nni_bridge.frozen_model import FrozenModel
+from nni_jackpot.nni_bridge.grouping import tie
+from nni_jackpot.nni_bridge.searched_targets import SearchedTargets
+from nni_jackpot.nni_bridge.wrapper import SearchedWrapper, refresh_masks
+
+_logger = logging.getLogger(__name__)
+
+
+class LiveMaskPruner(Pruner):
+    """NNI's pruner, with masks that follow scores, masked weights for all readers, and frozen parameters.
+
+    Attributes
+    ----------
+    _targets
+        What is pruned; set by the subclass.
+    _norm
+        ``"freeze"`` if norm statistics are frozen as well; set by the subclass.
+    _is_settled
+        Whether the config list has been checked in full, so that the model may be wrapped.
+    """
+
+    _targets: SearchedTargets
+    _norm: str
+    _is_settled: bool
+
+    def _validate_config(self) -> None:
+        """Do nothing: `check_config_list` has checked keys that NNI's schema does not know."""
+
+    def _set_default_sparse_granularity(self, target_space: PruningTargetSpace) -> str | None:
+        """Prune single weights by default, where NNI's norm pruners prune channels."""
+        return None if target_space.type is TargetType.PARAMETER else "per_channel"
+
+    def _register_scalers(self) -> None:
+        super()._register_scalers()
+        for module_name, spaces in self._target_spaces.items():
+            if not is_transposed(self._module_wrappers[module_name].module):
+                continue
+            for space in spaces.values():  # input channels come first in these weights
+                if space.granularity == "out_channel":
+                    space._scaler = Scaling([-1, 1], "back", -1)
+                elif space.granularity == "in_channel":
+                    space._scaler = Scaling([1], "back", -1)
+
+    def _sort_by_model_order(self) -> None:
+        """Put targets in model order: NNI takes them from a set of strings, new in every process."""
+        order = {n: i for i, (n, _) in enumerate(self.bound_model.named_modules(remove_duplicate=False))}
+        for by_module in (self._module_wrappers, self._target_spaces):
+            items = sorted(by_module.items(), key=lambda item: order[item[0]])
+            by_module.clear()
+            by_module.update(items)
+
+    def _adopt_wrappers(self) -> None:
+        """Turn NNI's wrappers into those that give masked weights to all readers."""
+        self._sort_by_model_order()
+        tie(self._target_spaces, self._module_wrappers)
+        holders = holders_of(self.bound_model)
+        for wrapper in self._module_wrappers.values():
+            SearchedWrapper.adopt(wrapper, holders)
+
+    # -- wrapping
+
+    def wrap_model(self) -> None:
+        """Wrap the model and freeze it: only scores take gradients."""
+        if not self._is_settled:  # NNI's constructor wraps before anything has been checked
+            return
+        if self._is_wrapped:
+            _logger.warning("The model is wrapped already, there is nothing to wrap.")
+            return
+        self._frozen = FrozenModel(self.bound_model, self._norm == "freeze")
+        try:
+            super().wrap_model()
+            self._frozen.freeze()
+            self._frozen.spare_ddp((p.module_name, p.name) for p in self._targets.parameters)
+        except BaseException:
+            self._release()
+            raise
+
+    def _get_param_names_map(self) -> dict[str, str]:
+        """Return the names of parameters now by their names before wrapping, for NNI's evaluators."""
+        return {**super()._get_param_names_map(), **self._frozen.names_now()}
+
+    def unwrap_model(self) -> None:
+        """Give the model back: its own modules, all weights bit for bit, gradients where it took them."""
+        if not self._is_wrapped:
+            _logger.warning("The model is not wrapped, there is nothing to unwrap.")
+            return
+        self._release()
+
+    def _release(self) -> None:
+        """Undo `wrap_model`, also where it has failed halfway."""
+        for wrapper in self._module_wrappers.values():
+            if hasattr(wrapper.module, "_nni_wrapper"):
+                wrapper.unwrap()
+        self._is_wrapped = False
+        self._frozen.release()
+
+    # -- masks and scores
+
+    def score_parameters(self) -> list[nn.Parameter]:
+        """Return the scores in model order, one parameter for each target or dependency group.
+
+        Masks follow the scores, whichever optimizer changes them.
+        """
+        return [group.score for group in self._targets.groups]
+
+    @property
+    def flips(self) -> int:
+        """Number of weights that entered or left a mask in the last update of the masks."""
+        by_device: dict[torch.device, int | Tensor] = defaultdict(int)
+        for parameter in self._targets.parameters:
+            by_device[parameter.score.device] += parameter.flips
+        return sum(map(int, by_device.values()))
+
+    def get_masks(self) -> dict[str, dict[str, Tensor | None]]:
+        """Return a copy of the current masks, ``{module: {target: mask}}``, in model order."""
+        self._refresh_masks()
+        # Plain dicts, so that a file of them loads with torch's weights_only.
+        return {module_name: dict(masks) for module_name, masks in super().get_masks().items()}
+
+    def _refresh_masks(self) -> None:
+        for wrapper in self._module_wrappers.values():
+            refresh_masks(wrapper)
+
+    def generate_masks(self) -> dict[str, dict[str, Tensor | None]]:
+        """Return the current masks (NNI's name for `get_masks`)."""
+        return self.get_masks()
+
+    def update_masks(self, masks: Masks) -> None:
+        """Set masks, the budgets that follow from them, and the scores that belong to them.
+
+        Raises
+        ------
+        MaskError
+            If a mask is for a target that this pruner does not have, or does not have the target's shape.
+        NothingKeptError
+            If a mask keeps nothing.
+        """
+        super().update_masks(self._targets.set_masks(masks))
