@@ -99,7 +99,7 @@ def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def first_few(findings: Sequence[str]) -> str:
-    """Join the first three findings, and count the others."""
-    more = f" and {len(findings) - 3} more" if len(findings) > 3 else ""
-    return f"{'; '.join(findings[:3])}{more}"
+def first_few(findings: Sequence[str], count: int = 3, separator: str = "; ") -> str:
+    """Join the first few findings, and count the others: ``a; b and 3 more``."""
+    more = f" and {len(findings) - count} more" if len(findings) > count else ""
+    return f"{separator.join(findings[:count])}{more}"

@@ -18,7 +18,7 @@ from nni_jackpot.experiment.config import RunConfig, load_config, to_dict
 from nni_jackpot.experiment.folder.pretrained import cache_path
 from nni_jackpot.experiment.folder.result import load_result
 from nni_jackpot.masks import Masks, load_masks
-from nni_jackpot.runtime.files import load_tensors, replace_file
+from nni_jackpot.runtime.files import load_state_dict, replace_file
 from nni_jackpot.runtime.terminal import escaped
 from nni_jackpot.storage.formats.coded_mask import CodedMask
 from nni_jackpot.storage.norm_statistics import statistics_of
@@ -151,13 +151,9 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{path} is not a checkpoint: {escaped(error)}") from None
     try:
-        state = load_tensors(path, "checkpoint")
+        state = load_state_dict(path)
     except CheckpointError as error:
         raise CheckpointError(escaped(error, most=1000)) from None
-    if not isinstance(state, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
-    ):
-        raise CheckpointError(f"{path} is not a state dict: tensors by name are wanted")
     most = path.stat().st_size
     for name, tensor in state.items():
         # Strides of 0 let a few bytes pass for a large tensor.

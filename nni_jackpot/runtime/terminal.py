@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import io
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import Any, TextIO, cast
 
@@ -44,12 +44,6 @@ def escaped(text: object, most: int = 200) -> str:
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in whole[:most]
     )
     return f"{shown}..." if len(whole) > most else shown
-
-
-def at_most(count: int, texts: Sequence[str], separator: str = ", ") -> str:
-    """Return the first few texts, joined, with the number of those left out: ``a, b and 3 more``."""
-    more = f" and {len(texts) - count} more" if len(texts) > count else ""
-    return f"{separator.join(texts[:count])}{more}"
 
 
 def encodable(text: str) -> str:

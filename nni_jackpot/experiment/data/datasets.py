@@ -22,12 +22,11 @@ from torchvision.datasets import CIFAR10, CIFAR100, MNIST, FashionMNIST, ImageFo
 from torchvision.datasets.utils import check_integrity
 from torchvision.transforms import v2
 
-from nni_jackpot.errors import DatasetNotFoundError
+from nni_jackpot.errors import DatasetNotFoundError, first_few
 from nni_jackpot.experiment.data.idx import read_idx
 from nni_jackpot.experiment.data.images import ImageFiles, Images, ImageTensors
 from nni_jackpot.experiment.data.section import DataConfig
 from nni_jackpot.experiment.data.spec import register_dataset
-from nni_jackpot.runtime.terminal import at_most
 
 # The folder of Debian's package dataset-fashion-mnist.
 FASHION_MNIST_ROOT = "/usr/share/datasets/fashion-mnist"
@@ -201,7 +200,7 @@ def _image_folder(config: DataConfig) -> Loaded:
         only = sorted({*train.classes} ^ {*test.classes})
         raise DatasetNotFoundError(
             f"{root / 'train'} and {held_out} must have the same class folders; in one of them only: "
-            f"{at_most(5, only)}"
+            f"{first_few(only, 5, ', ')}"
         )
     # The central 7/8: of 256 pixels, as in PyTorch's reference, the usual 224.
     plain = v2.Compose([v2.Resize(size * 8 // 7), v2.CenterCrop(size), v2.PILToTensor()])

@@ -9,15 +9,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock
-from torch import Tensor, nn
+from torch import nn
 
-from nni_jackpot.errors import CheckpointError, ExperimentConfigError, OutputFolderError
+from nni_jackpot.errors import CheckpointError, ExperimentConfigError, OutputFolderError, first_few
 from nni_jackpot.experiment.config import RunConfig, config_hash, to_dict
 from nni_jackpot.experiment.models import has_new_classifier
 from nni_jackpot.runtime.distributed import barrier, broadcast_result, rank
-from nni_jackpot.runtime.files import check_folder, load_tensors, remove_leftovers, replace_file, save_tensors
+from nni_jackpot.runtime.files import (
+    check_folder,
+    load_state_dict,
+    remove_leftovers,
+    replace_file,
+    save_tensors,
+)
 from nni_jackpot.runtime.resume import remove_files
-from nni_jackpot.runtime.terminal import at_most
 
 
 def cache_path(config: RunConfig) -> Path:
@@ -149,9 +154,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     CheckpointError
         If the file is missing, unreadable, or belongs to another network; the model is then unchanged.
     """
-    state = load_tensors(path, "checkpoint")
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path} is not a state dict: tensors by name are wanted")
+    state = load_state_dict(path)
     own = model.state_dict()
     wrong = [f"{name} is missing" for name in own if name not in state]
     wrong += [f"{name} is unknown" for name in state if name not in own]
@@ -161,5 +164,5 @@ def load_weights(model: nn.Module, path: Path) -> None:
         if name in state and state[name].shape != own[name].shape
     ]
     if wrong:
-        raise CheckpointError(f"{path} is a checkpoint of another network: {at_most(3, wrong, '; ')}")
+        raise CheckpointError(f"{path} is a checkpoint of another network: {first_few(wrong)}")
     model.load_state_dict(state)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from nni_jackpot.errors import ExperimentConfigError
+from nni_jackpot.errors import ExperimentConfigError, first_line
 from nni_jackpot.experiment.models.initial import draw_weights
-from nni_jackpot.experiment.models.libraries import LIBRARIES, first_line
+from nni_jackpot.experiment.models.libraries import LIBRARIES
 from nni_jackpot.experiment.models.resnet import ResNet
 from nni_jackpot.experiment.models.vgg import VGG19
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torchvision.models
 from torch import nn
 
-from nni_jackpot.errors import CheckpointError, ExperimentConfigError, MissingLibraryError
+from nni_jackpot.errors import CheckpointError, ExperimentConfigError, MissingLibraryError, first_line
 from nni_jackpot.experiment.models.published import place_of, read_safely
 
 
@@ -126,11 +126,6 @@ def _timm() -> Any:
 
 def _full(name: str, weights: str) -> str:
     return name if weights == "default" else f"{name}.{weights}"
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or its type if it has no message."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _replace_stem(model: nn.Module, in_channels: int) -> None:
