@@ -260,10 +260,10 @@ def test_what_is_given_takes_the_place_of_the_recipe(model: nn.Module) -> None:
         ({"growth": 1.5}, "ramp_end: found 1.5 .float., allowed: a number >= 0 and <= 1"),
         ({"growth": -0.1}, "ramp_end: found -0.1 .float., allowed: a number >= 0 and <= 1"),
         ({"hardening": 1.5}, "anneal_end: found 1.5 .float., allowed: a number >= 0 and <= 1"),
-        ({"swap_limit": 0.1}, "swap_limit: found 0.1, allowed .* with recipe paper"),
+        ({"swap_limit": 0.1}, "swap_limit: found 0.1, allowed with ramp_end 0, .* recipe paper"),
         (
             {"swap_limit": 0.1, "recipe": "paper", "temperature": 0.5, "hardening": 0.5},
-            "swap_limit: found 0.1, allowed .* with recipe paper",
+            "swap_limit: found 0.1, allowed with ramp_end 0, .* recipe paper",
         ),
     ],
 )

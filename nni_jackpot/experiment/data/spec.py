@@ -48,7 +48,20 @@ DATASETS: Registry[DatasetSpec] = Registry("data set")
 
 
 def register_dataset(name: str, **known: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return a decorator that registers a loader under a name, with the other fields of `DatasetSpec`."""
+    """Return a decorator that registers the loader of a data set under a name.
+
+    Parameters
+    ----------
+    name
+        The name, an identifier.
+    **known
+        Properties that are known before any file is read: the other fields of `DatasetSpec`.
+
+    Raises
+    ------
+    ValueError
+        If the name is not an identifier, or belongs to another data set.
+    """
 
     def decorate(load: Callable[..., Any]) -> Callable[..., Any]:
         DATASETS.register(name, source=load)(DatasetSpec(load, **known))
