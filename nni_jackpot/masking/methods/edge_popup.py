@@ -67,8 +67,8 @@ class EdgePopup(Method):
         if self.swap_limit is not None and (self.ramp_end or self.temperature or self.reallocate):
             raise SettingError(
                 "swap_limit",
-                f"found {self.swap_limit}, allowed with ramp_end 0, temperature 0 and reallocate false, which "
-                "recipe paper has",
+                f"found {self.swap_limit}, allowed with ramp_end 0, temperature 0 and reallocate false, "
+                "which recipe paper has",
             )
 
     @classmethod
