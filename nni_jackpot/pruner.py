@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 
 from nni_jackpot.errors import ConfigListError
 from nni_jackpot.masking.budgets import Rule
-from nni_jackpot.masking.cache import without_gradients
 from nni_jackpot.masking.criteria import Criterion, Losses, needs_losses
+from nni_jackpot.masking.masked_weights import without_gradients
 from nni_jackpot.masking.methods import MaskSchedule, Method
 from nni_jackpot.masks import Masks, check_unwrapped
 from nni_jackpot.modules.batch_norm import reestimate

@@ -9,11 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from nni_jackpot.masking.cache import Cache, as_int8, identity, without_gradients
 from nni_jackpot.masking.granularity import Grains
+from nni_jackpot.masking.masked_weights import Cache, StraightThrough, as_int8, identity, without_gradients
 from nni_jackpot.masking.refresh import LastChange, Mode, update_masks
 from nni_jackpot.masking.soft_mask import soft_mask
-from nni_jackpot.masking.straight_through import StraightThrough
 from nni_jackpot.masking.topk import Threshold
 
 # Forwards of several threads may find one mask stale. A lock per mask could not be pickled.

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
-from nni_jackpot.masking.cache import without_gradients
 from nni_jackpot.masking.granularity import Grains
+from nni_jackpot.masking.masked_weights import without_gradients
 from nni_jackpot.masking.topk import swap_at_most, update_top, update_tops
 
 if TYPE_CHECKING:  # masked_parameter imports this file

@@ -6,7 +6,7 @@ import torch
 from nni.compression.base.target_space import PruningTargetSpace
 from torch import Tensor
 
-from nni_jackpot.masking.cache import without_gradients
+from nni_jackpot.masking.masked_weights import without_gradients
 from nni_jackpot.nni_bridge.wrapper import ALIGNED, raw_mask, refresh_mask
 
 

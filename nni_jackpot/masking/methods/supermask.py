@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from nni_jackpot.masking.masked_parameter import MaskedParameter
+from nni_jackpot.masking.masked_weights import StraightThrough
 from nni_jackpot.masking.methods.method import RATE, Method, register_method
 from nni_jackpot.masking.refresh import Mode
-from nni_jackpot.masking.straight_through import StraightThrough
 from nni_jackpot.runtime.settings import option
 
 # Newton steps per sample, each from the last result, and the longest step.
