@@ -90,3 +90,7 @@ class DatasetNotFoundError(JackpotError, FileNotFoundError):
 
 class ExperimentConfigError(JackpotError, ValueError):
     """A YAML file has an unknown key, a value of the wrong type or a value out of range."""
+
+
+class BlocksError(JackpotError, ValueError):
+    """The blocks of a network cannot be found, or a network does not run them one after another."""
