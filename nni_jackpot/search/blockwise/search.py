@@ -152,7 +152,7 @@ def search_blocks(
     --------
     >>> batches = [tokenizer(texts, return_tensors="pt", padding=True) for texts in chunks]
     >>> masks = search_blocks(model, batches, sparse_pattern="2:4")
-    >>> sparse = apply_masks(model, masks)
+    >>> apply_masks(model, masks)
     """
     settings = settings or BlockSearch()
     names = list(blocks) if blocks is not None else blocks_of(model)
