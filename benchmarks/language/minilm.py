@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--test", action="store_true", help="report on test text, not on validation text")
-    for field, value in {**vars(BlockSearch()), "polish_steps": 400, "polish_lr": 0.0003}.items():
+    for field, value in {**vars(BlockSearch()), "polish_steps": 400, "polish_lr": 0.002}.items():
         if field not in ("seed", "start"):
             parser.add_argument(f"--{field}", type=type(value), default=value)
     args = parser.parse_args()
@@ -83,7 +83,15 @@ def main() -> None:
             continue
         if method == "polish":
             how = Polish(steps=args.polish_steps, lr=args.polish_lr, seed=args.seed)
-            masks = polish(model, batches, masks, embedding_loss, settings=how, **chosen)
+            masks = polish(
+                model,
+                batches,
+                masks,
+                embedding_loss,
+                settings=how,
+                on_check=lambda step, loss: print(f"  step {step}: loss {loss:.4f}", flush=True),
+                **chosen,
+            )
         else:
             spent = 0.0
             steps = args.steps if method == "blocks" else 0

@@ -46,6 +46,26 @@ def reconstruction_error(weight: Tensor, kept: Tensor, gram: Tensor, cross: Tens
 
 
 @torch.no_grad()
+def benefit_of_keeping(weight: Tensor, kept: Tensor, gram: Tensor) -> Tensor:
+    """Return by how much each weight lowers its row's error: if kept, and with the rest of the mask.
+
+    Parameters
+    ----------
+    weight, kept, gram
+        As for `reconstruction_error`.
+
+    Returns
+    -------
+    Tensor
+        Of shape (out, in): the error without the weight minus the error with it, exactly.
+    """
+    weight, gram = _scaled(weight, gram)
+    slope = 2 * weight * _correlation(weight, kept, gram, None)
+    curve = weight.square() * gram.diagonal()
+    return slope + torch.where(kept, curve, -curve)
+
+
+@torch.no_grad()
 def swap_in_groups(
     weight: Tensor,
     kept: Tensor,

@@ -40,7 +40,7 @@ class Polish:
     """
 
     steps: int = 400
-    lr: float = 0.0003
+    lr: float = 0.002
     momentum: float = 0.9
     checks: int = 8
     held_out: float = 0.1
@@ -115,7 +115,16 @@ def polish(
         best, lowest = kept, held_out_loss(kept)
         if on_check is not None:
             on_check(0, lowest)
-        training = ScoreTraining(weights, targets, kept, settings.lr, settings.momentum, settings.steps)
+        scores = {
+            name: target.grains.pool(weights[name].detach().abs(), lambda values: values.mean(-1))
+            for name, target in targets.items()
+        }
+        for name, score in scores.items():
+            score /= 2 * score.mean()
+            score += kept[name]
+        training = ScoreTraining(
+            weights, targets, kept, scores, settings.lr, settings.momentum, settings.steps
+        )
         check = max(1, settings.steps // settings.checks)
         for step, i in enumerate(order_of(trained, settings.steps, settings.seed), 1):
             training.step(loss_of(i, training.masked()))

@@ -12,9 +12,6 @@ from nni_jackpot.errors import SearchDivergedError
 from nni_jackpot.search.blockwise.targets import Target, as_numbers
 from nni_jackpot.search.recipes import NormalizedSGD
 
-# Distance between the initial scores of kept and of pruned grains, as of the other searches.
-_GAP = 0.05
-
 
 class ScoreTraining:
     """A search of masks by edge-popup over frozen weights, for a loss of the caller's.
@@ -29,7 +26,9 @@ class ScoreTraining:
     targets
         Grains and their number to keep, by the same names.
     kept
-        The masks to start from: boolean, of the scores' shapes.
+        The masks of the first step: boolean, of the scores' shapes.
+    scores
+        The initial scores, which decide the masks from the second step on; scaled to a root mean square of 1.
     lr, momentum
         Of the SGD that trains the scores.
     steps
@@ -46,6 +45,7 @@ class ScoreTraining:
         weights: Mapping[str, Tensor],
         targets: Mapping[str, Target],
         kept: Mapping[str, Tensor],
+        scores: Mapping[str, Tensor],
         lr: float,
         momentum: float,
         steps: int,
@@ -54,9 +54,10 @@ class ScoreTraining:
         self._weights = {name: weight.detach() for name, weight in weights.items()}
         self._targets = targets
         self._scores: dict[str, nn.Parameter] = {}
-        for name, mask in kept.items():
-            dtype = torch.promote_types(weights[name].dtype, torch.float32)
-            self._scores[name] = nn.Parameter(mask.to(dtype).mul_(_GAP))
+        for name, score in scores.items():
+            score = score.to(torch.promote_types(score.dtype, torch.float32))
+            size = score.square().mean().sqrt()
+            self._scores[name] = nn.Parameter(score / size if size > 0 else score.clone())
         self._optimizer = NormalizedSGD([[s] for s in self._scores.values()], lr=lr, momentum=momentum)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(
             self._optimizer, lambda step: (1 + math.cos(math.pi * min(1.0, step / max(1, steps)))) / 2

@@ -30,7 +30,7 @@ class BlockSearch:
     steps
         Steps of a block, of one batch each; 0 keeps the mask of the start.
     lr, momentum
-        Of the SGD that trains the scores.
+        Of the SGD that trains the scores, whose root mean square is 1 at the start.
     aim
         What a block shall compute: ``"dense"``, the output of the dense network; or ``"own"``, the output of
         the dense block on the input that the sparse blocks before it give.
@@ -47,7 +47,7 @@ class BlockSearch:
 
     start: str = "swaps"
     steps: int = 100
-    lr: float = 0.0005
+    lr: float = 0.005
     momentum: float = 0.9
     aim: str = "dense"
     checks: int = 4
@@ -220,12 +220,12 @@ class _Task:
         settings = self.settings
         trained, held_out = held_out_of(len(inputs), settings.held_out)
         statistics = {} if settings.start == "magnitude" else self._statistics(inputs, trained)
-        kept = start_masks(self.block, self.targets, settings.start, statistics)
+        kept, scores = start_masks(self.block, self.targets, settings.start, statistics)
         best, loss = kept, self._held_out_loss(inputs, goal, held_out, kept)
         start_loss = loss
         if settings.steps:
             training = ScoreTraining(
-                self._weights(), self.targets, kept, settings.lr, settings.momentum, settings.steps
+                self._weights(), self.targets, kept, scores, settings.lr, settings.momentum, settings.steps
             )
             order = order_of(trained, settings.steps, self.seed)
             check = max(1, settings.steps // settings.checks)

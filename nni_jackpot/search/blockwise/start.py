@@ -14,7 +14,7 @@ from nni_jackpot.masking.activations.input_statistics import (
     is_matrix_layer,
     to_rows,
 )
-from nni_jackpot.masking.activations.swaps import swap_in_groups, swap_in_rows
+from nni_jackpot.masking.activations.swaps import benefit_of_keeping, swap_in_groups, swap_in_rows
 from nni_jackpot.search.blockwise.targets import Target, row_groups
 
 STARTS = ("swaps", "wanda", "magnitude")
@@ -39,8 +39,8 @@ def start_masks(
     targets: Mapping[str, Target],
     start: str,
     statistics: Mapping[str, InputStatistics],
-) -> dict[str, Tensor]:
-    """Return the masks that a search starts from: boolean, of the scores' shapes.
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the masks that a search starts from, and the initial scores, both of the scores' shapes.
 
     Parameters
     ----------
@@ -53,9 +53,18 @@ def start_masks(
         without statistics starts from magnitude.
     statistics
         Of the inputs, by the names of parameters; with Gram matrices for ``"swaps"``.
+
+    Returns
+    -------
+    kept : dict
+        The masks, boolean.
+    scores : dict
+        Importance by the criterion. After swaps, the square root of by how much a weight lowers the error of
+        its layer, with the sign of that: in the unit of Wanda, which is its value where inputs are
+        uncorrelated.
     """
     layers = layers_of(block, targets)
-    kept = {}
+    kept, scores = {}, {}
     for name, target in targets.items():
         weight = block.get_parameter(name).detach()
         seen = statistics.get(name) if start != "magnitude" else None
@@ -63,27 +72,33 @@ def start_masks(
         if seen is not None:
             layer = layers[name]
             importance = from_rows(layer, wanda(to_rows(layer, weight), seen.squares))
-        importance = target.grains.pool(importance, lambda values: values.mean(-1))
-        kept[name] = target.select(importance)
+        scores[name] = target.grains.pool(importance, lambda values: values.mean(-1))
+        kept[name] = target.select(scores[name])
         if start == "swaps" and seen is not None:
-            kept[name] = _swapped(layers[name], weight, target, kept[name], seen)
-    return kept
+            found = _swapped(layers[name], weight, target, kept[name], seen)
+            if found is not None:
+                kept[name], scores[name] = found
+    return kept, scores
 
 
-def _swapped(layer: nn.Module, weight: Tensor, target: Target, kept: Tensor, seen: InputStatistics) -> Tensor:
+def _swapped(
+    layer: nn.Module, weight: Tensor, target: Target, kept: Tensor, seen: InputStatistics
+) -> tuple[Tensor, Tensor] | None:
+    """Return a mask improved by swaps, and scores; None if the grains of the target allow no swaps."""
     assert seen.gram is not None
+    if target.grains.scaler is not None:
+        return None
     indices = to_rows(layer, torch.arange(weight.numel(), device=weight.device).view(weight.shape))
-    improved = []
+    masks, scores = [], []
     for rows, mask, gram, places in zip(
         to_rows(layer, weight), to_rows(layer, kept), seen.gram, indices, strict=True
     ):
         groups = row_groups(target, places)
-        if groups is None:
-            return kept
-        if len(groups) == 1:
-            improved.append(swap_in_rows(rows, mask, gram))
-        elif groups.shape[1] <= _LONGEST:
-            improved.append(swap_in_groups(rows, mask, gram, groups))
-        else:
-            return kept
-    return from_rows(layer, torch.stack(improved))
+        if groups is None or (len(groups) > 1 and groups.shape[1] > _LONGEST):
+            return None
+        is_whole = len(groups) == 1
+        better = swap_in_rows(rows, mask, gram) if is_whole else swap_in_groups(rows, mask, gram, groups)
+        benefit = benefit_of_keeping(rows, better, gram)
+        masks.append(better)
+        scores.append(benefit.abs().sqrt() * benefit.sign())
+    return from_rows(layer, torch.stack(masks)), from_rows(layer, torch.stack(scores))
