@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,10 @@ from nni_jackpot.modules.batches import call_model, inputs_of
 
 # Arguments that a block writes into: caches of keys and values, which no second forward may find filled.
 _CACHES = ("past_key_value", "past_key_values", "layer_past", "kv_cache")
+
+
+class _Done(Exception):
+    """Ends a forward after the last block."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,11 @@ def capture(model: nn.Module, blocks: Sequence[str], batches: Iterable[Any]) -> 
             captured.hidden.append(hidden.detach())
         seen.append((blocks[i], hidden))
 
+    def after(i: int, result: Any) -> None:
+        outputs.append(output_of(result))
+        if i == len(blocks) - 1:
+            raise _Done
+
     outputs: list[Tensor] = []
     handles = []
     for i, module in enumerate(modules):
@@ -138,14 +147,15 @@ def capture(model: nn.Module, blocks: Sequence[str], batches: Iterable[Any]) -> 
                 with_kwargs=True,
             )
         )
-        handles.append(module.register_forward_hook(lambda _, args, out: outputs.append(output_of(out))))
+        handles.append(module.register_forward_hook(lambda _, args, out, i=i: after(i, out)))
     try:
         with _without_caches(model):
             for batch in batches:
                 seen.clear()
                 outputs.clear()
                 captured.tokens.append(_tokens(model, batch))
-                call_model(model, batch, next(model.parameters()).device)
+                with suppress(_Done):  # what follows the last block need not be computed
+                    call_model(model, batch, next(model.parameters()).device)
                 _check_chain(blocks, seen, outputs)
     finally:
         for handle in handles:
