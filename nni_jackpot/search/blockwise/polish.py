@@ -120,7 +120,7 @@ def polish(
             for name, target in targets.items()
         }
         for name, score in scores.items():
-            score /= 2 * score.mean()
+            score /= 2 * score.mean(targets[name].scale_dims, keepdim=True).clamp_min(1e-30)
             score += kept[name]
         training = ScoreTraining(
             weights, targets, kept, scores, settings.lr, settings.momentum, settings.steps

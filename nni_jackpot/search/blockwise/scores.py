@@ -10,14 +10,17 @@ from torch import Tensor, nn
 
 from nni_jackpot.errors import SearchDivergedError
 from nni_jackpot.search.blockwise.targets import Target, as_numbers
-from nni_jackpot.search.recipes import NormalizedSGD
+
+# A size that is taken for zero; all numbers of float32 divided by it are still finite.
+_NOTHING = 1e-30
 
 
 class ScoreTraining:
     """A search of masks by edge-popup over frozen weights, for a loss of the caller's.
 
-    Gradients are scaled to a root mean square of 1 for each parameter, so that ``lr`` is how far a score
-    moves in a step whatever the loss. The learning rate falls to zero along a cosine.
+    Scores are scaled to a mean size of 1, and gradients to a root mean square of 1, both over the weights of
+    one output feature (`Target.scale_dims`): ``lr`` is how far a score moves in a step, whatever the loss.
+    The learning rate falls to zero along a cosine.
 
     Parameters
     ----------
@@ -28,7 +31,7 @@ class ScoreTraining:
     kept
         The masks of the first step: boolean, of the scores' shapes.
     scores
-        The initial scores, which decide the masks from the second step on; scaled to a root mean square of 1.
+        The initial scores, which decide the masks from the second step on.
     lr, momentum
         Of the SGD that trains the scores.
     steps
@@ -56,9 +59,9 @@ class ScoreTraining:
         self._scores: dict[str, nn.Parameter] = {}
         for name, score in scores.items():
             score = score.to(torch.promote_types(score.dtype, torch.float32))
-            size = score.square().mean().sqrt()
-            self._scores[name] = nn.Parameter(score / size if size > 0 else score.clone())
-        self._optimizer = NormalizedSGD([[s] for s in self._scores.values()], lr=lr, momentum=momentum)
+            size = score.abs().mean(targets[name].scale_dims, keepdim=True)
+            self._scores[name] = nn.Parameter(score / size.clamp_min(_NOTHING))
+        self._optimizer = torch.optim.SGD(self._scores.values(), lr=lr, momentum=momentum)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(
             self._optimizer, lambda step: (1 + math.cos(math.pi * min(1.0, step / max(1, steps)))) / 2
         )
@@ -85,10 +88,11 @@ class ScoreTraining:
         with torch.no_grad():
             for name, gradient in zip(self._leaves, gradients, strict=True):
                 if gradient is not None:
-                    products = gradient * self._weights[name]
-                    grains = self._targets[name].grains
-                    pooled = grains.pool(products, lambda values: values.sum(-1))
-                    self._scores[name].grad = pooled.to(self._scores[name].dtype)
+                    products, target = gradient * self._weights[name], self._targets[name]
+                    pooled = target.grains.pool(products, lambda values: values.sum(-1))
+                    pooled = pooled.to(self._scores[name].dtype)
+                    size = pooled.square().mean(target.scale_dims, keepdim=True).sqrt_()
+                    self._scores[name].grad = pooled / size.clamp_min_(_NOTHING)
             self._optimizer.step()
             self._schedule.step()
             for name, score in self._scores.items():

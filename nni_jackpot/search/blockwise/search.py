@@ -30,7 +30,7 @@ class BlockSearch:
     steps
         Steps of a block, of one batch each; 0 keeps the mask of the start.
     lr, momentum
-        Of the SGD that trains the scores, whose root mean square is 1 at the start.
+        Of the SGD that trains the scores, whose mean size is 1 at the start.
     aim
         What a block shall compute: ``"dense"``, the output of the dense network; or ``"own"``, the output of
         the dense block on the input that the sparse blocks before it give.
@@ -47,7 +47,7 @@ class BlockSearch:
 
     start: str = "swaps"
     steps: int = 100
-    lr: float = 0.005
+    lr: float = 0.01
     momentum: float = 0.9
     aim: str = "dense"
     checks: int = 4

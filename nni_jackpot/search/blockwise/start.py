@@ -59,9 +59,8 @@ def start_masks(
     kept : dict
         The masks, boolean.
     scores : dict
-        Importance by the criterion. After swaps, the square root of by how much a weight lowers the error of
-        its layer, with the sign of that: in the unit of Wanda, which is its value where inputs are
-        uncorrelated.
+        By how much a weight lowers the squared error of its layer: exactly after swaps; if inputs were
+        uncorrelated for Wanda, or of equal size as well for magnitude.
     """
     layers = layers_of(block, targets)
     kept, scores = {}, {}
@@ -72,7 +71,7 @@ def start_masks(
         if seen is not None:
             layer = layers[name]
             importance = from_rows(layer, wanda(to_rows(layer, weight), seen.squares))
-        scores[name] = target.grains.pool(importance, lambda values: values.mean(-1))
+        scores[name] = target.grains.pool(importance.square(), lambda values: values.sum(-1))
         kept[name] = target.select(scores[name])
         if start == "swaps" and seen is not None:
             found = _swapped(layers[name], weight, target, kept[name], seen)
@@ -98,7 +97,6 @@ def _swapped(
             return None
         is_whole = len(groups) == 1
         better = swap_in_rows(rows, mask, gram) if is_whole else swap_in_groups(rows, mask, gram, groups)
-        benefit = benefit_of_keeping(rows, better, gram)
         masks.append(better)
-        scores.append(benefit.abs().sqrt() * benefit.sign())
+        scores.append(benefit_of_keeping(rows, better, gram))
     return from_rows(layer, torch.stack(masks)), from_rows(layer, torch.stack(scores))

@@ -16,10 +16,34 @@ from nni_jackpot.masking.granularity import Grains, parse_pattern
 
 @dataclass(frozen=True)
 class Target:
-    """The grains of one searched parameter, and how many of them are kept."""
+    """The grains of one searched parameter, and how many of them are kept.
+
+    Attributes
+    ----------
+    grains
+        The grains.
+    keep
+        How many grains are kept, in all rows together.
+    output_dim
+        Dimension of the output features: 0, but 1 for Conv1D of transformers.
+    """
 
     grains: Grains
     keep: int
+    output_dim: int = 0
+
+    @property
+    def scale_dims(self) -> tuple[int, ...]:
+        """Dimensions of the scores over which a common scale is taken.
+
+        Grains of different output features do not compete if every feature keeps a number of its own. The
+        features then get scales of their own, so that those of small effect are searched as well.
+        """
+        shape = self.grains.score_shape
+        outputs = shape[self.output_dim]
+        if self.grains.scaler is not None or self.grains.rows % outputs:
+            return tuple(range(len(shape)))
+        return tuple(i for i in range(len(shape)) if i != self.output_dim)
 
     def select(self, scores: Tensor, previous: Tensor | None = None) -> Tensor:
         """Return the mask of scores: boolean, of the scores' shape, with exactly ``keep`` grains."""
@@ -76,19 +100,20 @@ def targets_of(
                 if shape[inputs] % m:
                     continue
                 rows = math.prod(shape) // m
-                targets[f"{name}.weight"] = Target(Grains(shape, rows=rows, row_dim=inputs), n * rows)
+                grains = Grains(shape, rows=rows, row_dim=inputs)
+                keep = n * rows
             else:
                 # Rows of Conv1D run along its first dimension, others are in memory order.
                 rows = shape[1 - inputs]
                 length = math.prod(shape) // rows
-                keep = length - round(length * float(sparse_ratio or 0))
+                keep = rows * (length - round(length * float(sparse_ratio or 0)))
                 if keep == 0:
                     raise NothingKeptError(
                         f"none of the {length} weights of a row of {name} would be kept at sparse_ratio "
                         f"{sparse_ratio}: lower it"
                     )
                 grains = Grains(shape, rows=rows, row_dim=0 if inputs == 0 else None)
-                targets[f"{name}.weight"] = Target(grains, keep * rows)
+            targets[f"{name}.weight"] = Target(grains, keep, output_dim=1 - inputs)
     if not targets:
         raise TargetWithoutParametersError(
             f"the blocks {blocks[0]} to {blocks[-1]} have no Linear, Conv2d or Conv1D layer that "

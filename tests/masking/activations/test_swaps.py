@@ -8,7 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from nni_jackpot.masking.activations.swaps import reconstruction_error, swap_in_groups, swap_in_rows
+from nni_jackpot.masking.activations.swaps import (
+    benefit_of_keeping,
+    reconstruction_error,
+    swap_in_groups,
+    swap_in_rows,
+)
 from nni_jackpot.masking.topk import keep_top_by_row
 
 
@@ -107,3 +112,15 @@ def test_inputs_of_zero_change_nothing() -> None:
     kept, gram = two_of_four(weight), torch.zeros(8, 8)
     assert torch.equal(swap_in_groups(weight, kept, gram, torch.arange(8).view(-1, 4)), kept)
     assert torch.equal(swap_in_rows(weight, kept, gram), kept)
+
+
+def test_the_benefit_is_the_change_of_the_error() -> None:
+    weight, inputs = layer(3, 8)
+    kept = two_of_four(weight)
+    benefit = benefit_of_keeping(weight, kept, inputs @ inputs.T)
+    for row in range(3):
+        for column in range(8):
+            without, with_it = kept.clone(), kept.clone()
+            without[row, column], with_it[row, column] = False, True
+            expected = by_hand(weight, without, inputs)[row] - by_hand(weight, with_it, inputs)[row]
+            torch.testing.assert_close(benefit[row, column].double(), expected, rtol=1e-3, atol=1e-2)
