@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from nni_jackpot.errors import MaskError
 from nni_jackpot.masks import Masks
 from nni_jackpot.modules.batches import inputs_of
 from nni_jackpot.search.blockwise.blocks import blocks_of
@@ -45,6 +46,12 @@ class Polish:
     checks: int = 8
     held_out: float = 0.1
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or self.checks < 1:
+            raise ValueError("steps must be 0 at least, and checks 1 at least")
+        if self.lr <= 0 or not 0 <= self.momentum < 1 or not 0 < self.held_out < 1:
+            raise ValueError("lr must be positive, momentum in [0, 1) and held_out in (0, 1)")
 
 
 def polish(
@@ -83,6 +90,13 @@ def polish(
     -------
     Masks
         NNI's masks, whose loss on the held-out batches is not greater than that of ``masks``.
+
+    Raises
+    ------
+    MaskError
+        If a target has no mask, or its mask does not keep the number of grains that the target says.
+    SearchDivergedError
+        If the loss is NaN or infinite.
     """
     settings = settings or Polish()
     batches = list(batches)
@@ -90,12 +104,7 @@ def polish(
         names = list(blocks) if blocks is not None else blocks_of(model)
         targets = targets_of(model, names, sparse_pattern, sparse_ratio)
     weights = {name: model.get_parameter(name) for name in targets}
-    kept = {}
-    for name, target in targets.items():
-        prefix, _, parameter = name.rpartition(".")
-        mask = masks[prefix][parameter]
-        assert mask is not None
-        kept[name] = target.grains.of_mask(mask)
+    kept = _grains_kept(masks, targets)
     was_training = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -138,3 +147,20 @@ def polish(
         for module, mode in was_training.items():
             module.training = mode
     return nni_masks(model, targets, best)
+
+
+def _grains_kept(masks: Masks, targets: Mapping[str, Target]) -> dict[str, Tensor]:
+    """Return which grains NNI's masks keep, by the names of parameters."""
+    kept = {}
+    for name, target in targets.items():
+        module, _, parameter = name.rpartition(".")
+        mask = masks.get(module, {}).get(parameter)
+        if mask is None or tuple(mask.shape) != target.grains.shape:
+            raise MaskError(f"{name} has no mask of its shape {target.grains.shape}: search its block first")
+        kept[name] = target.grains.of_mask(mask)
+        if not torch.equal(target.select(kept[name].float()), kept[name]):
+            raise MaskError(
+                f"the mask of {name} keeps {int(kept[name].sum())} grains, which is not {target.keep}, as "
+                f"many in each of {target.grains.rows} rows"
+            )
+    return kept

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.models import VisionTransformer, resnet18
 
 from nni_jackpot import apply_masks
-from nni_jackpot.errors import BlocksError, CheckpointError, NothingKeptError, SparseRatioError
+from nni_jackpot.errors import BlocksError, CheckpointError, MaskError, NothingKeptError, SparseRatioError
 from nni_jackpot.masking.granularity import Grains
 from nni_jackpot.search.blockwise import BlockReport, BlockSearch, Target, blocks_of, search_blocks
 from nni_jackpot.search.blockwise.blocks import capture
@@ -310,3 +310,17 @@ def test_a_polish_never_ends_worse_than_it_began() -> None:
         assert end == pytest.approx(min(losses), rel=1e-4)
         assert all((mask.view(-1, 4).sum(1) == 2).all() for mask in flat(found).values())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_masks_that_do_not_fit_the_targets_are_refused() -> None:
+    torch.manual_seed(0)
+    model, batches = bert(), texts()
+    masks = search_blocks(model, batches, sparse_ratio=0.75, settings=BlockSearch(steps=0, start="magnitude"))
+
+    def loss(output: Any, dense: Any, batch: Any) -> Tensor:
+        return (output.last_hidden_state - dense.last_hidden_state).square().mean()
+
+    with pytest.raises(MaskError, match="keeps 64 grains, which is not 128"):
+        polish(model, batches, masks, loss, sparse_ratio=0.5)
+    with pytest.raises(MaskError, match="has no mask of its shape"):
+        polish(model, batches, {}, loss, sparse_ratio=0.5)
