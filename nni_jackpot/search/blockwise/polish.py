@@ -16,7 +16,7 @@ from nni_jackpot.modules.batches import inputs_of
 from nni_jackpot.search.blockwise.blocks import blocks_of
 from nni_jackpot.search.blockwise.scores import ScoreTraining, masked_weights
 from nni_jackpot.search.blockwise.search import held_out_of, nni_masks, order_of
-from nni_jackpot.search.blockwise.targets import Target, targets_of
+from nni_jackpot.search.blockwise.targets import Target, chosen_targets
 
 Loss = Callable[[Any, Any, Any], Tensor]
 """Of the output of the sparse network, that of the dense one, and the batch."""
@@ -100,9 +100,8 @@ def polish(
     """
     settings = settings or Polish()
     batches = list(batches)
-    if targets is None:
-        names = list(blocks) if blocks is not None else blocks_of(model)
-        targets = targets_of(model, names, sparse_pattern, sparse_ratio)
+    names = blocks_of(model) if blocks is None and targets is None else list(blocks or ())
+    targets = chosen_targets(model, names, targets, sparse_pattern, sparse_ratio)
     weights = {name: model.get_parameter(name) for name in targets}
     kept = _grains_kept(masks, targets)
     was_training = {module: module.training for module in model.modules()}

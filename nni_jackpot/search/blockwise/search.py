@@ -16,7 +16,7 @@ from nni_jackpot.masks import Masks
 from nni_jackpot.search.blockwise.blocks import Call, blocks_of, capture
 from nni_jackpot.search.blockwise.scores import ScoreTraining, masked_weights
 from nni_jackpot.search.blockwise.start import STARTS, layers_of, start_masks
-from nni_jackpot.search.blockwise.targets import Target, as_numbers, by_block, targets_of
+from nni_jackpot.search.blockwise.targets import Target, as_numbers, by_block, chosen_targets
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,8 @@ def search_blocks(
     settings
         Settings of the search.
     state
-        What ``on_block`` was given last, to continue from there.
+        What ``on_block`` was given last, to continue from there; with the same model and batches, the masks
+        are those of a search without a break.
     on_block
         Called after each block with a report, and with the state as plain data: numbers, strings, tensors.
 
@@ -142,7 +143,10 @@ def search_blocks(
     Raises
     ------
     BlocksError
-        If the blocks cannot be found, or do not follow each other.
+        If the blocks cannot be found, or do not follow each other; or if another part of the network holds
+        a target's weight as well.
+    SparseRatioError
+        If not exactly one of targets, pattern and ratio is given.
     CheckpointError
         If the state is of another search.
     SearchDivergedError
@@ -156,8 +160,7 @@ def search_blocks(
     """
     settings = settings or BlockSearch()
     names = list(blocks) if blocks is not None else blocks_of(model)
-    if targets is None:
-        targets = targets_of(model, names, sparse_pattern, sparse_ratio)
+    targets = chosen_targets(model, names, targets, sparse_pattern, sparse_ratio)
     per_block = by_block(names, targets)
     kept = _restored(state, settings, targets)
     was_training = {module: module.training for module in model.modules()}

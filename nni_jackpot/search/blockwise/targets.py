@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from nni_jackpot.errors import NothingKeptError, SparseRatioError, TargetWithoutParametersError
+from nni_jackpot.errors import (
+    BlocksError,
+    NothingKeptError,
+    SparseRatioError,
+    TargetWithoutParametersError,
+)
 from nni_jackpot.masking.activations.input_statistics import is_matrix_layer
 from nni_jackpot.masking.granularity import Grains, parse_pattern
+from nni_jackpot.modules.parameters import names_of_all
 
 
 @dataclass(frozen=True)
@@ -119,6 +126,36 @@ def targets_of(
             f"the blocks {blocks[0]} to {blocks[-1]} have no Linear, Conv2d or Conv1D layer that "
             f"{'sparse_pattern ' + repr(sparse_pattern) if sparse_pattern else 'sparse_ratio'} fits"
         )
+    return targets
+
+
+def chosen_targets(
+    model: nn.Module,
+    blocks: Sequence[str],
+    targets: Mapping[str, Target] | None,
+    sparse_pattern: str | None,
+    sparse_ratio: float | None,
+) -> Mapping[str, Target]:
+    """Return the given targets, or those of a pattern or ratio (`targets_of`).
+
+    Raises
+    ------
+    SparseRatioError
+        If not exactly one of targets, pattern and ratio is given.
+    BlocksError
+        If another part of the network holds a target's weight as well, so that a mask would change it too.
+    """
+    if targets is None:
+        targets = targets_of(model, blocks, sparse_pattern, sparse_ratio)
+    elif sparse_pattern is not None or sparse_ratio is not None:
+        raise SparseRatioError("give targets, or one of sparse_pattern and sparse_ratio, not both")
+    names = defaultdict(list)
+    for name, parameter in names_of_all(model).items():
+        names[id(parameter)].append(name)
+    for name in targets:
+        others = [other for other in names[id(model.get_parameter(name))] if other != name]
+        if others:
+            raise BlocksError(f"{name} is the same weight as {others[0]}: leave it out of the targets")
     return targets
 
 

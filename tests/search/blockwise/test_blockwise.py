@@ -276,6 +276,12 @@ def test_what_cannot_be_searched_is_refused() -> None:
     ]:
         with pytest.raises(error):
             search_blocks(model, texts(), **options)
+    targets = {"encoder.layer.0.output.dense.weight": Target(Grains((16, 32)), 9)}
+    with pytest.raises(SparseRatioError, match="not both"):
+        search_blocks(model, texts(), targets, sparse_ratio=0.5)
+    model.encoder.layer[1].output.dense.weight = model.encoder.layer[0].output.dense.weight
+    with pytest.raises(BlocksError, match="is the same weight as"):
+        search_blocks(model, texts(), targets)
     for settings in ({"start": "best"}, {"aim": "loss"}, {"steps": -1}, {"lr": 0.0}, {"held_out": 1.0}):
         with pytest.raises(ValueError, match=next(iter(settings))):
             BlockSearch(**settings)
