@@ -94,6 +94,10 @@ class ExperimentConfigError(JackpotError, ValueError):
     """A YAML file has an unknown key, a value of the wrong type or a value out of range."""
 
 
+class BlocksError(JackpotError, ValueError):
+    """The blocks of a network cannot be found, or a network does not run them one after another."""
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the error's type if it has no message."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nni_jackpot.errors import SearchDivergedError
+from nni_jackpot.masking.short_rows import LONGEST, keep_in_short_rows
 
 # Scores compared per chunk; a chunk stays in the CPU cache between comparisons.
 _CHUNK = 1 << 18
@@ -321,6 +322,8 @@ def keep_top_by_row(scores: Tensor, keep: int, previous: Tensor | None = None) -
     check_order(scores)
     if keep in (0, n):
         return torch.full_like(scores, keep > 0, dtype=torch.bool)
+    if n <= LONGEST:
+        return keep_in_short_rows(scores, keep, previous)
 
     threshold = scores.kthvalue(n - keep + 1, dim=1, keepdim=True).values
     kept = scores > threshold

@@ -1,0 +1,1 @@
+"""Masks from what layers see: statistics of inputs, criteria and swaps that use them."""

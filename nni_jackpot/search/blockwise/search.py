@@ -1,0 +1,338 @@
+"""Search a network block by block: memory of one block, no labels, no backward through the network."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nni_jackpot.errors import CheckpointError, SearchDivergedError
+from nni_jackpot.masking.activations.input_statistics import InputStatistics, InputWatcher
+from nni_jackpot.masks import Masks
+from nni_jackpot.search.blockwise.blocks import Call, blocks_of, capture
+from nni_jackpot.search.blockwise.scores import ScoreTraining, masked_weights
+from nni_jackpot.search.blockwise.start import STARTS, layers_of, start_masks
+from nni_jackpot.search.blockwise.targets import Target, as_numbers, by_block, chosen_targets
+
+
+@dataclass(frozen=True)
+class BlockSearch:
+    """Settings of the search of every block.
+
+    Attributes
+    ----------
+    start
+        The mask to start from: ``"swaps"``, ``"wanda"`` or ``"magnitude"``.
+    steps
+        Steps of a block, of one batch each; 0 keeps the mask of the start.
+    lr, momentum
+        Of the SGD that trains the scores, whose mean size is 1 at the start.
+    aim
+        What a block shall compute: ``"dense"``, the output of the dense network; or ``"own"``, the output of
+        the dense block on the input that the sparse blocks before it give.
+    checks
+        How often a mask is compared on the held-out batches.
+    held_out
+        Share of the batches that masks are compared on, and not trained on; one batch at least.
+    skip_tokens
+        First tokens of a sequence that do not count, such as those of massive activations in causal language
+        models.
+    seed
+        Decides the order of batches.
+    """
+
+    start: str = "swaps"
+    steps: int = 100
+    lr: float = 0.01
+    momentum: float = 0.9
+    aim: str = "dense"
+    checks: int = 4
+    held_out: float = 0.1
+    skip_tokens: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.start not in STARTS:
+            raise ValueError(f"start must be one of {', '.join(STARTS)}, got {self.start!r}")
+        if self.aim not in ("dense", "own"):
+            raise ValueError(f"aim must be 'dense' or 'own', got {self.aim!r}")
+        if self.steps < 0 or self.checks < 1 or self.skip_tokens < 0:
+            raise ValueError("steps and skip_tokens must be 0 at least, and checks 1 at least")
+        if self.lr <= 0 or not 0 <= self.momentum < 1 or not 0 < self.held_out < 1:
+            raise ValueError("lr must be positive, momentum in [0, 1) and held_out in (0, 1)")
+
+
+@dataclass(frozen=True)
+class BlockReport:
+    """What the search of one block has brought.
+
+    Attributes
+    ----------
+    block
+        Name of the block.
+    index, total
+        Place of the block, from 1, and number of blocks.
+    start_loss, loss
+        Squared error on the held-out batches, relative to the square of the output that it shall compute: of
+        the mask at the start, and of the mask found.
+    seconds
+        What the block took.
+    """
+
+    block: str
+    index: int
+    total: int
+    start_loss: float
+    loss: float
+    seconds: float
+
+
+OnBlock = Callable[[BlockReport, Mapping[str, Any]], None]
+
+
+def search_blocks(
+    model: nn.Module,
+    batches: Iterable[Any],
+    targets: Mapping[str, Target] | None = None,
+    *,
+    sparse_pattern: str | None = None,
+    sparse_ratio: float | None = None,
+    blocks: Sequence[str] | None = None,
+    settings: BlockSearch | None = None,
+    state: Mapping[str, Any] | None = None,
+    on_block: OnBlock | None = None,
+) -> Masks:
+    """Search the masks of a network block by block, without labels.
+
+    The inputs of the first block are computed once. A block's scores are then trained until the masked block
+    computes, from the outputs of the sparse blocks before it, what `BlockSearch.aim` says. The best mask on
+    held-out batches is kept, so that no block ends with a greater error there than it started with. Weights
+    do not change; the result is masks.
+
+    Parameters
+    ----------
+    model
+        The network; it is run in evaluation mode, and is given back in the mode it was in.
+    batches
+        Calibration data, held in memory; see `nni_jackpot.modules.batches.call_model`. A step of the search
+        takes one batch.
+    targets
+        What is searched, by the names of parameters; None for the weights of all Linear, Conv2d and Conv1D
+        layers within the blocks, at ``sparse_pattern`` or ``sparse_ratio`` (see `targets_of`).
+    sparse_pattern, sparse_ratio
+        Pattern ``"N:M"``, or share of zeros in every row.
+    blocks
+        Names of the blocks in the order in which the network runs them; None to find them (`blocks_of`).
+    settings
+        Settings of the search.
+    state
+        What ``on_block`` was given last, to continue from there; with the same model and batches, the masks
+        are those of a search without a break.
+    on_block
+        Called after each block with a report, and with the state as plain data: numbers, strings, tensors.
+
+    Returns
+    -------
+    Masks
+        NNI's masks, as `nni_jackpot.apply_masks` takes them.
+
+    Raises
+    ------
+    BlocksError
+        If the blocks cannot be found, or do not follow each other; or if another part of the network holds
+        a target's weight as well.
+    SparseRatioError
+        If not exactly one of targets, pattern and ratio is given.
+    CheckpointError
+        If the state belongs to another search.
+    SearchDivergedError
+        If a loss is NaN or infinite.
+
+    Examples
+    --------
+    >>> batches = [tokenizer(texts, return_tensors="pt", padding=True) for texts in chunks]
+    >>> masks = search_blocks(model, batches, sparse_pattern="2:4")
+    >>> apply_masks(model, masks)
+    """
+    settings = settings or BlockSearch()
+    names = list(blocks) if blocks is not None else blocks_of(model)
+    targets = chosen_targets(model, names, targets, sparse_pattern, sparse_ratio)
+    per_block = by_block(names, targets)
+    kept = _restored(state, settings, targets)
+    was_training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        captured = capture(model, names, batches)
+        dense = sparse = captured.hidden
+        for i, name in enumerate(names):
+            began = time.monotonic()
+            task = _Task(
+                model.get_submodule(name),
+                per_block[i],
+                captured.calls[i],
+                [
+                    _counted(tokens, settings.skip_tokens, hidden)
+                    for tokens, hidden in zip(captured.tokens, captured.hidden, strict=True)
+                ],
+                settings,
+                settings.seed + i,
+            )
+            captured.calls[i] = []
+            goal = task.outputs(dense if settings.aim == "dense" else sparse, {})
+            done = {p: kept[f"{name}.{p}"] for p in per_block[i] if f"{name}.{p}" in kept}
+            if per_block[i] and not done:
+                done, start_loss, loss = task.search(sparse, goal)
+                kept |= {f"{name}.{p}": mask for p, mask in done.items()}
+                if on_block is not None:
+                    seconds = time.monotonic() - began
+                    report = BlockReport(name, i + 1, len(names), start_loss, loss, seconds)
+                    on_block(report, _state(settings, targets, kept))
+            sparse = task.outputs(sparse, done)
+            dense = goal
+    finally:
+        for module, training in was_training.items():
+            module.training = training
+    return nni_masks(model, targets, kept)
+
+
+@dataclass
+class _Task:
+    """The search of one block."""
+
+    block: nn.Module
+    targets: Mapping[str, Target]
+    calls: list[Call]
+    counted: list[Tensor | None]
+    settings: BlockSearch
+    seed: int
+
+    @torch.no_grad()
+    def outputs(self, hidden: Sequence[Tensor], kept: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return the outputs of the block under masks for the inputs of all batches."""
+        masked = masked_weights(self._weights(), self.targets, kept)
+        return [call.run(self.block, h, masked) for call, h in zip(self.calls, hidden, strict=True)]
+
+    def search(
+        self, inputs: Sequence[Tensor], goal: Sequence[Tensor]
+    ) -> tuple[dict[str, Tensor], float, float]:
+        """Return the best masks, the loss of the masks at the start, and that of the best ones."""
+        settings = self.settings
+        trained, held_out = held_out_of(len(inputs), settings.held_out)
+        statistics = {} if settings.start == "magnitude" else self._statistics(inputs, trained)
+        kept, scores = start_masks(self.block, self.targets, settings.start, statistics)
+        best, loss = kept, self._held_out_loss(inputs, goal, held_out, kept)
+        start_loss = loss
+        if settings.steps:
+            training = ScoreTraining(
+                self._weights(), self.targets, kept, scores, settings.lr, settings.momentum, settings.steps
+            )
+            order = order_of(trained, settings.steps, self.seed)
+            check = max(1, settings.steps // settings.checks)
+            for step, i in enumerate(order, 1):
+                output = self.calls[i].run(self.block, inputs[i], training.masked())
+                training.step(_error(output, goal[i], self.counted[i])[0])
+                if step % check == 0 or step == settings.steps:
+                    found = self._held_out_loss(inputs, goal, held_out, training.kept)
+                    if found < loss:
+                        best, loss = dict(training.kept), found
+        return dict(best), start_loss, loss
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: self.block.get_parameter(name) for name in self.targets}
+
+    @torch.no_grad()
+    def _statistics(self, inputs: Sequence[Tensor], which: Sequence[int]) -> dict[str, InputStatistics]:
+        layers = layers_of(self.block, self.targets)
+        with InputWatcher(layers, gram=self.settings.start == "swaps") as watcher:
+            for i in which:
+                watcher.tokens = self.counted[i]
+                self.calls[i].run(self.block, inputs[i])
+        return watcher.statistics
+
+    @torch.no_grad()
+    def _held_out_loss(
+        self,
+        inputs: Sequence[Tensor],
+        goal: Sequence[Tensor],
+        which: Sequence[int],
+        kept: Mapping[str, Tensor],
+    ) -> float:
+        masked = masked_weights(self._weights(), self.targets, kept)
+        error = scale = 0.0
+        for i in which:
+            output = self.calls[i].run(self.block, inputs[i], masked)
+            parts = _error(output, goal[i], self.counted[i])
+            error, scale = error + parts[0].item(), scale + parts[1].item()
+        if not error < float("inf"):
+            raise SearchDivergedError(f"the error of a block on the held-out batches is {error}")
+        return error / scale if scale else error
+
+
+def _error(output: Tensor, goal: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the sum of squared errors over the tokens that count, and that of squares of the goal."""
+    if counted is not None and output.shape[: counted.dim()] == counted.shape:
+        output, goal = output[counted], goal[counted]
+    return (output - goal).float().square().sum(), goal.float().square().sum()
+
+
+def _counted(tokens: Tensor | None, skip: int, hidden: Tensor) -> Tensor | None:
+    """Return the tokens that count, the first ones of every sequence left out."""
+    if not skip:
+        return tokens
+    counted = torch.ones(hidden.shape[:2], dtype=torch.bool) if tokens is None else tokens.clone()
+    counted[:, :skip] = False
+    return counted.to(hidden.device)
+
+
+def held_out_of(n: int, share: float) -> tuple[list[int], list[int]]:
+    """Return the batches to train on, and those to compare masks on; a single batch serves for both."""
+    held_out = max(1, round(n * share))
+    return list(range(n - held_out)) or [0], list(range(n - held_out, n))
+
+
+def order_of(batches: Sequence[int], steps: int, seed: int) -> list[int]:
+    """Return the batch of every step: all batches in random order, again and again."""
+    generator = torch.Generator().manual_seed(seed)
+    order: list[int] = []
+    while len(order) < steps:
+        order += [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+    return order[:steps]
+
+
+def _fingerprint(settings: BlockSearch, targets: Mapping[str, Target]) -> dict[str, Any]:
+    keeps = {name: [list(t.grains.shape), t.grains.rows, t.keep] for name, t in targets.items()}
+    return {"settings": asdict(settings), "targets": keeps}
+
+
+def _state(
+    settings: BlockSearch, targets: Mapping[str, Target], kept: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    return {**_fingerprint(settings, targets), "kept": dict(kept)}
+
+
+def _restored(
+    state: Mapping[str, Any] | None, settings: BlockSearch, targets: Mapping[str, Target]
+) -> dict[str, Tensor]:
+    if state is None:
+        return {}
+    expected = _fingerprint(settings, targets)
+    for part, value in expected.items():
+        if state.get(part) != value:
+            raise CheckpointError(
+                f"the state belongs to another search: its {part} are {state.get(part)}, not {value}"
+            )
+    return dict(state["kept"])
+
+
+def nni_masks(model: nn.Module, targets: Mapping[str, Target], kept: Mapping[str, Tensor]) -> Masks:
+    """Return masks of grains, by the names of parameters, as NNI's."""
+    masks: dict[str, dict[str, Tensor | None]] = {}
+    for name, target in targets.items():
+        module, _, parameter = name.rpartition(".")
+        weight = model.get_parameter(name)
+        masks.setdefault(module, {})[parameter] = as_numbers(target, kept[name], weight).clone()
+    return masks
