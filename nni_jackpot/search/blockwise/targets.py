@@ -53,7 +53,15 @@ class Target:
         return tuple(i for i in range(len(shape)) if i != self.output_dim)
 
     def select(self, scores: Tensor, previous: Tensor | None = None) -> Tensor:
-        """Return the mask of scores: boolean, of the scores' shape, with exactly ``keep`` grains."""
+        """Return the mask of scores: boolean, of the scores' shape, with exactly ``keep`` grains.
+
+        Parameters
+        ----------
+        scores
+            One score per grain.
+        previous
+            The mask before, whose grains win ties; None without one.
+        """
         return self.grains.select(scores, self.keep, previous)
 
 
