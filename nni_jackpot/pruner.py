@@ -381,12 +381,14 @@ class LotteryJackpotPruner(LiveMaskPruner):
         else:
             scores = [[group.score for group in members] for members in budget_groups]
             optimizer = optimizer_of(self.method, scores)
+        # After soft masks, the running statistics are still theirs.
+        collects = self._norm == "adapt" and settings.temperature > 0
         self._search = Search(
             self._targets.groups,
             optimizer,
             SparsitySchedule(budget_groups, settings),
             self._schedule,
             self.method,
-            FinalStatistics(self.bound_model) if self._norm == "adapt" else None,
+            FinalStatistics(self.bound_model) if collects else None,
         )
         return self._search

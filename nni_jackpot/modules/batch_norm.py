@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from nni_jackpot.errors import CalibrationError
 from nni_jackpot.modules.batches import call_model
+from nni_jackpot.modules.modes import restored_modes
 from nni_jackpot.runtime.distributed import all_gather, all_reduce_sum, broadcast_tensors, world_size
 
 
@@ -34,10 +35,9 @@ def reestimate(model: nn.Module, batches: Any) -> None:
     layers: list[Any] = [x for x in _layers(model) if isinstance(x, nn.modules.batchnorm._BatchNorm)]
     if not layers:
         return
-    modes = [(module, module.training) for module in model.modules()]
     momenta = [(layer, layer.momentum) for layer in layers]
     try:
-        with _restored_on_error(layers):
+        with restored_modes(model), _restored_on_error(layers):
             model.train()
             for layer in layers:
                 layer.reset_running_stats()
@@ -52,8 +52,6 @@ def reestimate(model: nn.Module, batches: Any) -> None:
     finally:
         for layer, momentum in momenta:
             layer.momentum = momentum
-        for module, training in modes:
-            module.training = training
 
 
 def _run(model: nn.Module, batches: Any) -> int:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 F = TypeVar("F")
+K = TypeVar("K", bound=type[Any])
 
 
 class Registry(Mapping[str, T]):
@@ -54,6 +55,27 @@ class Registry(Mapping[str, T]):
             if self._origins.setdefault(name, origin) != origin:
                 raise ValueError(f"the {self.kind} {name!r} is registered already")
             self._objects[name] = registered  # type: ignore[assignment]
+            return registered
+
+        return decorate
+
+    def register_class(self, name: str) -> Callable[[K], K]:
+        """Return a class decorator that registers a class under a name, and sets the class's ``name``.
+
+        Parameters
+        ----------
+        name
+            The name, an identifier.
+
+        Raises
+        ------
+        ValueError
+            If the name is not an identifier, or belongs to another class.
+        """
+
+        def decorate(registered: K) -> K:
+            self.register(name)(registered)
+            registered.name = name
             return registered
 
         return decorate

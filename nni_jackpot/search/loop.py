@@ -40,7 +40,7 @@ class Search:
     method
         Settings of the search; their initial scores serve the return to the last good masks.
     statistics
-        Batch-norm statistics that are to be those of the final masks; None to leave them alone.
+        Collects batch-norm statistics of the final masks after the soft ones; None to leave statistics alone.
 
     Attributes
     ----------
@@ -65,7 +65,7 @@ class Search:
             param_group.setdefault("initial_lr", param_group["lr"])
         self._lr_schedule = lr_schedule
         self.method = method
-        self._statistics = statistics if schedule.is_soft else None
+        self._statistics = statistics
         self._parameters = [member for group in groups for member in group.members]
         self._without_gradient = list(groups)
 

@@ -47,11 +47,6 @@ class SparsitySchedule:
         # The last ranking is made with all zeros, so that norm statistics have time to adapt.
         self._last_ranking = math.ceil(_RANKINGS * (settings.ramp_end or 1))
 
-    @property
-    def is_soft(self) -> bool:
-        """Whether training sees soft masks at some time."""
-        return self.settings.temperature > 0
-
     def is_hard_at(self, progress: float) -> bool:
         """Return True if training sees the masks themselves at a progress in [0, 1]."""
         return not self.settings.temperature * _remaining(progress, self.settings.anneal_end)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -83,15 +83,4 @@ class Comparator(TrainConfig):
 
 
 COMPARATORS: Registry[type[Comparator]] = Registry("comparator")
-
-C = TypeVar("C", bound=type[Any])
-
-
-def register_comparator(name: str) -> Callable[[C], C]:
-    """Return a class decorator that registers a comparator under a name."""
-
-    def decorate(comparator: C) -> C:
-        comparator.name = name
-        return COMPARATORS.register(name)(comparator)
-
-    return decorate
+register_comparator = COMPARATORS.register_class

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import ClassVar, NamedTuple
 
 from nni_jackpot.masking.masked_parameter import MaskedParameter
 from nni_jackpot.runtime.registry import Registry
@@ -82,15 +81,4 @@ class Method:
 
 
 METHODS: Registry[type[Method]] = Registry("method")
-
-M = TypeVar("M", bound=type[Any])
-
-
-def register_method(name: str) -> Callable[[M], M]:
-    """Return a class decorator that registers a method under a name."""
-
-    def decorate(method: M) -> M:
-        method.name = name
-        return METHODS.register(name)(method)
-
-    return decorate
+register_method = METHODS.register_class

@@ -13,8 +13,9 @@ from torch.func import functional_call
 from nni_jackpot.errors import MaskError
 from nni_jackpot.masks import Masks
 from nni_jackpot.modules.batches import inputs_of
+from nni_jackpot.modules.modes import restored_modes
 from nni_jackpot.search.blockwise.blocks import blocks_of
-from nni_jackpot.search.blockwise.scores import ScoreTraining, masked_weights
+from nni_jackpot.search.blockwise.scores import NOTHING, ScoreTraining, masked_weights
 from nni_jackpot.search.blockwise.search import held_out_of, nni_masks, order_of
 from nni_jackpot.search.blockwise.targets import Target, chosen_targets
 
@@ -104,9 +105,8 @@ def polish(
     targets = chosen_targets(model, names, targets, sparse_pattern, sparse_ratio)
     weights = {name: model.get_parameter(name) for name in targets}
     kept = _grains_kept(masks, targets)
-    was_training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with restored_modes(model):
+        model.eval()
 
         def loss_of(i: int, parameters: dict[str, Tensor]) -> Tensor:
             args, kwargs = inputs_of(model, batches[i])
@@ -128,7 +128,7 @@ def polish(
             for name, target in targets.items()
         }
         for name, score in scores.items():
-            score /= 2 * score.mean(targets[name].scale_dims, keepdim=True).clamp_min(1e-30)
+            score /= 2 * score.mean(targets[name].scale_dims, keepdim=True).clamp_min(NOTHING)
             score += kept[name]
         training = ScoreTraining(
             weights, targets, kept, scores, settings.lr, settings.momentum, settings.steps
@@ -142,9 +142,6 @@ def polish(
                     on_check(step, found)
                 if found < lowest:
                     best, lowest = dict(training.kept), found
-    finally:
-        for module, mode in was_training.items():
-            module.training = mode
     return nni_masks(model, targets, best)
 
 

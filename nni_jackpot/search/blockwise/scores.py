@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -10,9 +9,10 @@ from torch import Tensor, nn
 
 from nni_jackpot.errors import SearchDivergedError
 from nni_jackpot.search.blockwise.targets import Target, as_numbers
+from nni_jackpot.search.clock import cosine
 
-# A size that is taken for zero; all numbers of float32 divided by it are still finite.
-_NOTHING = 1e-30
+# Sizes below this count as zero; all float32 numbers divided by it are finite.
+NOTHING = 1e-30
 
 
 class ScoreTraining:
@@ -60,10 +60,10 @@ class ScoreTraining:
         for name, score in scores.items():
             score = score.to(torch.promote_types(score.dtype, torch.float32))
             size = score.abs().mean(targets[name].scale_dims, keepdim=True)
-            self._scores[name] = nn.Parameter(score / size.clamp_min(_NOTHING))
+            self._scores[name] = nn.Parameter(score / size.clamp_min(NOTHING))
         self._optimizer = torch.optim.SGD(self._scores.values(), lr=lr, momentum=momentum)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(
-            self._optimizer, lambda step: (1 + math.cos(math.pi * min(1.0, step / max(1, steps)))) / 2
+            self._optimizer, lambda step: cosine(min(1.0, step / max(1, steps)))
         )
         self._leaves: dict[str, Tensor] = {}
 
@@ -92,7 +92,7 @@ class ScoreTraining:
                     pooled = target.grains.reduce(products, lambda values: values.sum(-1))
                     pooled = pooled.to(self._scores[name].dtype)
                     size = pooled.square().mean(target.scale_dims, keepdim=True).sqrt_()
-                    self._scores[name].grad = pooled / size.clamp_min_(_NOTHING)
+                    self._scores[name].grad = pooled / size.clamp_min_(NOTHING)
             self._optimizer.step()
             self._schedule.step()
             for name, score in self._scores.items():

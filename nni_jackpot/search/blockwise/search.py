@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nni_jackpot.errors import CheckpointError, SearchDivergedError
 from nni_jackpot.masking.activations.input_statistics import InputStatistics, InputWatcher
 from nni_jackpot.masks import Masks
+from nni_jackpot.modules.modes import restored_modes
 from nni_jackpot.search.blockwise.blocks import Call, blocks_of, capture
 from nni_jackpot.search.blockwise.scores import ScoreTraining, masked_weights
 from nni_jackpot.search.blockwise.start import STARTS, layers_of, start_masks
@@ -163,9 +164,8 @@ def search_blocks(
     targets = chosen_targets(model, names, targets, sparse_pattern, sparse_ratio)
     per_block = by_block(names, targets)
     kept = _restored(state, settings, targets)
-    was_training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with restored_modes(model):
+        model.eval()
         captured = capture(model, names, batches)
         dense = sparse = captured.hidden
         for i, name in enumerate(names):
@@ -193,9 +193,6 @@ def search_blocks(
                     on_block(report, _state(settings, targets, kept))
             sparse = task.outputs(sparse, done)
             dense = goal
-    finally:
-        for module, training in was_training.items():
-            module.training = training
     return nni_masks(model, targets, kept)
 
 

@@ -1,0 +1,101 @@
+"""The options and the table of methods that the benchmarks of language models share."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import resource
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from comparators import sparsegpt_blocks
+from torch import nn
+
+from nni_jackpot import apply_masks
+from nni_jackpot.search.blockwise import BlockReport, BlockSearch, search_blocks
+from nni_jackpot.search.blockwise.polish import Loss, Polish, polish
+
+
+def add_options(parser: argparse.ArgumentParser, **defaults: Any) -> None:
+    """Add the options of methods; ``defaults`` replace those of `BlockSearch` and `Polish`."""
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--pattern", help="such as 2:4")
+    kind.add_argument("--ratio", type=float, help="share of zeros in every row")
+    parser.add_argument("--methods", nargs="+", default=["wanda", "sparsegpt", "swaps", "blocks", "polish"])
+    parser.add_argument("--test", action="store_true", help="report on test text, not on validation text")
+    own = Polish()
+    options = {**vars(BlockSearch()), "polish_steps": own.steps, "polish_lr": own.lr, **defaults}
+    for name, value in options.items():
+        if name != "start":  # the methods name it
+            parser.add_argument(f"--{name}", type=type(value), default=value)
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Return the options, with pattern 2:4 if there is neither a pattern nor a ratio."""
+    args = parser.parse_args()
+    if args.pattern is None and args.ratio is None:
+        args.pattern = "2:4"
+    return args
+
+
+def print_row(method: str, weights: str, cells: list[str], seconds: float) -> None:
+    """Print the row of a method."""
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"| {method} | {weights} | {' | '.join(cells)} | {seconds:.0f} | {memory:.1f} |", flush=True)
+
+
+def print_rows(
+    args: argparse.Namespace,
+    model: nn.Module,
+    batches: list[Any],
+    loss: Loss,
+    cells_of: Callable[[nn.Module], list[str]],
+) -> None:
+    """Find masks by each method, and print its row.
+
+    Parameters
+    ----------
+    args
+        The options of `add_options`.
+    model
+        The dense network.
+    batches
+        Calibration data.
+    loss
+        Loss of the polish.
+    cells_of
+        Returns the measures of a sparse network.
+    """
+    chosen: dict[str, Any] = {"sparse_pattern": args.pattern, "sparse_ratio": args.ratio}
+    settings = {name: getattr(args, name) for name in vars(BlockSearch()) if name != "start"}
+    masks: Mapping[str, Any] = {}
+    spent = 0.0
+    for method in args.methods:
+        began = time.process_time()
+        if method == "sparsegpt":
+            sparse = sparsegpt_blocks(model, batches, args.pattern, args.ratio)
+            print_row(method, "updated", cells_of(sparse), time.process_time() - began)
+            continue
+        if method == "polish":
+            how = Polish(steps=args.polish_steps, lr=args.polish_lr, seed=args.seed)
+            masks = polish(model, batches, masks, loss, settings=how, on_check=_show_check, **chosen)
+        else:
+            spent = 0.0
+            own = {} if method == "blocks" else {"steps": 0, "start": method}
+            search = BlockSearch(**{**settings, **own})
+            masks = search_blocks(model, batches, settings=search, on_block=_show_block, **chosen)
+        spent += time.process_time() - began
+        print_row(method, "frozen", cells_of(apply_masks(copy.deepcopy(model), masks)), spent)
+
+
+def _show_check(step: int, loss: float) -> None:
+    print(f"  step {step}: loss {loss:.4f}", flush=True)
+
+
+def _show_block(report: BlockReport, state: Mapping[str, Any]) -> None:
+    print(
+        f"  {report.block} ({report.index} of {report.total}): error {report.start_loss:.4f} -> "
+        f"{report.loss:.4f}, {report.seconds:.0f} s",
+        flush=True,
+    )
