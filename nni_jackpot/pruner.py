@@ -19,7 +19,7 @@ from nni_jackpot.masking.criteria import Criterion, Losses, needs_losses
 from nni_jackpot.masking.masked_weights import without_gradients
 from nni_jackpot.masking.methods import MaskSchedule, Method
 from nni_jackpot.masks import Masks, check_unwrapped
-from nni_jackpot.modules.batch_norm import reestimate
+from nni_jackpot.modules.batch_norm import has_batch_norm
 from nni_jackpot.modules.final_statistics import FinalStatistics
 from nni_jackpot.modules.parameters import refuse_other_readers, steady_parametrizations
 from nni_jackpot.nni_bridge.calibration import losses_of
@@ -31,6 +31,7 @@ from nni_jackpot.nni_bridge.searched_targets import SearchedTargets
 from nni_jackpot.search.checkpoint import Checkpoint
 from nni_jackpot.search.clock import cosine
 from nni_jackpot.search.driven_search import DrivenSearch
+from nni_jackpot.search.held_out import HeldOut
 from nni_jackpot.search.loop import Search
 from nni_jackpot.search.normalized_sgd import optimizer_of
 from nni_jackpot.search.options import budget_of, check_length, criterion_of, method_of, norm_of
@@ -133,10 +134,13 @@ class LotteryJackpotPruner(LiveMaskPruner):
         self._criterion = criterion_of(init, init_batches, evaluator is not None)
         self._budget = budget_of(budget)
         self._norm = norm_of(norm, old)
-        self.method = method_of(method, old)
+        asked = method_of(method, old)
+        self.method = asked.suited_to(has_batch_norm(model))
+        self._finds_lr = asked.lr is None and optimizer is None
         self._own_optimizer = optimizer
         self._schedule = schedule
         self._init_batches = init_batches
+        self._held_out_steps = 0
         self._is_settled = False
         self._search: Search | None = None
         self._checkpoint: Checkpoint | None = None
@@ -183,27 +187,6 @@ class LotteryJackpotPruner(LiveMaskPruner):
         names = self._get_param_names_map()
         return losses_of(self.evaluator, self.bound_model, names, weights, self._init_batches)
 
-    def reestimate_norm(self, batches: Any) -> None:
-        """Re-estimate batch-norm statistics under the current masks, by one pass over batches.
-
-        Parameters
-        ----------
-        batches
-            Iterable of input batches, of dicts, or of lists and tuples that begin with the inputs
-            (`modules.batches.call_model`). Under `torch.distributed` the statistics are the mean over the
-            batches of all ranks.
-
-        Raises
-        ------
-        CalibrationError
-            If there is no batch, or the model fails on one; the statistics are then unchanged.
-        """
-        self._frozen.release_statistics()
-        try:
-            reestimate(self.bound_model, batches)
-        finally:
-            self._frozen.freeze_statistics()
-
     # -- search
 
     @property
@@ -212,7 +195,11 @@ class LotteryJackpotPruner(LiveMaskPruner):
         return self._search.learning_rate if self._search else 0.0
 
     def compress(
-        self, max_steps: int | None = None, max_epochs: int | None = None, norm_batches: Any = None
+        self,
+        max_steps: int | None = None,
+        max_epochs: int | None = None,
+        norm_batches: Any = None,
+        held_out: int = 8,
     ) -> tuple[nn.Module, dict[str, dict[str, Tensor | None]]]:
         """Search through the evaluator, and return the wrapped model and its masks.
 
@@ -227,6 +214,11 @@ class LotteryJackpotPruner(LiveMaskPruner):
         norm_batches
             Batches to re-estimate batch-norm statistics with, under the final masks (`reestimate_norm`).
             Without them the statistics are the mean over the last steps, those without soft masks.
+        held_out
+            Number of training steps whose loss is measured again at the end. If the last masks are worse than
+            those of the start, or the best of the search, the search ends with the better ones and says so.
+            0 for the last masks. Nothing is measured under Lightning's manual optimization, nor where other
+            compressors take part or schedule the sparse ratios.
 
         Raises
         ------
@@ -248,18 +240,23 @@ class LotteryJackpotPruner(LiveMaskPruner):
             max_epochs = check_length("compress(): max_epochs", max_epochs)
             if max_steps is None and max_epochs is None:
                 raise ValueError("say how long to search: compress(max_steps, max_epochs)")
+            self._held_out_steps = held_out
             model, masks = super().compress(max_steps, max_epochs)
         if norm_batches is not None:
             self.reestimate_norm(norm_batches)
         return model, masks
 
-    def begin(self, total_steps: int) -> OwnLoop:
+    def begin(self, total_steps: int, held_out: Callable[[], Tensor | float] | None = None) -> OwnLoop:
         """Begin a search in a loop of your own.
 
         Parameters
         ----------
         total_steps
             Length of the search in steps, which its schedule follows.
+        held_out
+            Returns the model's loss on a few batches, always the same. With it, the search ends with the best
+            of the masks that it has compared, those of the start at worst. The function is called without
+            gradients, in eval mode; batch norm normalizes by batch.
 
         Returns
         -------
@@ -289,7 +286,9 @@ class LotteryJackpotPruner(LiveMaskPruner):
                 self.reestimate_norm(norm_batches)
             return self.get_masks()
 
-        return OwnLoop(search, masks_of)
+        adapts_norm = self._norm == "adapt"
+        held = None if held_out is None else HeldOut(self.bound_model, adapts_norm, held_out)
+        return OwnLoop(search, masks_of, held)
 
     def checkpoint_to(
         self,
@@ -346,29 +345,22 @@ class LotteryJackpotPruner(LiveMaskPruner):
         """Step that `compress` has resumed from; 0 if it began from the start."""
         return self._checkpoint.resumed_step if self._checkpoint else 0
 
-    def _single_compress(self, max_steps: int | None, max_epochs: int | None) -> None:
-        self._fusion_compress(max_steps, max_epochs)
-
-    def _fusion_compress(self, max_steps: int | None, max_epochs: int | None) -> None:
-        try:
-            super()._fusion_compress(max_steps, max_epochs)
-        finally:
-            if self.evaluator.model is not None:  # the search was cut short
-                self.evaluator.unbind_model()
-
     def _fuse_preprocess(self, evaluator: Evaluator) -> None:
         self._frozen.freeze()  # another compressor may have re-wrapped the model
         search = self._make_search()
         self._targets.follow_goals()
         if self.interval_steps is None:
             self._targets.importance = None  # no budget will change: 4 bytes a weight less
+        is_alone = self.interval_steps is None and len(self.fused_compressors) == 1
         DrivenSearch(
-            search, EvaluatorLoop(evaluator), self.bound_model, self._targets.follow_goals, self._checkpoint
+            search,
+            EvaluatorLoop(evaluator),
+            self.bound_model,
+            self._targets.follow_goals,
+            self._checkpoint,
+            self._held_out_steps if is_alone else 0,
+            self._norm == "adapt",
         ).prepare()
-
-    def _fuse_postprocess(self, evaluator: Evaluator) -> None:
-        if not self._is_wrapped:  # another compressor of the chain wraps and unwraps
-            self._frozen.unfreeze()
 
     def _make_search(self) -> Search:
         budget_groups = self._targets.budget_groups
@@ -390,5 +382,6 @@ class LotteryJackpotPruner(LiveMaskPruner):
             self._schedule,
             self.method,
             FinalStatistics(self.bound_model) if collects else None,
+            self._finds_lr and not settings.ramp_end and not settings.temperature,
         )
         return self._search

@@ -174,8 +174,9 @@ class SearchConfig:
         if self.reestimate_norm is None:
             default = (self.method, self.recipe) != ("edge_popup", "paper")
             object.__setattr__(self, "reestimate_norm", default)
-        if isinstance(own := self.settings, Method) and own.lr * own.weight_decay > 2 * (1 + own.momentum):
-            most = f"up to {2 * (1 + own.momentum) / own.lr:.3g} with lr {own.lr}"
+        own, lr = self.settings, getattr(self.settings, "lr", None)
+        if isinstance(own, Method) and lr and lr * own.weight_decay > 2 * (1 + own.momentum):
+            most = f"up to {2 * (1 + own.momentum) / lr:.3g} with lr {lr}"
             raise Invalid(
                 "weight_decay", f"found {own.weight_decay}, allowed: {most}, beyond which scores only grow"
             )
