@@ -77,7 +77,8 @@ def losses_of(
 
         with same_random_states(), _unchanged(model):
             model.requires_grad_(False)
-            for weight in weights:
+            # DistributedDataParallel, which is made again here, refuses a model without one.
+            for weight in weights or [min(model.parameters(), key=Tensor.numel)]:
                 weight.requires_grad_(True)
             # The only trainable parameter: clipping, a gradient scaler and the optimizer need a gradient. It
             # is a matrix, because some optimizers accept nothing else.
@@ -85,6 +86,8 @@ def losses_of(
             dummy = nn.Parameter(torch.zeros(1, 1, device=device))
             # Mapped to these names, no parameter of the model gets into the evaluator's optimizers.
             evaluator.bind_model(model, dict.fromkeys(param_names_map, ""))
+            if not weights:
+                model.requires_grad_(False)
             try:
                 evaluator.patch_optim_param_group({"": [dummy]})
                 evaluator.patch_loss(show)

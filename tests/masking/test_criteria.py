@@ -68,7 +68,7 @@ def test_evidence_that_does_not_exist() -> None:
         register_criterion("mine", needs="labels")
     criterion = partial(magnitude)
     criterion.needs = "labels"
-    with pytest.raises(ValueError, match="needs must be one of .*, got 'labels'"):
+    with pytest.raises(ValueError, match=r"needs must be one of .*, got 'labels'"):
         needs_of(criterion)
 
 
@@ -284,9 +284,7 @@ def test_grasp_sees_through_attention() -> None:
 
 @pytest.mark.parametrize(("criterion", "expected"), [(snip, 0.25), (taylor, 0.0625), (grasp, 0.25)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_summed_in_single(
-    criterion: Callable, expected: float, dtype: torch.dtype
-) -> None:
+def test_half_precision_is_summed_in_single(criterion: Callable, expected: float, dtype: torch.dtype) -> None:
     weight = nn.Parameter(torch.full((2,), 0.5, dtype=dtype))
     n = 1000
 

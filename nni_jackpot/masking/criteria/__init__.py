@@ -4,9 +4,9 @@ A criterion maps the weights of all targets at once to importances of the same s
 important. All targets at once, because some criteria need the whole network's gradient.
 """
 
+from nni_jackpot.masking.criteria.data_free import magnitude, random
 from nni_jackpot.masking.criteria.of_inputs import sparsegpt, wanda
 from nni_jackpot.masking.criteria.of_losses import grasp, obd, snip, taylor
-from nni_jackpot.masking.criteria.of_weights import magnitude, random
 from nni_jackpot.masking.criteria.registry import (
     CRITERIA,
     EVIDENCE,
