@@ -47,7 +47,17 @@ class InputStatistics:
 
     @classmethod
     def empty(cls, layer: nn.Module, like: Tensor, gram: bool) -> InputStatistics:
-        """Return statistics of no inputs, on the device and in the precision of a tensor."""
+        """Return statistics of no inputs.
+
+        Parameters
+        ----------
+        layer
+            The layer.
+        like
+            A tensor on the device and of the dtype of the inputs; half precision is summed in float32.
+        gram
+            Whether there is a Gram matrix.
+        """
         groups, features = matrix_shape(layer)
         dtype = torch.promote_types(like.dtype, torch.float32)
         shape = (groups, features, features) if gram else (groups, features)
