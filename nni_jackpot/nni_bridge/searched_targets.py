@@ -95,14 +95,26 @@ class SearchedTargets:
     def check(self) -> None:
         """Check that method and criteria fit the targets; raises ConfigListError."""
         for criterion in self._criteria:
-            for parameter in self.parameters:
-                _check_evidence(criterion, parameter)
+            self.check_criterion(criterion)
         for group in self.groups:
             if self._method.schedule.swap_limit is not None and group.grains.rows > 1:
                 raise ConfigListError(
                     f"swap_limit does not go with the sparse_pattern or internal_metric_block of {group}: "
                     "limited swaps do not keep the number of each row"
                 )
+
+    def check_criterion(self, criterion: Criterion) -> None:
+        """Check that all targets have the evidence that a criterion needs; raises ConfigListError."""
+        needs = needs_of(criterion)
+        for parameter in self.parameters:
+            if needs == "losses" and not isinstance(parameter.weight, nn.Parameter):
+                raise ConfigListError(
+                    f"{parameter} is computed by a parametrization, and the criterion "
+                    f"{_name_of(criterion)} takes gradients of parameters: start from 'magnitude', 'random' "
+                    "or masks"
+                )
+            if needs in ("activations", "hessians"):
+                layers_of(parameter)
 
     def start(self, evidence_of: EvidenceOf) -> None:
         """Set budgets, initial masks and scores by the initial criterion.
@@ -205,19 +217,6 @@ class SearchedTargets:
 
     def _current_goals(self) -> list[tuple[float | None, ...]]:
         return [tuple(group.space.setting.get(key) for key in _GOALS) for group in self.groups]
-
-
-def _check_evidence(criterion: Criterion, parameter: MaskedParameter) -> None:
-    """Check that a parameter has the evidence that a criterion needs."""
-    needs = needs_of(criterion)
-    if needs == "losses" and not isinstance(parameter.weight, nn.Parameter):
-        raise ConfigListError(
-            f"{parameter} is computed by a parametrization, and the criterion "
-            f"{_name_of(criterion)} takes gradients of parameters: start from 'magnitude', 'random' "
-            "or masks"
-        )
-    if needs in ("activations", "hessians"):
-        layers_of(parameter)
 
 
 def _name_of(criterion: object) -> str:
