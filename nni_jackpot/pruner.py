@@ -15,14 +15,15 @@ from torch.optim import Optimizer
 
 from nni_jackpot.errors import ConfigListError
 from nni_jackpot.masking.budgets import Rule
-from nni_jackpot.masking.criteria import Criterion, Losses, needs_losses
+from nni_jackpot.masking.criteria import Criterion
+from nni_jackpot.masking.masked_parameter import MaskedParameter
 from nni_jackpot.masking.masked_weights import without_gradients
 from nni_jackpot.masking.methods import MaskSchedule, Method
 from nni_jackpot.masks import Masks, check_unwrapped
 from nni_jackpot.modules.batch_norm import has_batch_norm
 from nni_jackpot.modules.final_statistics import FinalStatistics
 from nni_jackpot.modules.parameters import refuse_other_readers, steady_parametrizations
-from nni_jackpot.nni_bridge.calibration import losses_of
+from nni_jackpot.nni_bridge.calibration import evidence_of
 from nni_jackpot.nni_bridge.config_list import ConfigList, check_config_list, refuse_targets_taken
 from nni_jackpot.nni_bridge.evaluator_driver import EvaluatorLoop
 from nni_jackpot.nni_bridge.grouping import align_targets, group_targets
@@ -68,18 +69,20 @@ class LotteryJackpotPruner(LiveMaskPruner):
         NNI's evaluator; `compress` searches through its training loop. Without one, call `begin` and train
         in a loop of your own.
     init
-        Where the search starts: a criterion by name (``"magnitude"``, ``"random"``, ``"snip"``, ``"grasp"``,
-        or one that `register_criterion` has added) or as a callable, or NNI masks of every searched target.
-        Criteria that need losses need an evaluator.
+        Where the search starts: a criterion by name (``"magnitude"``, ``"random"``, ``"wanda"``,
+        ``"sparsegpt"``, ``"snip"``, ``"taylor"``, ``"grasp"``, ``"obd"``, or one that `register_criterion`
+        has added) or as a callable, or NNI masks of every searched target. Criteria that need losses or
+        activations need an evaluator.
     init_batches
-        Number of batches that such criteria take their losses from.
+        Number of batches that such criteria, and budgets that need one, see.
     method
         How masks follow scores, and with which settings: `EdgePopup`, `Supermask`, or the name of a
         registered method for its defaults.
     budget
         How zeros are shared out among targets without a global group: ``"as_configured"``, each target at its
         own sparse ratio; ``"global_rank"``, all targets in one ranking; ``"erdos_renyi_kernel"``, densities
-        by the shapes of the weights; another registered name, or a callable. The total of zeros is the same.
+        by the shapes of the weights; ``"owl"``, by the outliers among activations; ``"lamp"``, one ranking by
+        relative magnitude; another registered name, or a callable. The total of zeros is the same.
     norm
         ``"adapt"``: norm statistics follow the masks, as in the paper, and end as those of the final masks.
         ``"freeze"``: layers use the statistics they have, in train mode too. That is right for channels,
@@ -132,7 +135,7 @@ class LotteryJackpotPruner(LiveMaskPruner):
     ) -> None:
         check_unwrapped(model, ConfigListError)
         self._criterion = criterion_of(init, init_batches, evaluator is not None)
-        self._budget = budget_of(budget)
+        self._budget = budget_of(budget, evaluator is not None or self._criterion is None)
         self._norm = norm_of(norm, old)
         asked = method_of(method, old)
         self.method = asked.suited_to(has_batch_norm(model))
@@ -163,29 +166,30 @@ class LotteryJackpotPruner(LiveMaskPruner):
         super().__init__(model, config_list, evaluator, existed_wrappers)
         self._adopt_wrappers()
         groups = group_targets(self._target_spaces, self._module_wrappers, self.method.parameter_class)
-        self._targets = SearchedTargets(groups, self._target_spaces, self.method, self._budget)
+        spaces = self._target_spaces
+        self._targets = SearchedTargets(groups, spaces, self.method, self._budget, self._criterion)
         weights = {str(p): p.weight for p in self._targets.parameters}
         refuse_other_readers(model, {k: w for k, w in weights.items() if isinstance(w, nn.Parameter)})
-        self._targets.check(self._criterion)
+        self._targets.check()
         if self._criterion is None:
             self.update_masks(self._targets.start_from(init))
-        elif not needs_losses(self._criterion):
-            self._targets.start(self._criterion, self._losses_of)
-        align_targets(groups, self._target_spaces, self._module_wrappers)
+        elif not self._targets.needs_data:
+            self._targets.start(self._evidence_of)
+        align_targets(groups, spaces, self._module_wrappers)
         # The config list has been checked in full, and the model has not been touched yet.
         self._is_settled = True
         self.wrap_model()
-        if self._criterion is not None and needs_losses(self._criterion):
+        if self._targets.needs_data:
             try:
                 with torch.enable_grad():
-                    self._targets.start(self._criterion, self._losses_of)
+                    self._targets.start(self._evidence_of)
             except BaseException:
                 self.unwrap_model()
                 raise
 
-    def _losses_of(self, weights: list[Tensor]) -> Losses:
+    def _evidence_of(self, needs: str, weights: Mapping[MaskedParameter, Tensor]) -> Any:
         names = self._get_param_names_map()
-        return losses_of(self.evaluator, self.bound_model, names, weights, self._init_batches)
+        return evidence_of(needs, weights, self.evaluator, self.bound_model, names, self._init_batches)
 
     # -- search
 
@@ -350,7 +354,7 @@ class LotteryJackpotPruner(LiveMaskPruner):
         search = self._make_search()
         self._targets.follow_goals()
         if self.interval_steps is None:
-            self._targets.importance = None  # no budget will change: 4 bytes a weight less
+            self._targets.forget_importance()  # 4 bytes a weight less
         is_alone = self.interval_steps is None and len(self.fused_compressors) == 1
         DrivenSearch(
             search,

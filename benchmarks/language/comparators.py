@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from nni_jackpot.masking.activations.criteria import sparsegpt_update
-from nni_jackpot.masking.activations.input_statistics import InputWatcher, from_rows, to_rows
+from nni_jackpot.masking.activations.input_statistics import InputWatcher
+from nni_jackpot.masking.activations.layers import from_rows, to_rows
 from nni_jackpot.masking.granularity import parse_pattern
 from nni_jackpot.search.blockwise import blocks_of, targets_of
 from nni_jackpot.search.blockwise.blocks import capture

@@ -144,7 +144,9 @@ class SearchConfig:
         "named set of values of the method's settings; values given beside it override it", default="default"
     )
     settings: Any = inlined(_settings_of_recipe)  # noqa: RUF009
-    init_batches: int = option("batches that init takes its gradients from", between(1, 10**6), 1)
+    init_batches: int = option(
+        "batches that init and budget take gradients or activations from", between(1, 10**6), 1
+    )
     budget: str = option(
         "how zeros are shared out among targets without a global_group_id", one_of(BUDGETS), "as_configured"
     )

@@ -10,11 +10,13 @@ from nni.compression.utils.scaling import Scaling
 from torch import Tensor, nn
 
 from nni_jackpot.errors import ConfigListError
+from nni_jackpot.masking.activations.layers import has_inputs_first
 
 
 def is_transposed(module: nn.Module) -> bool:
     """Return True if a module's weights have input channels first, unlike NNI's granularities assume."""
-    return isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
+    transposed = isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
+    return transposed or has_inputs_first(module)
 
 
 def input_dim(module: nn.Module) -> int:
@@ -30,7 +32,7 @@ def check_granularity(name: str, module: nn.Module, parameter: Tensor, setting: 
         channels = order.index(granularity) + 1 if granularity in order else 0
         if parameter.dim() < channels:
             raise ConfigListError(f"{name} has {parameter.dim()} dimension(s), no {granularity}")
-        if channels and is_transposed(module) and cast(Any, module).groups > 1:
+        if channels and is_transposed(module) and getattr(module, "groups", 1) > 1:
             raise ConfigListError(
                 f"{name}: granularity={granularity!r} is not supported for transposed convolutions with "
                 "groups, whose weights have no dimension of output channels"

@@ -13,6 +13,7 @@ from nni.compression.utils import Evaluator
 from nni.compression.utils.scaling import Scaling
 from torch import Tensor, nn
 
+from nni_jackpot.masking.criteria import Criterion
 from nni_jackpot.masks import Masks
 from nni_jackpot.modules.batch_norm import reestimate
 from nni_jackpot.modules.parameters import holders_of
@@ -151,6 +152,10 @@ class LiveMaskPruner(Pruner):
             self._frozen.freeze_statistics()
 
     # -- masks and scores
+
+    def check_criterion(self, criterion: Criterion) -> None:
+        """Check that all targets have the evidence that a criterion needs; raises ConfigListError."""
+        self._targets.check_criterion(criterion)
 
     def score_parameters(self) -> list[nn.Parameter]:
         """Return the scores in model order, one parameter for each target or dependency group.

@@ -122,8 +122,8 @@ def search_blocks(
         Calibration data, held in memory; see `nni_jackpot.modules.batches.call_model`. A step of the search
         takes one batch.
     targets
-        What is searched, by the names of parameters; None for the weights of all Linear, Conv2d and Conv1D
-        layers within the blocks, at ``sparse_pattern`` or ``sparse_ratio`` (see `targets_of`).
+        What is searched, by the names of parameters; None for the weights of all Linear, convolution and
+        Conv1D layers within the blocks, at ``sparse_pattern`` or ``sparse_ratio`` (see `targets_of`).
     sparse_pattern, sparse_ratio
         Pattern ``"N:M"``, or share of zeros in every row.
     blocks

@@ -16,7 +16,7 @@ from nni_jackpot.errors import (
     SparseRatioError,
     TargetWithoutParametersError,
 )
-from nni_jackpot.masking.activations.input_statistics import is_matrix_layer
+from nni_jackpot.masking.activations.layers import has_inputs_first, is_matrix_layer
 from nni_jackpot.masking.granularity import Grains, parse_pattern
 from nni_jackpot.modules.parameters import names_of_all
 
@@ -71,7 +71,7 @@ def targets_of(
     sparse_pattern: str | None = None,
     sparse_ratio: float | None = None,
 ) -> dict[str, Target]:
-    """Return targets for the weights of all Linear, Conv2d and Conv1D layers within blocks.
+    """Return targets for the weights of all Linear and convolution layers, and Conv1D, within blocks.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ def targets_of(
             targets[f"{name}.weight"] = Target(grains, keep, output_dim=1 - inputs)
     if not targets:
         raise TargetWithoutParametersError(
-            f"the blocks {blocks[0]} to {blocks[-1]} have no Linear, Conv2d or Conv1D layer that "
+            f"the blocks {blocks[0]} to {blocks[-1]} have no Linear, convolution or Conv1D layer that "
             f"{'sparse_pattern ' + repr(sparse_pattern) if sparse_pattern else 'sparse_ratio'} fits"
         )
     return targets
@@ -190,7 +190,7 @@ def as_numbers(target: Target, kept: Tensor, weight: Tensor) -> Tensor:
 
 
 def _input_dim(layer: nn.Module) -> int:
-    return 1 if isinstance(layer, nn.Linear | nn.Conv2d) else 0
+    return 0 if has_inputs_first(layer) else 1
 
 
 def row_groups(target: Target, indices: Tensor) -> Tensor | None:
