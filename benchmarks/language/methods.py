@@ -16,13 +16,15 @@ from nni_jackpot import apply_masks
 from nni_jackpot.search.blockwise import BlockReport, BlockSearch, search_blocks
 from nni_jackpot.search.blockwise.polish import Loss, Polish, polish
 
+METHODS = ["wanda", "sparsegpt-mask", "sparsegpt", "swaps", "blocks", "polish"]
+
 
 def add_options(parser: argparse.ArgumentParser, **defaults: Any) -> None:
     """Add the options of methods; ``defaults`` replace those of `BlockSearch` and `Polish`."""
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--pattern", help="such as 2:4")
     kind.add_argument("--ratio", type=float, help="share of zeros in every row")
-    parser.add_argument("--methods", nargs="+", default=["wanda", "sparsegpt", "swaps", "blocks", "polish"])
+    parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--test", action="store_true", help="report on test text, not on validation text")
     own = Polish()
     options = {**vars(BlockSearch()), "polish_steps": own.steps, "polish_lr": own.lr, **defaults}
@@ -73,9 +75,11 @@ def print_rows(
     spent = 0.0
     for method in args.methods:
         began = time.process_time()
-        if method == "sparsegpt":
-            sparse = sparsegpt_blocks(model, batches, args.pattern, args.ratio)
-            print_row(method, "updated", cells_of(sparse), time.process_time() - began)
+        if method in ("sparsegpt", "sparsegpt-mask"):
+            update = method == "sparsegpt"
+            sparse = sparsegpt_blocks(model, batches, args.pattern, args.ratio, update)
+            weights = "updated" if update else "frozen"
+            print_row(method, weights, cells_of(sparse), time.process_time() - began)
             continue
         if method == "polish":
             how = Polish(steps=args.polish_steps, lr=args.polish_lr, seed=args.seed)
