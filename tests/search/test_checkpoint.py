@@ -28,6 +28,8 @@ from torch import Tensor, nn
 from nni_jackpot import LotteryJackpotPruner
 from nni_jackpot.errors import CheckpointError, OutputFolderError, SearchDivergedError
 
+PATTERN = [{"op_names": ["conv2"], "sparse_pattern": "2:4"}]
+
 
 @pytest.mark.honours("resume")
 @pytest.mark.parametrize("stop_after", [1, 3, 4, 11, 19])
@@ -58,6 +60,7 @@ def test_resumes_where_it_was(batches: Batches, tmp_path: Path, stop_after: int)
         {"method": "supermask", "lr": 0.3},
         {"method": "supermask", "lr": 0.3, "dropout": 0.3},
         {"method": "supermask", "lr": 300.0, "recipe": "paper", "length": (None, 3)},
+        {"method": "patterns", "lr": 0.3, "config_list": PATTERN},
     ],
     ids=lambda options: ", ".join(f"{name}={getattr(v, '__name__', v)}" for name, v in options.items()),
 )

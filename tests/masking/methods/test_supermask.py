@@ -303,7 +303,7 @@ def test_a_copy_draws_the_same(model: nn.Module) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "lottery"}, "method must be one of edge_popup, supermask, got 'lottery'"),
+        ({"method": "lottery"}, "method must be one of edge_popup, patterns, supermask, got 'lottery'"),
         ({"growth": 0.5}, "ramp_end is not a setting of supermask"),
         ({"hardening": 0.5}, "anneal_end is not a setting of supermask"),
         ({"swap_limit": 0.1, "recipe": "paper"}, "swap_limit is not a setting of supermask"),
