@@ -76,8 +76,8 @@ class LotteryJackpotPruner(LiveMaskPruner):
     init_batches
         Number of batches that such criteria, and budgets that need one, see.
     method
-        How masks follow scores, and with which settings: `EdgePopup`, `Supermask`, or the name of a
-        registered method for its defaults.
+        How masks follow scores, and with which settings: `EdgePopup`, `Supermask`, `Patterns`, or the name
+        of a registered method for its defaults.
     budget
         How zeros are shared out among targets without a global group: ``"as_configured"``, each target at its
         own sparse ratio; ``"global_rank"``, all targets in one ranking; ``"erdos_renyi_kernel"``, densities
