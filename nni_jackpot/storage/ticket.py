@@ -9,7 +9,7 @@ tensor, and can only be applied to these.
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -122,6 +122,11 @@ class Ticket:
         streams = sum(len(mask.stream) for *_, mask in named(self.coded))
         return {"masks": streams, "statistics": len(self._packed), "base": DIGEST_SIZE * len(self.base)}
 
+    @property
+    def names(self) -> list[str]:
+        """The names of all tensors of the state dict, norm statistics included."""
+        return [*self.base, *self._statistics]
+
     def check_base(self, model: Model) -> None:
         """Check that a model, or a state dict, is the base that the ticket was found on.
 
@@ -137,11 +142,27 @@ class Ticket:
         """
         self.compare(state_of(model), parameters_of(model))
 
-    def compare(self, state: Mapping[str, Tensor], parameters: Container[str]) -> None:
-        """Check tensors, given by name, as `check_base` does; ``parameters`` are the names of parameters."""
+    def compare(
+        self,
+        state: Mapping[str, Tensor],
+        parameters: Container[str],
+        digest: Callable[[str], bytes] | None = None,
+    ) -> None:
+        """Check tensors as `check_base` does.
+
+        Parameters
+        ----------
+        state
+            Tensors by name; only dtype and shape are read if ``digest`` is given.
+        parameters
+            Names of parameters, which are never norm statistics.
+        digest
+            Returns the hash of a tensor by its name; by default that of the tensor in ``state``.
+        """
+        found_digest = digest or (lambda name: digest_of(state[name]))
         shapes = {name: mask.shape for name, target, mask in named(self.coded) if is_parameter(target)}
         known = set(statistics_of(state, parameters))
-        wrong = [f"{name} is missing" for name in (*self.base, *self._statistics) if name not in state]
+        wrong = [f"{name} is missing" for name in self.names if name not in state]
         for name, tensor in state.items():
             form = _form(tensor)
             if name in self._statistics:
@@ -156,8 +177,8 @@ class Ticket:
         if not wrong:  # last, as hashes take time
             wrong = [
                 f"{name} (here {_form(state[name])}) differs"
-                for name, digest in self.base.items()
-                if digest_of(state[name]) != digest
+                for name, expected in self.base.items()
+                if found_digest(name) != expected
             ]
         if wrong:
             findings = first_few([escaped(finding) for finding in wrong])
@@ -196,7 +217,7 @@ class Ticket:
         coded = {name: mask for name, _, mask in named(self.coded)}
         for first, name in aliases(state, self.masked):
             if coded[first] != coded[name] and not torch.equal(decode(coded[first]), decode(coded[name])):
-                raise _two_masks(first, name)
+                raise two_masks(first, name)
 
     @property
     def masked(self) -> list[str]:
@@ -334,11 +355,12 @@ def masks_by_name(masks: Masks, state: Mapping[str, Tensor]) -> dict[str, Tensor
         check_shape(escaped(name), mask, state[name].shape)
     for first, name in aliases(state, by_name):
         if not torch.equal(by_name[first].bool(), by_name[name].to(by_name[first].device).bool()):
-            raise _two_masks(first, name)
+            raise two_masks(first, name)
     return by_name
 
 
-def _two_masks(first: str, name: str) -> MaskError:
+def two_masks(first: str, name: str) -> MaskError:
+    """Return the error for two names of one tensor with different masks."""
     return MaskError(f"{escaped(first)} and {escaped(name)} are one tensor, and their masks differ")
 
 
