@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nni_jackpot.masks import Masks
 from nni_jackpot.modules.parameters import holders_of
+from nni_jackpot.modules.pretrained_files import save_as_before, save_by_plain_names
 from nni_jackpot.nni_bridge.channels import is_transposed
 from nni_jackpot.nni_bridge.frozen_model import FrozenModel
 from nni_jackpot.nni_bridge.grouping import tie
@@ -87,6 +88,7 @@ class LiveMaskPruner(Pruner):
             super().wrap_model()
             self._frozen.freeze()
             self._frozen.spare_ddp((p.module_name, p.name) for p in self._targets.parameters)
+            save_by_plain_names(self.bound_model)
         except BaseException:
             self._release()
             raise
@@ -108,6 +110,7 @@ class LiveMaskPruner(Pruner):
             if hasattr(wrapper.module, "_nni_wrapper"):
                 wrapper.unwrap()
         self._is_wrapped = False
+        save_as_before(self.bound_model)
         self._frozen.release()
 
     # -- masks and scores
