@@ -213,6 +213,7 @@ def test_steps_before_another_optimizer_s_under_a_gradient_scaler(model: ConvNet
             scaler.scale(training_step(batches[0], twin) * float("inf")).backward()
             scaler.step(driver)
             scaler.update()
+            driver.zero_grad()
         scaler.scale(training_step(batches[step % len(batches)], twin)).backward()
         scaler.step(driver)
         scaler.update()
