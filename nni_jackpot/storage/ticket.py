@@ -22,6 +22,7 @@ from nni_jackpot.runtime.tensor_bytes import from_bytes
 from nni_jackpot.runtime.terminal import escaped
 from nni_jackpot.storage.base_state import Model, aliases, base_state, check_writable, parameters_of, state_of
 from nni_jackpot.storage.formats.byte_planes import Form, pack, unpack
+from nni_jackpot.storage.formats.deflated import deflated
 from nni_jackpot.storage.formats.mask_codec import check, decode, encode
 from nni_jackpot.storage.formats.rules import error_prefix
 from nni_jackpot.storage.formats.sealed import (
@@ -42,7 +43,7 @@ from nni_jackpot.storage.ticket_format import (
 )
 
 KIND = "jackpot ticket"
-VERSION = 1
+VERSION = 2  # 1 where the content is short enough to be JSON as it is
 
 
 class MaskFinder(Protocol):
@@ -311,10 +312,12 @@ def save_ticket(
     digests = b"".join(digest_of(tensor) for tensor in state.values())
     streams = {f"mask.{name}": mask.stream for name, _, mask in named(coded) if mask.stream}
     parts = {"base": digests, "statistics": pack(list(statistics.values())), **streams}
-    parse(content, parts)
     tensors = {name: from_bytes(part) for name, part in parts.items()}
     try:
-        write_sealed(path, KIND, VERSION, content, tensors)
+        packed = deflated(content)
+        written: Any = content if packed is None else packed
+        parse(written, parts)
+        write_sealed(path, KIND, 1 if packed is None else VERSION, written, tensors)
     except TicketError:
         raise
     except (TypeError, ValueError, RecursionError) as error:
@@ -334,8 +337,7 @@ def load_ticket(path: str | os.PathLike[str]) -> Ticket:
     """
     content, parts = read_parts(path, KIND, VERSION)
     with error_prefix(f"{path} is damaged"):
-        coded, base, statistics = parse(content, parts)
-    return Ticket(coded, base, content["metadata"], statistics, parts["statistics"])
+        return Ticket(*parse(content, parts), parts["statistics"])
 
 
 def masks_by_name(masks: Masks, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
