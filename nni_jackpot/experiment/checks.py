@@ -40,11 +40,7 @@ def validate_config_list(config: RunConfig, model: nn.Module, is_pretrained: boo
         One of its kinds for a config list that does not fit the network.
     """
     try:
-        LotteryJackpotPruner(
-            model,
-            list(config.config_list),
-            **pruner_options(config.search),
-        )
+        LotteryJackpotPruner(model, list(config.config_list), **pruner_options(config.search))
     except NothingKeptError:  # a global ranking of other weights, or by another criterion, may avoid it
         if is_pretrained and config.search.init == "magnitude":
             raise

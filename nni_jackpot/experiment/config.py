@@ -28,7 +28,6 @@ from nni_jackpot.experiment.schema.rules import (
     Invalid,
     Reader,
     by_name,
-    close_match,
     inlined,
     overridden,
     related,
@@ -38,6 +37,7 @@ from nni_jackpot.masking.budgets import BUDGETS
 from nni_jackpot.masking.criteria import CRITERIA
 from nni_jackpot.masking.methods.method import METHODS, Method
 from nni_jackpot.runtime.files import replace_file
+from nni_jackpot.runtime.registry import close_match
 from nni_jackpot.runtime.settings import Rule, between, one_of, option, shown
 
 # -- the schema

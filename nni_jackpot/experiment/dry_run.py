@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
-from dataclasses import replace
 
 from prettytable import PrettyTable, TableStyle
 from tqdm import tqdm
@@ -18,12 +17,10 @@ from nni_jackpot.experiment.data.spec import DATASETS
 from nni_jackpot.experiment.folder.pretrained import cache_path, check_start
 from nni_jackpot.experiment.folder.result import finished
 from nni_jackpot.experiment.folder.run_folder import check_free
-from nni_jackpot.experiment.models import build_model, validate_model
-from nni_jackpot.experiment.rehearsal import Pace, check_here, measure
+from nni_jackpot.experiment.models import validate_model
+from nni_jackpot.experiment.rehearsal import Pace, Shape, check_here, measure, untrained
 from nni_jackpot.experiment.sight import network_of
 from nni_jackpot.experiment.sweep import named
-
-Shape = tuple[int, int, int]
 
 _WIDTH = 100  # columns of a screen
 
@@ -171,7 +168,7 @@ def _try(config: RunConfig, shape: Shape, classes: int, here: bool) -> tuple[Pac
         The speed, None without ``here``; and what may still go wrong.
     """
     check_start(config, classes)
-    model = build_model(replace(config.model, weights=None), classes, shape[0])
+    model = untrained(config, shape, classes)
     validate_model(config.model, model, classes, shape)
     validate_config_list(config, model)
     if not here:

@@ -70,7 +70,7 @@ def check_here(config: RunConfig, shape: Shape, classes: int) -> str:
     check_folder(place_of(config))
     _data(config.data)
     torch.manual_seed(config.seed)
-    model = _network(config, shape, classes)
+    model = untrained(config, shape, classes)
     is_there = check_pretrained(model, config)
     _refuse_too_few(config, copy.deepcopy(model))
     try:
@@ -117,7 +117,7 @@ def measure(config: RunConfig, shape: Shape, classes: int) -> Pace:
     """
     device, data = device_of(config.device), _data(config.data)
     torch.backends.cudnn.deterministic = True  # as in the run
-    model = _network(config, shape, classes).to(device)
+    model = untrained(config, shape, classes).to(device)
     size = config.data.batch_size
     blank = torch.zeros(size, *shape), torch.zeros(size, dtype=torch.int64)
     batches: Iterable[Batch] = [blank] if data is None else data.train
@@ -128,18 +128,10 @@ def measure(config: RunConfig, shape: Shape, classes: int) -> Pace:
             torch.cuda.synchronize(device)
         ends.append(time.perf_counter())
 
-    def train(model: nn.Module, *args: Any, **kwargs: Any) -> None:
+    def train(model: nn.Module, optimizer: Any, training_step: Any, *lengths: Any) -> None:
         loader: Any = _for_a_while(batches)
-        optimizer, training_step, *_ = args
-        fit(
-            model,
-            optimizer,
-            training_step,
-            max_epochs=1,
-            loader=loader,
-            on_step=on_step,
-            on_epoch=lambda: None,
-        )
+        hooks: Any = {"on_step": on_step, "on_epoch": lambda: None}
+        fit(model, optimizer, training_step, max_epochs=1, loader=loader, **hooks)
 
     optimizer = nni.trace(SGD)(model.parameters(), lr=0.1)
     pruner = LotteryJackpotPruner(
@@ -167,7 +159,8 @@ def _for_a_while(batches: Iterable[Batch]) -> Iterator[Batch]:
         yield batch
 
 
-def _network(config: RunConfig, shape: Shape, classes: int) -> nn.Module:
+def untrained(config: RunConfig, shape: Shape, classes: int) -> nn.Module:
+    """Return the network of a run with random weights, which need no download."""
     return build_model(replace(config.model, weights=None), classes, shape[0])
 
 

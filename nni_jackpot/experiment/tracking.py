@@ -49,16 +49,6 @@ def tuner_parameters() -> dict[str, object]:
     return dict(parameters)
 
 
-def output_folder(default: Path) -> Path:
-    """Create and return the folder for a run's files: NNI's folder for a trial, else ``default``.
-
-    Raises OutputFolderError if it cannot be created or written.
-    """
-    folder = Path(os.environ["NNI_OUTPUT_DIR"]) if running_as_nni_trial() else default
-    _make_writable(folder)
-    return folder
-
-
 class Tracker:
     """Send a run's metrics to NNI, TensorBoard, a CSV file, and a progress bar or lines on stdout.
 

@@ -21,12 +21,12 @@ from nni.compression.speedup import ModelSpeedup
 from nni.compression.utils import Evaluator, LightningEvaluator, auto_set_denpendency_group_ids
 from torch import Tensor, nn
 
-from nni_jackpot import LotteryJackpotPruner
+from nni_jackpot import EdgePopup, LotteryJackpotPruner
 
 X = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(2))
 WIDTHS = {"stem": 16, "left": 8, "right": 8, "top": 8, "hidden": 12}
 CHANNELS = ("channels", "dependent")
-OPTIONS: dict[str, Any] = {"recipe": "paper", "init": "random", "lr": 50.0, "adapt_norm": False}
+OPTIONS: dict[str, Any] = {"method": EdgePopup.paper(lr=50.0), "init": "random", "norm": "freeze"}
 # A scheduled pruner raises its sparsity four times, every two steps; two epochs have twelve steps.
 RAISED = [min(step // 2, 4) / 4 for step in range(12)]
 CUBIC = [1 - (1 - raised) ** 3 for raised in RAISED]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nni_jackpot.experiment.folder.result import load_result
-from nni_jackpot.experiment.report.measures import INIT, RECIPE, SPARSITY, Measure, labels
+from nni_jackpot.experiment.report.measures import INIT, RECIPE, SPARSITY, Measure, families, labels
 from nni_jackpot.experiment.report.runs import Run
 from nni_jackpot.experiment.report.wording import percent
 from nni_jackpot.masks import Masks, load_masks, mask_overlap
@@ -109,10 +109,10 @@ def criteria(measures: Sequence[Measure]) -> Figure | None:
 
 def overlaps(measures: Sequence[Measure]) -> Figure | None:
     """Return Fig. 4: overlap of the criteria's masks with jackpots, against sparsity."""
-    families: dict[str, list[list[Measure]]] = defaultdict(list)
+    alike: dict[str, list[list[Measure]]] = defaultdict(list)
     for group in _series(one for one in measures if one.kind == "jackpot" and one.is_pretrained):
-        families[group[0].without(INIT, SPARSITY)].append(group)
-    compared = [(family, group) for family in families.values() if len(family) > 1 for group in family]
+        alike[group[0].without(INIT, SPARSITY)].append(group)
+    compared = [(family, group) for family in alike.values() if len(family) > 1 for group in family]
     names = labels([jackpots[0] for _, jackpots in compared], SPARSITY)
     panels = []
     for name, (family, jackpots) in zip(names, compared, strict=True):
@@ -133,11 +133,9 @@ def overlaps(measures: Sequence[Measure]) -> Figure | None:
 
 def convergence(measures: Sequence[Measure]) -> Figure | None:
     """Return Fig. 5: accuracy against epochs of search, by the criterion of the initial mask."""
-    families: dict[str, list[Measure]] = defaultdict(list)
-    for one in measures:
-        if one.kind == "jackpot" and one.is_pretrained and all(run.curve for run in one.runs.values()):
-            families[one.without(INIT)].append(one)
-    compared = [family for family in families.values() if len(family) > 1]
+    jackpots = [one for one in measures if one.kind == "jackpot" and one.is_pretrained]
+    drawn = (one for one in jackpots if all(run.curve for run in one.runs.values()))
+    compared = families(drawn, INIT)
     names = labels(_firsts(compared), INIT, SPARSITY)
     panels = []
     for name, family in zip(names, compared, strict=True):
@@ -190,10 +188,7 @@ def _by_the_paper_s_search(measures: Iterable[Measure]) -> list[Measure]:
 
 def _series(measures: Iterable[Measure]) -> list[list[Measure]]:
     """Return groups of at least two measures that differ only in their sparsity."""
-    groups: dict[str, list[Measure]] = defaultdict(list)
-    for one in measures:
-        groups[one.without(SPARSITY)].append(one)
-    return [sorted(group, key=lambda one: one.sparsity) for group in groups.values() if len(group) > 1]
+    return [sorted(group, key=lambda one: one.sparsity) for group in families(measures, SPARSITY)]
 
 
 def _firsts(groups: Iterable[Sequence[Measure]]) -> list[Measure]:

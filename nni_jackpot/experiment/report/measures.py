@@ -170,6 +170,14 @@ def _order(one: Measure) -> tuple[Any, ...]:
     return (kind, one.kind, weights, init, one.method, recipe, one.epochs, one.sparsity, one.without())
 
 
+def families(measures: Iterable[Measure], *names: str) -> list[list[Measure]]:
+    """Return groups of at least two measures that differ only in the named settings."""
+    groups: dict[str, list[Measure]] = defaultdict(list)
+    for one in measures:
+        groups[one.without(*names)].append(one)
+    return [group for group in groups.values() if len(group) > 1]
+
+
 def labels(measures: Sequence[Measure], *shown: str) -> list[str]:
     """Return names for measures, made of the settings that differ among them.
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from nni_jackpot.experiment.report import paper
-from nni_jackpot.experiment.report.measures import EPOCHS, RECIPE, SPARSITY, TUNING, Measure, labels
+from nni_jackpot.experiment.report.measures import EPOCHS, RECIPE, SPARSITY, TUNING, Measure, families, labels
 from nni_jackpot.experiment.report.wording import percent, spread
 
 _NONE = "-"
@@ -83,11 +83,7 @@ def by_method(measures: Sequence[Measure]) -> Table:
 
 def by_epochs(measures: Sequence[Measure]) -> Table | None:
     """Return Table 4: accuracy and overlap with the initial mask, against epochs of search."""
-    searches: dict[str, list[Measure]] = defaultdict(list)
-    for one in measures:
-        if one.kind == "jackpot":
-            searches[one.without(EPOCHS)].append(one)
-    series = [group for group in searches.values() if len(group) > 1]
+    series = families((one for one in measures if one.kind == "jackpot"), EPOCHS)
     if not series:
         return None
     starts = [one for one in measures if one.kind == "initial"]

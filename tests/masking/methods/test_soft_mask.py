@@ -179,7 +179,7 @@ def test_masks_wait_until_somebody_asks(
         return training_step(batch, model)
 
     evaluator = make_evaluator(model, batches, step)
-    pruner = LotteryJackpotPruner(model, CONFIG_LIST, evaluator, lr=0.1, hardening=0.8)
+    pruner = LotteryJackpotPruner(model, CONFIG_LIST, evaluator, method=EdgePopup(lr=0.1, anneal_end=0.8))
     pruner.compress(max_steps=20, max_epochs=None)
     waits = [after - before for before, after in itertools.pairwise(calls)]
     assert waits[1:5] == [0] * 4
