@@ -80,6 +80,11 @@ class JackpotCallback(TrainerCallback):
     ) -> None:
         """Begin the search, or continue it if the trainer resumes.
 
+        Parameters
+        ----------
+        args, state, control, optimizer, **kwargs
+            What the trainer passes.
+
         Raises
         ------
         NothingSearchedError
@@ -106,7 +111,13 @@ class JackpotCallback(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Write the state of the search beside the trainer's checkpoint."""
+        """Write the state of the search beside the trainer's checkpoint.
+
+        Parameters
+        ----------
+        args, state, control, **kwargs
+            What the trainer passes.
+        """
         folder = _checkpoint_folder(args, state)
         if self._search is not None and args.should_save and folder.is_dir():
             search_state = self._search.state_dict()
@@ -115,7 +126,13 @@ class JackpotCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Finish the search."""
+        """Finish the search.
+
+        Parameters
+        ----------
+        args, state, control, **kwargs
+            What the trainer passes.
+        """
         if self._hook is not None:
             self._hook.remove()
             self._hook = None

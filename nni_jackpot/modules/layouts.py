@@ -18,7 +18,7 @@ class Layout(NamedTuple):
     output_dim: int = 0
     input_dim: int = 1
     experts_dim: int | None = None
-    """The dimension of the experts, each of which has a matrix of its own."""
+    """The dimension of the experts, each of which has its own matrix."""
 
     def blocks(self, granularity: str, dims: int) -> list[int]:
         """Return NNI's block sizes of ``out_channel`` or ``in_channel`` for ``dims`` dimensions."""

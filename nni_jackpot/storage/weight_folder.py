@@ -118,7 +118,7 @@ class WeightFolder:
             return {}
         path = self._file(_INDEX)
         if not path.exists():
-            raise CheckpointError(f"{escaped(self.path)} has no {_WHOLE} and no {_INDEX}: {self._remedy()}")
+            raise CheckpointError(f"{escaped(self.path)} has no {_WHOLE} and no {_INDEX}; {self._remedy()}")
         self._check_inside(_INDEX)
         if (size := path.stat().st_size) > _MOST_INDEX:
             raise CheckpointError(f"{escaped(path)} has {size:,} bytes; an index has at most {_MOST_INDEX:,}")
@@ -140,16 +140,19 @@ class WeightFolder:
 
     def _remedy(self) -> str:
         names = sorted(path.name for path in self.path.iterdir())
-        for endings, how in (
-            (_PICKLED, "pickles can run code and are not read"),
-            ((".gguf",), "a ticket refers to the dequantized weights, which GGUF does not hold"),
+        for endings, remedy in (
+            (
+                _PICKLED,
+                "pickles can run code; load them by from_pretrained and save by save_pretrained first",
+            ),
+            (
+                (".gguf",),
+                "a ticket refers to dequantized weights, and GGUF has others; load them by "
+                "from_pretrained(folder, gguf_file=...), then ticket.apply(model)",
+            ),
         ):
             if found := [name for name in names if name.lower().endswith(endings)]:
-                load = "from_pretrained(folder, gguf_file=...)" if ".gguf" in endings else "from_pretrained"
-                return (
-                    f"{how} ({escaped(first_few(found))}); load them by {load} and write safetensors by "
-                    "save_pretrained first"
-                )
+                return f"it has {escaped(first_few(found))}: {remedy}"
         return "save the model by save_pretrained first"
 
     def _add(self, file: str, expected: set[str] | None) -> None:

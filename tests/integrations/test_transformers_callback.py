@@ -70,7 +70,7 @@ def search(model: nn.Module, folder: Path, resume: str | None = None, **options:
     return pruner, callback
 
 
-@pytest.mark.honours("a loop of your own", "gradient accumulation", "mixed precision")
+@pytest.mark.honours("JackpotCallback", "gradient accumulation", "mixed precision")
 @pytest.mark.parametrize(
     ("accumulated", "options"),
     [(1, {}), (3, {}), (1, {"bf16": True}), (1, {"eval_strategy": "steps", "eval_steps": 2})],
@@ -114,7 +114,7 @@ def _differing(one: Any, other: Any) -> int:
     return sum(int((one[n]["weight"] != other[n]["weight"]).sum()) for n in one)
 
 
-@pytest.mark.honours("resume")
+@pytest.mark.honours("JackpotCallback", "resume")
 def test_a_search_resumes_from_the_trainer_s_checkpoint(tmp_path: Path) -> None:
     whole = search(llama(), tmp_path / "whole", num_train_epochs=2)[1].masks
     saving = {"save_strategy": "steps", "save_steps": 5, "num_train_epochs": 2}

@@ -1,4 +1,4 @@
-"""Weights that are no plain layer's: Conv1D, the projections of attention, fused experts, tied embeddings."""
+"""Weights outside of plain layers: Conv1D, the projections of attention, fused experts, tied embeddings."""
 
 from __future__ import annotations
 

@@ -229,8 +229,8 @@ def test_links_into_the_blobs_of_a_cache_are_followed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
-        ("pytorch_model.bin", "pickles can run code .*save_pretrained"),
-        ("model.Q4_1.gguf", "dequantized weights.*gguf_file"),
+        ("pytorch_model.bin", r"pytorch_model.bin: pickles can run code.*save_pretrained"),
+        ("model.Q4_1.gguf", r"dequantized weights.*gguf_file=.*ticket\.apply\(model\)"),
         ("readme.md", "save the model by save_pretrained"),
     ],
 )
