@@ -10,18 +10,7 @@ from nni.compression.utils.scaling import Scaling
 from torch import Tensor, nn
 
 from nni_jackpot.errors import ConfigListError
-from nni_jackpot.masking.activations.layers import has_inputs_first
-
-
-def is_transposed(module: nn.Module) -> bool:
-    """Return True if a module's weights have input channels first, unlike NNI's granularities assume."""
-    transposed = isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
-    return transposed or has_inputs_first(module)
-
-
-def input_dim(module: nn.Module) -> int:
-    """Return the dimension of a module's weights that its input channels (or features) index."""
-    return 0 if is_transposed(module) else 1
+from nni_jackpot.modules.layouts import is_transposed
 
 
 def check_granularity(name: str, module: nn.Module, parameter: Tensor, setting: Mapping[str, Any]) -> None:

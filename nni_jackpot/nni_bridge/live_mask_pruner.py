@@ -16,14 +16,17 @@ from torch import Tensor, nn
 from nni_jackpot.masking.criteria import Criterion
 from nni_jackpot.masks import Masks
 from nni_jackpot.modules.batch_norm import reestimate
+from nni_jackpot.modules.layouts import Layout, layout_of
 from nni_jackpot.modules.parameters import holders_of
-from nni_jackpot.nni_bridge.channels import is_transposed
+from nni_jackpot.modules.pretrained_files import save_as_before, save_by_plain_names
 from nni_jackpot.nni_bridge.frozen_model import FrozenModel
 from nni_jackpot.nni_bridge.grouping import tie
 from nni_jackpot.nni_bridge.searched_targets import SearchedTargets
 from nni_jackpot.nni_bridge.wrapper import SearchedWrapper, refresh_masks
 
 _logger = logging.getLogger(__name__)
+
+_CHANNELS = ("out_channel", "in_channel")
 
 
 class LiveMaskPruner(Pruner):
@@ -53,13 +56,12 @@ class LiveMaskPruner(Pruner):
     def _register_scalers(self) -> None:
         super()._register_scalers()
         for module_name, spaces in self._target_spaces.items():
-            if not is_transposed(self._module_wrappers[module_name].module):
-                continue
-            for space in spaces.values():  # input channels come first in these weights
-                if space.granularity == "out_channel":
-                    space._scaler = Scaling([-1, 1], "back", -1)
-                elif space.granularity == "in_channel":
-                    space._scaler = Scaling([1], "back", -1)
+            module = self._module_wrappers[module_name].module
+            for name, space in spaces.items():
+                if space.type is not TargetType.PARAMETER or space.granularity not in _CHANNELS:
+                    continue
+                if (layout := layout_of(module, name)) != Layout() and space.target is not None:
+                    space._scaler = Scaling(layout.blocks(space.granularity, space.target.dim()), "back", -1)
 
     def _sort_by_model_order(self) -> None:
         """Put targets in model order: NNI takes them from a set of strings, new in every process."""
@@ -91,6 +93,7 @@ class LiveMaskPruner(Pruner):
             super().wrap_model()
             self._frozen.freeze()
             self._frozen.spare_ddp((p.module_name, p.name) for p in self._targets.parameters)
+            save_by_plain_names(self.bound_model)
         except BaseException:
             self._release()
             raise
@@ -112,6 +115,7 @@ class LiveMaskPruner(Pruner):
             if hasattr(wrapper.module, "_nni_wrapper"):
                 wrapper.unwrap()
         self._is_wrapped = False
+        save_as_before(self.bound_model)
         self._frozen.release()
 
     # -- NNI's search, and norm statistics

@@ -222,7 +222,7 @@ class DrivenSearch:
             search.optimizer.zero_grad(set_to_none=True)
             search.clock.step += 1
             return
-        if not _unscale(driver, search.optimizer):
+        if not unscale(driver, search.optimizer):
             return
         if search.clock.max_steps is None:
             search.clock.max_steps = self._training.total_steps()
@@ -238,7 +238,7 @@ def _holds(optimizer: Optimizer, score: Tensor) -> bool:
     return any(parameter is score for group in optimizer.param_groups for parameter in group["params"])
 
 
-def _unscale(driver: Optimizer, search: Optimizer) -> bool:
+def unscale(driver: Optimizer, search: Optimizer) -> bool:
     """Do what a gradient scaler leaves to a fused optimizer; return whether all gradients are finite."""
     scale, found_inf = getattr(driver, "grad_scale", None), getattr(driver, "found_inf", None)
     if found_inf is not None and found_inf.item():

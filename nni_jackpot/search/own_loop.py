@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from nni_jackpot.errors import SearchDivergedError
 from nni_jackpot.masks import Masks
+from nni_jackpot.search.driven_search import unscale
 from nni_jackpot.search.held_out import HeldOut
 from nni_jackpot.search.loop import Search
 
@@ -69,6 +71,23 @@ class OwnLoop:
             diverged = self._search.undo(error)
             self._search.close()
             raise diverged from error
+
+    def step_before(self, driver: Optimizer) -> None:
+        """Take a step in the place of another optimizer, which holds the scores too and finds no gradient.
+
+        Parameters
+        ----------
+        driver
+            The optimizer that is about to step. Nothing happens where a gradient scaler has found that its
+            gradients are not finite.
+
+        Raises
+        ------
+        SearchDivergedError, NothingSearchedError
+            As `step`.
+        """
+        if unscale(driver, self._search.optimizer):
+            self.step()
 
     def finish(self, norm_batches: Any = None) -> Masks:
         """End the search and return the masks.

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nni_jackpot.modules.layouts import is_conv1d
+
 KINDS = "Linear, Conv1d, Conv2d, Conv3d, or Conv1D of transformers"
 # Most numbers of inputs that are written out at once; a convolution has an input for every place.
 _MOST = 1 << 24
@@ -17,12 +19,7 @@ _MOST = 1 << 24
 
 def is_matrix_layer(module: nn.Module) -> bool:
     """Return True for Linear, Conv1d, Conv2d, Conv3d, and Conv1D of transformers."""
-    return isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) or has_inputs_first(module)
-
-
-def has_inputs_first(module: nn.Module) -> bool:
-    """Return True for Conv1D of transformers, which stores its weight as (in, out)."""
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+    return isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) or is_conv1d(module)
 
 
 def matrix_shape(module: nn.Module) -> tuple[int, int]:
@@ -48,7 +45,7 @@ def to_rows(module: nn.Module, values: Tensor) -> Tensor:
         Of shape (groups, out of a group, in of a group); one group except for grouped convolutions. Columns
         are the input features; those of a convolution are ordered by channel, then by place in the kernel.
     """
-    if has_inputs_first(module):
+    if is_conv1d(module):
         return values.t()[None]
     groups, inputs = matrix_shape(module)
     return values.reshape(groups, values.shape[0] // groups, inputs)
@@ -56,7 +53,7 @@ def to_rows(module: nn.Module, values: Tensor) -> Tensor:
 
 def from_rows(module: nn.Module, rows: Tensor) -> Tensor:
     """Return matrices of `to_rows` as a tensor of the weight's shape."""
-    if has_inputs_first(module):
+    if is_conv1d(module):
         return rows[0].t().contiguous()
     kernel = module.kernel_size if isinstance(module, nn.modules.conv._ConvNd) else ()
     groups, out, inputs = rows.shape

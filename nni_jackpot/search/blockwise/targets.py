@@ -16,8 +16,9 @@ from nni_jackpot.errors import (
     SparseRatioError,
     TargetWithoutParametersError,
 )
-from nni_jackpot.masking.activations.layers import has_inputs_first, is_matrix_layer
+from nni_jackpot.masking.activations.layers import is_matrix_layer
 from nni_jackpot.masking.granularity import Grains, parse_pattern
+from nni_jackpot.modules.layouts import layout_of
 from nni_jackpot.modules.parameters import names_of_all
 
 
@@ -109,7 +110,7 @@ def targets_of(
             if not is_matrix_layer(layer):
                 continue
             weight: Tensor = layer.weight
-            shape, inputs = tuple(weight.shape), _input_dim(layer)
+            shape, inputs = tuple(weight.shape), layout_of(layer, "weight").input_dim
             if sparse_pattern is not None:
                 n, m = parse_pattern(sparse_pattern)
                 if shape[inputs] % m:
@@ -187,10 +188,6 @@ def by_block(blocks: Sequence[str], targets: Mapping[str, Target]) -> list[dict[
 def as_numbers(target: Target, kept: Tensor, weight: Tensor) -> Tensor:
     """Return the mask of grains as numbers of the weight's shape and dtype."""
     return target.grains.expand(kept).to(weight.dtype).expand(weight.shape)
-
-
-def _input_dim(layer: nn.Module) -> int:
-    return 0 if has_inputs_first(layer) else 1
 
 
 def row_groups(target: Target, indices: Tensor) -> Tensor | None:
