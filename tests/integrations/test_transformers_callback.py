@@ -176,3 +176,12 @@ def test_the_sparse_model_is_saved_and_loaded(tmp_path: Path) -> None:
         apply_masks(model, callback.masks).save_pretrained(tmp_path / "sparse")
         loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "sparse").eval()
         assert torch.equal(loaded(tokens).logits, wrapped)
+
+
+def test_the_best_model_is_loaded_with_its_masks(tmp_path: Path) -> None:
+    options = {"save_strategy": "epoch", "eval_strategy": "epoch", "num_train_epochs": 3}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
+    pruner, callback = search(llama(), tmp_path, **options, **best)
+    for targets in callback.masks.values():
+        assert int((targets["weight"] == 0).sum()) == targets["weight"].numel() // 2
+    assert same(pruner.get_masks(), callback.masks)
