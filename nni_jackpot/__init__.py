@@ -11,7 +11,7 @@ nni_jackpot.nni_bridge.compat.apply()
 from nni_jackpot.errors import JackpotError  # noqa: E402
 from nni_jackpot.masking.budgets import register_budget  # noqa: E402
 from nni_jackpot.masking.criteria import register_criterion  # noqa: E402
-from nni_jackpot.masking.methods import EdgePopup, Method, Supermask, register_method  # noqa: E402
+from nni_jackpot.masking.methods import EdgePopup, Method, Patterns, Supermask, register_method  # noqa: E402
 from nni_jackpot.masks import MaskOverlap, apply_masks, load_masks, mask_overlap, save_masks  # noqa: E402
 from nni_jackpot.pruner import LotteryJackpotPruner  # noqa: E402
 from nni_jackpot.storage.base_folder import BaseFolder  # noqa: E402
@@ -28,6 +28,7 @@ __all__ = [
     "LotteryJackpotPruner",
     "MaskOverlap",
     "Method",
+    "Patterns",
     "Supermask",
     "Ticket",
     "TicketBox",

@@ -144,7 +144,9 @@ class SearchConfig:
         "named set of values of the method's settings; values given beside it override it", default="default"
     )
     settings: Any = inlined(_settings_of_recipe)  # noqa: RUF009
-    init_batches: int = option("batches that init takes its gradients from", between(1, 10**6), 1)
+    init_batches: int = option(
+        "batches that init and budget take gradients or activations from", between(1, 10**6), 1
+    )
     budget: str = option(
         "how zeros are shared out among targets without a global_group_id", one_of(BUDGETS), "as_configured"
     )
@@ -174,8 +176,9 @@ class SearchConfig:
         if self.reestimate_norm is None:
             default = (self.method, self.recipe) != ("edge_popup", "paper")
             object.__setattr__(self, "reestimate_norm", default)
-        if isinstance(own := self.settings, Method) and own.lr * own.weight_decay > 2 * (1 + own.momentum):
-            most = f"up to {2 * (1 + own.momentum) / own.lr:.3g} with lr {own.lr}"
+        own, lr = self.settings, getattr(self.settings, "lr", None)
+        if isinstance(own, Method) and lr and lr * own.weight_decay > 2 * (1 + own.momentum):
+            most = f"up to {2 * (1 + own.momentum) / lr:.3g} with lr {lr}"
             raise Invalid(
                 "weight_decay", f"found {own.weight_decay}, allowed: {most}, beyond which scores only grow"
             )

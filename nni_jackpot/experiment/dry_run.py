@@ -148,9 +148,7 @@ def _what_a_trial_depends_on(config: RunConfig, here: bool) -> str:
     """Return a key that is equal for runs that need one trial in all."""
     names = ["data", "model", "config_list", *(["device", "pretrain"] if here else [])]
     parts = {name: getattr(config, name) for name in names}
-    return config_hash(
-        {**parts, "options": pruner_options(config.search), "init": here and config.search.init}
-    )
+    return config_hash({**parts, "options": pruner_options(config.search), "init": config.search.init})
 
 
 def _is_finished(config: RunConfig, overwrite: bool) -> bool:

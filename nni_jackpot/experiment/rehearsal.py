@@ -138,7 +138,7 @@ def measure(config: RunConfig, shape: Shape, classes: int) -> Pace:
         model,
         _each_alone(config.config_list),  # the run ranks other weights
         TorchEvaluator(train, optimizer, cross_entropy_step),
-        **pruner_options(config.search),
+        **pruner_options(config.search, has_data=False),
     )
     pruner.compress(max_steps=_STEPS)
     step = statistics.median(end - start for start, end in pairwise(ends))

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
+from typing import Any
 
 import torch
 from nni.compression.base.compressor import Pruner
 from nni.compression.base.target_space import PruningTargetSpace, TargetType
+from nni.compression.utils import Evaluator
 from nni.compression.utils.scaling import Scaling
 from torch import Tensor, nn
 
+from nni_jackpot.masking.criteria import Criterion
 from nni_jackpot.masks import Masks
+from nni_jackpot.modules.batch_norm import reestimate
 from nni_jackpot.modules.layouts import Layout, layout_of
 from nni_jackpot.modules.parameters import holders_of
 from nni_jackpot.modules.pretrained_files import save_as_before, save_by_plain_names
@@ -114,7 +118,48 @@ class LiveMaskPruner(Pruner):
         save_as_before(self.bound_model)
         self._frozen.release()
 
+    # -- NNI's search, and norm statistics
+
+    def _single_compress(self, max_steps: int | None, max_epochs: int | None) -> None:
+        self._fusion_compress(max_steps, max_epochs)
+
+    def _fusion_compress(self, max_steps: int | None, max_epochs: int | None) -> None:
+        try:
+            super()._fusion_compress(max_steps, max_epochs)
+        finally:
+            if self.evaluator.model is not None:  # the search was cut short
+                self.evaluator.unbind_model()
+
+    def _fuse_postprocess(self, evaluator: Evaluator) -> None:
+        if not self._is_wrapped:  # another compressor of the chain wraps and unwraps
+            self._frozen.unfreeze()
+
+    def reestimate_norm(self, batches: Any) -> None:
+        """Re-estimate batch-norm statistics under the current masks, by one pass over batches.
+
+        Parameters
+        ----------
+        batches
+            Iterable of input batches, of dicts, or of lists and tuples that begin with the inputs
+            (`modules.batches.call_model`). Under `torch.distributed` the statistics are the mean over the
+            batches of all ranks.
+
+        Raises
+        ------
+        CalibrationError
+            If there is no batch, or the model fails on one; the statistics are then unchanged.
+        """
+        self._frozen.release_statistics()
+        try:
+            reestimate(self.bound_model, batches)
+        finally:
+            self._frozen.freeze_statistics()
+
     # -- masks and scores
+
+    def check_criterion(self, criterion: Criterion) -> None:
+        """Check that all targets have the evidence that a criterion needs; raises ConfigListError."""
+        self._targets.check_criterion(criterion)
 
     def score_parameters(self) -> list[nn.Parameter]:
         """Return the scores in model order, one parameter for each target or dependency group.

@@ -77,6 +77,7 @@ class Script:
         agp: bool = False,
         every: int = 3,
         device: str = "cpu",
+        config_list: Any = CONFIG_LIST,
         **options: Any,
     ) -> None:
         self.forwards = 0
@@ -114,7 +115,7 @@ class Script:
         scheduler = nni.trace(torch.optim.lr_scheduler.ExponentialLR)(optimizer, 0.9)
         evaluator = TorchEvaluator(train, optimizer, counted, scheduler)
         self.pruner = LotteryJackpotPruner(
-            self.model, CONFIG_LIST, evaluator, **{"method": EdgePopup(lr=5.0), **options}
+            self.model, config_list, evaluator, **{"method": EdgePopup(lr=5.0), **options}
         )
         if path is not None:
             self.pruner.checkpoint_to(path, every=every)

@@ -252,7 +252,7 @@ def test_a_threshold_fixes_the_budget(model: nn.Module, batches: Batches) -> Non
 
 
 @pytest.mark.honours("budget: {budget}")
-@pytest.mark.parametrize("budget", ["as_configured", "global_rank", "erdos_renyi_kernel"])
+@pytest.mark.parametrize("budget", ["as_configured", "global_rank", "erdos_renyi_kernel", "lamp"])
 def test_budgets_share_out_the_same_total(model: nn.Module, batches: Batches, budget: str) -> None:
     config = [{"op_types": ["Conv2d", "Linear"], "sparse_ratio": 0.7}]
     pruner = searched(model, batches, config, budget=budget, method=EdgePopup.paper(lr=2.0))
@@ -347,10 +347,10 @@ def test_swaps_are_limited_and_annealed() -> None:
 
 
 @pytest.mark.honours("init: {criterion}")
-@pytest.mark.parametrize("criterion", ["snip", "grasp"])
-def test_search_from_gradient_criteria(model: nn.Module, batches: Batches, criterion: str) -> None:
+@pytest.mark.parametrize("criterion", ["snip", "taylor", "grasp", "obd", "wanda", "sparsegpt"])
+def test_search_from_criteria_that_need_data(model: nn.Module, batches: Batches, criterion: str) -> None:
     config = [{"op_types": ["Conv2d"], "sparse_ratio": 0.7}]
     pruner = searched(model, batches, config, init=criterion, init_batches=2, method=EdgePopup(lr=2.0))
     assert [int((~mask).sum()) for mask in weight_masks(pruner).values()] == [50, 604]
-    with pytest.raises(ValueError, match=f"init='{criterion}' takes gradients"):
+    with pytest.raises(ValueError, match=f"init='{criterion}' takes (gradients|activations)"):
         LotteryJackpotPruner(ConvNet(), config, init=criterion)

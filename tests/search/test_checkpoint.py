@@ -25,8 +25,10 @@ from conftest import (
 from resumption import Interrupted, Net, Script, check_resumed, noisy_step, step_of_dicts
 from torch import Tensor, nn
 
-from nni_jackpot import EdgePopup, LotteryJackpotPruner, Supermask
+from nni_jackpot import EdgePopup, LotteryJackpotPruner, Patterns, Supermask
 from nni_jackpot.errors import CheckpointError, OutputFolderError, SearchDivergedError
+
+PATTERN = [{"op_names": ["conv2"], "sparse_pattern": "2:4"}]
 
 
 @pytest.mark.honours("resume")
@@ -58,6 +60,7 @@ def test_resumes_where_it_was(batches: Batches, tmp_path: Path, stop_after: int)
         {"method": Supermask(lr=0.3)},
         {"method": Supermask(lr=0.3), "dropout": 0.3},
         {"method": Supermask.paper(lr=300.0), "length": (None, 3)},
+        {"method": Patterns(lr=0.3), "config_list": PATTERN},
     ],
     ids=lambda options: ", ".join(
         f"{k}={getattr(v, '__name__', getattr(v, 'name', v))}" for k, v in options.items()

@@ -203,7 +203,7 @@ BAD_VALUES: list[tuple[str, Any, str]] = [
     ("search.weight_decay", -1e-9, "null or a number >= 0"),
     ("search.kept_score", "one", "a number"),
     ("model.init", "xavier", "null or a string out of kaiming, signed_constant"),
-    ("search.method", "lottery", "a string out of edge_popup, supermask"),
+    ("search.method", "lottery", "a string out of edge_popup, patterns, supermask"),
     ("search.swap_limit", 0, "null or a number > 0 and <= 1"),
     ("search.swap_limit", 1.01, "null or a number > 0 and <= 1"),
     ("search.recipe", "soup", "a string out of default, paper"),

@@ -299,6 +299,8 @@ def test_a_copy_draws_the_same(model: nn.Module) -> None:
 
 
 def test_there_is_no_such_method(model: nn.Module) -> None:
-    with pytest.raises(ValueError, match="method must be one of edge_popup, supermask, got 'lottery'"):
+    with pytest.raises(
+        ValueError, match="method must be one of edge_popup, patterns, supermask, got 'lottery'"
+    ):
         LotteryJackpotPruner(model, CONFIG_LIST, method="lottery")
     assert all(parameter.requires_grad for parameter in model.parameters())
