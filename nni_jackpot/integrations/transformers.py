@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -21,7 +21,7 @@ _FILE = "jackpot_search.pt"
 
 
 class _Pruner(Protocol):
-    def begin(self, total_steps: int) -> OwnLoop: ...
+    def begin(self, total_steps: int, held_out: Callable[[], Tensor | float] | None = None) -> OwnLoop: ...
 
     def score_parameters(self) -> list[nn.Parameter]: ...
 
@@ -40,6 +40,9 @@ class JackpotCallback(TrainerCallback):
         The pruner whose model the trainer gets; make it before the trainer trains.
     norm_batches
         Batches to re-estimate batch-norm statistics with at the end (`LotteryJackpotPruner.reestimate_norm`).
+    held_out
+        Returns the model's loss on a few batches, always the same: the search then ends with the best of the
+        masks that it has compared (`LotteryJackpotPruner.begin`).
     resume_folder
         Folder of the checkpoint to resume from, if it is not ``checkpoint-STEP`` in the trainer's output.
 
@@ -61,11 +64,13 @@ class JackpotCallback(TrainerCallback):
         self,
         pruner: _Pruner,
         norm_batches: Any = None,
+        held_out: Callable[[], Tensor | float] | None = None,
         resume_folder: str | os.PathLike[str] | None = None,
     ) -> None:
         self.masks: Masks | None = None
         self._pruner = pruner
         self._norm_batches = norm_batches
+        self._held_out = held_out
         self._resume_folder = resume_folder
         self._search: OwnLoop | None = None
         self._hook: RemovableHandle | None = None
@@ -101,7 +106,7 @@ class JackpotCallback(TrainerCallback):
             )
         path = self._folder(args, state) / _FILE
         saved = load_tensors(path, "search") if state.global_step else None
-        self._search = self._pruner.begin(total_steps=state.max_steps)
+        self._search = self._pruner.begin(state.max_steps, self._held_out)
         if saved is not None:
             self._resume(path, saved, state.global_step)
         if self._hook is not None:

@@ -13,7 +13,7 @@ from architectures.of_transformers import GPT2, LLAMA, causal
 from law import check_law
 from torch import Tensor, nn
 
-from nni_jackpot import LotteryJackpotPruner, load_ticket, save_ticket
+from nni_jackpot import LotteryJackpotPruner, apply_masks, load_ticket, save_ticket
 from nni_jackpot.modules.layouts import Layout, layout_of, matrices_of
 
 transformers = pytest.importorskip("transformers")
@@ -119,12 +119,13 @@ def test_two_of_four_inputs_of_every_output(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("granularity", ["out_channel", "in_channel"])
 @pytest.mark.parametrize("name", MODELS)
 def test_channels_are_outputs_or_inputs_of_each_matrix(name: str, granularity: str) -> None:
-    make, kind, _inputs, layout = MODELS[name]
+    make, kind, inputs, layout = MODELS[name]
     entry = {"op_types": [kind], "sparse_ratio": 0.5, "granularity": granularity}
     torch.manual_seed(0)
     model = make()
     pruner = LotteryJackpotPruner(model, [entry])
-    for key, mask in flat(pruner.get_masks()).items():
+    masks, wrapped = pruner.get_masks(), output(model, inputs)
+    for key, mask in flat(masks).items():
         if mask.dim() < 2 or not key.endswith(("weight", "proj")):
             continue
         dim = layout.input_dim if granularity == "out_channel" else layout.output_dim
@@ -132,6 +133,13 @@ def test_channels_are_outputs_or_inputs_of_each_matrix(name: str, granularity: s
         kept = mask.amax(dim)
         assert int(kept.sum()) == kept.numel() - kept.numel() // 2
     pruner.unwrap_model()
+    assert torch.allclose(output(apply_masks(model, masks), inputs), wrapped, atol=1e-5)
+
+
+@torch.no_grad()
+def output(model: nn.Module, inputs: Any) -> Tensor:
+    found = model.eval()(**inputs) if isinstance(inputs, dict) else model.eval()(*inputs)
+    return getattr(found, "logits", found)
 
 
 def flat(masks: Any) -> dict[str, Tensor]:
