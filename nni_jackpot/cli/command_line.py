@@ -140,7 +140,7 @@ def _search(options: argparse.Namespace) -> None:
                     print(f"run {number} of {len(runs)}: {name}", flush=True)
                 done = options.resume and broadcast_result(partial(finished, config))
                 found.append(done or make(config))
-            text = summary(found, own[0][1].search.init)
+            text = summary(found, own[0][1].search.named_init)
             print(f"\n{title}\n{text}" if title else f"\n{text}", flush=True)
     except KeyboardInterrupt as stop:
         if len(runs) == 1:

@@ -1,0 +1,1 @@
+"""Runs that search block by block, and comparators that prune without training."""
