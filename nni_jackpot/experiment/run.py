@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from nni_jackpot.errors import TrainingDivergedError
-from nni_jackpot.experiment.blockwise.run import search_blockwise
 from nni_jackpot.experiment.checks import check_frozen, pruner_options
 from nni_jackpot.experiment.comparators import Comparator
 from nni_jackpot.experiment.comparators.masked_training import all_kept
@@ -37,8 +36,9 @@ from nni_jackpot.experiment.folder.run_folder import (
 from nni_jackpot.experiment.models import build_model
 from nni_jackpot.experiment.models.section import ModelConfig
 from nni_jackpot.experiment.processes import averaged
+from nni_jackpot.experiment.running.blockwise import search_blockwise
+from nni_jackpot.experiment.running.context import RunContext, is_language
 from nni_jackpot.experiment.sight import tell_search
-from nni_jackpot.experiment.tasks.context import RunContext, is_language
 from nni_jackpot.experiment.tracking import Tracker
 from nni_jackpot.experiment.train import fit
 from nni_jackpot.masks import Masks, apply_masks, densities, mask_overlap, save_masks, sparsity_of

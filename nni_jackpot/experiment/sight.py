@@ -9,8 +9,8 @@ from nni_jackpot.experiment.config import RunConfig
 from nni_jackpot.experiment.data.loading import Data
 from nni_jackpot.experiment.data.section import TextConfig
 from nni_jackpot.experiment.folder.result import Row
+from nni_jackpot.experiment.measures import MEASURES
 from nni_jackpot.experiment.models.section import ModelConfig, ModelSection
-from nni_jackpot.experiment.tasks.measure import MEASURES
 from nni_jackpot.masks import Masks, sparsity_of
 from nni_jackpot.runtime.distributed import rank, world_size
 

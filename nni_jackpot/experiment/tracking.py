@@ -16,7 +16,7 @@ import nni
 import torch
 
 from nni_jackpot.errors import CheckpointError, JackpotError, OutputFolderError
-from nni_jackpot.experiment.tasks.measure import MEASURES
+from nni_jackpot.experiment.measures import MEASURES
 from nni_jackpot.runtime.events import EventFile
 from nni_jackpot.runtime.files import replace_file
 from nni_jackpot.runtime.progress import Progress

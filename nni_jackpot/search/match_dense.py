@@ -87,7 +87,7 @@ def cosine(output: Any, dense: Any, batch: Any) -> Tensor:
 @MATCHING_LOSSES.register("mse")
 def mse(output: Any, dense: Any, batch: Any) -> Tensor:
     """Return the mean squared difference of the outputs, over tokens that count; arguments as for `kl`."""
-    return F.mse_loss(*(counted(values_of(one), batch) for one in (output, dense)))
+    return F.mse_loss(counted(values_of(output), batch), counted(values_of(dense), batch))
 
 
 def values_of(output: Any) -> Tensor:

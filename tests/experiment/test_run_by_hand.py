@@ -18,7 +18,7 @@ from nni_jackpot.experiment import run
 from nni_jackpot.experiment.config import RunConfig, load_config
 from nni_jackpot.experiment.folder.pretrained import cache_path, load_weights
 from nni_jackpot.experiment.run import search
-from nni_jackpot.experiment.tasks import images
+from nni_jackpot.experiment.running import image_task as images
 from nni_jackpot.experiment.train import accuracy
 from nni_jackpot.modules.batch_norm import reestimate
 

@@ -80,7 +80,8 @@ class SparseGPT(OneShot):
         return model
 
     def _prune(self, layer: nn.Module, target: Target, grams: Tensor | None) -> None:
-        weight: Tensor = layer.weight
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
         assert grams is not None
         found = [
             sparsegpt_update(rows, gram, **_how_sparse(target))

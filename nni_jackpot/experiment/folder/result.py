@@ -15,7 +15,7 @@ from nni_jackpot.experiment.config import (
     settings_of,
     stored_config,
 )
-from nni_jackpot.experiment.tasks.measure import MEASURES
+from nni_jackpot.experiment.measures import MEASURES
 from nni_jackpot.runtime.files import digest_of_file, replace_file
 from nni_jackpot.runtime.resume import differences
 
@@ -64,7 +64,7 @@ class Row:
     epochs
         Epochs spent after pre-training.
     measures
-        Measures of text by name (`nni_jackpot.experiment.tasks.measure.MEASURES`), the main one first.
+        Measures of text by name (`nni_jackpot.experiment.measures.MEASURES`), the main one first.
     spent
         What the method took; None if it is not measured.
     """

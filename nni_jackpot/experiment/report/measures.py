@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nni_jackpot.experiment.measures import MEASURES, Measured
 from nni_jackpot.experiment.report.runs import Run
 from nni_jackpot.experiment.report.wording import NAMES, name_of, percent
-from nni_jackpot.experiment.tasks.measure import MEASURES, Measured
 from nni_jackpot.masking.criteria import CRITERIA
 
 SPARSITY, EPOCHS, INIT, RECIPE = "sparsity", "search.epochs", "search.init", "search.recipe"

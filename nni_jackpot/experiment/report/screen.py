@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from prettytable import PrettyTable, TableStyle
 
 from nni_jackpot.experiment.folder.result import Result, Row
+from nni_jackpot.experiment.measures import MEASURES
 from nni_jackpot.experiment.report.wording import name_of, spread
-from nni_jackpot.experiment.tasks.measure import MEASURES
 
 
 def summary(results: Sequence[Result], init: str) -> str:

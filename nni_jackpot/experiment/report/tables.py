@@ -70,9 +70,11 @@ def by_method(measures: Sequence[Measure]) -> Table:
         by_column = {percent(s): one for s, one in sorted(row.items())}
         lines.append([*line, _epochs(next(iter(row.values()))), *_origin(by_column)])
     number = {"cifar100": 2, "imagenet": 3}.get(measures[0].settings["data.name"], 1)
+    theirs = f" (the paper's Table {number})" if measures[0].measure == "accuracy" else ""
+    theirs = f" (the paper's Table {number})" if measures[0].measure == "accuracy" else ""
     return Table(
         f"table{number}",
-        f"{measures[0].measure.capitalize()} by method and sparsity (the paper's Table {number})",
+        f"{measures[0].measure.capitalize()} by method and sparsity{theirs}",
         [*columns, "epochs", "seeds", "runs"],
         lines,
         "A column for each sparsity; the dense network stands in the first. Epochs are those after"

@@ -19,7 +19,8 @@ from nni_jackpot.experiment.config import load_config
 from nni_jackpot.experiment.folder.result import load_result
 from nni_jackpot.experiment.overlap import overlap
 from nni_jackpot.experiment.run import search
-from nni_jackpot.experiment.tasks import context, images
+from nni_jackpot.experiment.running import context
+from nni_jackpot.experiment.running import image_task as images
 
 MISTAKES = [
     ("data.name=fashion_mnist", "data.root=/nowhere"),

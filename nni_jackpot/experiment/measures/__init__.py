@@ -36,8 +36,9 @@ class Measured:
 
     def is_possible(self, value: object) -> bool:
         """Return True if a value is a number in the range of the measure."""
-        is_number = isinstance(value, int | float)
-        return is_number and self.least <= value and (self.most is None or value <= self.most)
+        if not isinstance(value, int | float):
+            return False
+        return self.least <= value and (self.most is None or value <= self.most)
 
 
 MEASURES: dict[str, Measured] = {

@@ -30,7 +30,7 @@ class LanguageTask:
     """
 
     def __init__(self, name: str) -> None:
-        self.measures = _MEASURES[name]
+        self.measures: tuple[str, ...] = _MEASURES[name]
         self.has_labels = name in ("causal_lm", "masked_lm")
         self._dense: Tensor | None = None
 

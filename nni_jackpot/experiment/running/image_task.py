@@ -13,7 +13,7 @@ from nni_jackpot.experiment.train import accuracy, cross_entropy_step
 class ImageTask:
     """Images with labels."""
 
-    measures = ("accuracy",)
+    measures: tuple[str, ...] = ("accuracy",)
     has_labels = True
 
     def loss(self, batch: Any, model: nn.Module) -> Tensor:

@@ -26,11 +26,11 @@ from nni_jackpot.experiment.folder.run_folder import SEARCH, RunFolder, checkpoi
 from nni_jackpot.experiment.models import build_model, validate_model
 from nni_jackpot.experiment.models.language import load_language_model
 from nni_jackpot.experiment.models.section import LanguageModelConfig, ModelConfig
+from nni_jackpot.experiment.running.image_task import ImageTask
+from nni_jackpot.experiment.running.language_task import LanguageTask
+from nni_jackpot.experiment.running.task import Task
 from nni_jackpot.experiment.schema.training import TrainConfig
 from nni_jackpot.experiment.sight import tell_start
-from nni_jackpot.experiment.tasks.images import ImageTask
-from nni_jackpot.experiment.tasks.language import LanguageTask
-from nni_jackpot.experiment.tasks.task import Task
 from nni_jackpot.experiment.tracking import Tracker
 from nni_jackpot.experiment.train import train_weights
 from nni_jackpot.masks import Masks
@@ -38,8 +38,6 @@ from nni_jackpot.runtime.distributed import barrier, rank
 from nni_jackpot.runtime.files import check_folder
 from nni_jackpot.runtime.resume import check_state, digest
 from nni_jackpot.search.match_dense import MATCHING_LOSSES
-
-Parts = tuple[Data, nn.Module, Task]
 
 
 class RunContext:
@@ -200,18 +198,19 @@ def is_language(config: RunConfig) -> bool:
     return isinstance(config.model, LanguageModelConfig)
 
 
-def _images(config: RunConfig) -> Parts:
+def _images(config: RunConfig) -> tuple[Data, nn.Module, Task]:
     assert isinstance(config.data, DataConfig)  # the config has checked it
     assert isinstance(config.model, ModelConfig)
     data = load_data(config.data, config.seed)
     torch.manual_seed(config.seed)
     check_start(config, data.num_classes)
     model = build_model(config.model, data.num_classes, data.shape[0])
-    validate_model(config.model, model, data.num_classes, data.shape)
+    channels, height, width = data.shape
+    validate_model(config.model, model, data.num_classes, (channels, height, width))
     return data, model, ImageTask()
 
 
-def _language(config: RunConfig) -> Parts:
+def _language(config: RunConfig) -> tuple[Data, nn.Module, Task]:
     assert isinstance(config.data, TextConfig)  # the config has checked it
     assert isinstance(config.model, LanguageModelConfig)
     loaded = load_language_model(config.model)

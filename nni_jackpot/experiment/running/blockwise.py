@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from nni_jackpot.experiment.blockwise.targets import targets_in
 from nni_jackpot.experiment.comparators.one_shot import OneShot
 from nni_jackpot.experiment.folder.result import Row, Spent
 from nni_jackpot.experiment.folder.run_folder import SEARCH
+from nni_jackpot.experiment.running.context import RunContext
+from nni_jackpot.experiment.running.targets import targets_in
 from nni_jackpot.experiment.sight import tell_search
-from nni_jackpot.experiment.tasks.context import RunContext
 from nni_jackpot.experiment.tracking import Tracker
 from nni_jackpot.masks import Masks, apply_masks, sparsity_of
 from nni_jackpot.runtime.distributed import rank
@@ -68,6 +68,7 @@ def search_blockwise(context: RunContext) -> BlockwiseResult:
     targets = targets_in(config, model)
     rows = [context.row("dense", model, 0.0)]
     own = config.search.blockwise
+    assert own is not None  # else the run searches the network as a whole
     with _measured(context, tokens) as spent:
         plain = replace(own, steps=0, start=START)
         start = search_blocks(model, batches, targets, settings=plain)

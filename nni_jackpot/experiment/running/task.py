@@ -15,7 +15,7 @@ class Task(Protocol):
     Attributes
     ----------
     measures
-        Names of the measures (`nni_jackpot.experiment.tasks.measure.MEASURES`), the main one first.
+        Names of the measures (`nni_jackpot.experiment.measures.MEASURES`), the main one first.
     has_labels
         Whether batches have labels, so that `loss` exists.
     """

@@ -1,1 +1,0 @@
-"""Runs that search block by block, and comparators that prune without training."""

@@ -1,1 +1,0 @@
-"""What a network of a run computes: its loss with labels, and how good its outputs are."""
