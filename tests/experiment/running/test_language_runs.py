@@ -31,9 +31,7 @@ def text(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_block_by_block(
-    kind: str, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_block_by_block(kind: str, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     loss, measures = KINDS[kind]
     network = save_network(tmp_path / "network", kind)
     search = {"loss": loss, "polish": {"steps": 2}}
@@ -95,7 +93,9 @@ def test_an_interrupted_search_continues_after_its_last_block(
     result = load_result(tmp_path / "other")
     assert result.resumed_step == 1
     masks = load_masks(tmp_path / "other" / "masks.pth")
-    assert all(torch.equal(masks[m][n], whole[m][n]) for m in whole for n in whole[m] if whole[m][n] is not None)
+    assert all(
+        torch.equal(masks[m][n], whole[m][n]) for m in whole for n in whole[m] if whole[m][n] is not None
+    )
 
 
 @pytest.mark.parametrize(
