@@ -22,7 +22,7 @@ MATCHING_LOSSES: Registry[MatchingLoss] = Registry("loss")
 class MatchDense:
     """Loss of a batch: the distance between the outputs of a network and those it had before any mask.
 
-    An instance is NNI's ``training_step``, and gives the loss in a loop of one's own. The dense network
+    An instance is NNI's ``training_step``, and gives the loss in your own loop. The dense network
     shares the large weights of the model, which a search does not change, and copies all else.
 
     Parameters
@@ -80,13 +80,29 @@ def kl(output: Any, dense: Any, batch: Any) -> Tensor:
 
 @MATCHING_LOSSES.register("cosine")
 def cosine(output: Any, dense: Any, batch: Any) -> Tensor:
-    """Return one minus the mean cosine to the dense network's embeddings; arguments as for `kl`."""
+    """Return one minus the mean cosine to the dense network's embeddings.
+
+    Parameters
+    ----------
+    output, dense
+        Embeddings (batch, features), or outputs of transformers, whose tokens' mean is the embedding.
+    batch
+        Its ``attention_mask``, if it has one, says which tokens count.
+    """
     return 1 - F.cosine_similarity(embeddings(output, batch), embeddings(dense, batch)).mean()
 
 
 @MATCHING_LOSSES.register("mse")
 def mse(output: Any, dense: Any, batch: Any) -> Tensor:
-    """Return the mean squared difference of the outputs, over tokens that count; arguments as for `kl`."""
+    """Return the mean squared difference of the outputs, over tokens that count.
+
+    Parameters
+    ----------
+    output, dense
+        Outputs (batch, features) or (batch, tokens, features), or outputs of transformers.
+    batch
+        Its ``attention_mask``, if it has one, says which tokens count.
+    """
     return F.mse_loss(counted(values_of(output), batch), counted(values_of(dense), batch))
 
 

@@ -25,7 +25,7 @@ from nni_jackpot.search.blockwise import BlockReport, Target, blocks_of, search_
 from nni_jackpot.search.blockwise.polish import polish
 from nni_jackpot.search.match_dense import MATCHING_LOSSES
 
-# The mask that searches are compared with, without a search of its own.
+# The mask that searches are compared with, which takes no training.
 START = "wanda"
 
 
