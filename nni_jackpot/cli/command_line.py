@@ -116,7 +116,10 @@ def _pretrain(options: argparse.Namespace) -> None:
     make = partial(pretrain, overwrite=True) if options.overwrite else pretrain
     for _, config in _configs(options):
         path, accuracy = make(config)
-        print(f"{path}: test accuracy {100 * accuracy:.2f} %")
+        if path is None:
+            print(f"{config.model.name} has its weights: nothing is trained")
+        else:
+            print(f"{path}: test accuracy {100 * accuracy:.2f} %")
 
 
 def _search(options: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny_language import save_network, save_text, write_run
 from tiny_runs import command
+from tiny_runs import write_file as tiny_run
 
 from nni_jackpot.experiment.config import load_config
 from nni_jackpot.experiment.folder.result import load_result
@@ -127,6 +128,12 @@ def test_embeddings_have_no_labels(text: Path, tmp_path: Path, capsys: pytest.Ca
     changes = {"search": {"epochs": 1, "blockwise": None, "loss": "labels"}, "comparators": {}}
     assert command("search", write_run(tmp_path, network, **changes)) != 0
     assert "search.loss: found labels, allowed for this network: kl, cosine, mse" in capsys.readouterr().err
+
+
+def test_images_are_searched_without_labels(tmp_path: Path) -> None:
+    file = tiny_run(tmp_path, search={"loss": "kl"}, finetune={"epochs": 0})
+    assert command("search", file) == 0
+    assert [row.kind for row in load_result(tmp_path / "out").rows][-1] == "jackpot"
 
 
 def test_results_tell_what_rows_took(text: Path, tmp_path: Path) -> None:
