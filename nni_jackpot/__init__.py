@@ -14,6 +14,7 @@ from nni_jackpot.masking.criteria import register_criterion  # noqa: E402
 from nni_jackpot.masking.methods import EdgePopup, Method, Patterns, Supermask, register_method  # noqa: E402
 from nni_jackpot.masks import MaskOverlap, apply_masks, load_masks, mask_overlap, save_masks  # noqa: E402
 from nni_jackpot.pruner import LotteryJackpotPruner  # noqa: E402
+from nni_jackpot.search.match_dense import MatchDense  # noqa: E402
 from nni_jackpot.storage.base_folder import BaseFolder  # noqa: E402
 from nni_jackpot.storage.sparse_checkpoint import load_sparse, save_sparse  # noqa: E402
 from nni_jackpot.storage.ticket import Ticket, load_ticket, save_ticket  # noqa: E402
@@ -27,6 +28,7 @@ __all__ = [
     "JackpotError",
     "LotteryJackpotPruner",
     "MaskOverlap",
+    "MatchDense",
     "Method",
     "Patterns",
     "Supermask",

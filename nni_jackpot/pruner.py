@@ -29,10 +29,10 @@ from nni_jackpot.nni_bridge.evaluator_driver import EvaluatorLoop
 from nni_jackpot.nni_bridge.grouping import align_targets, group_targets
 from nni_jackpot.nni_bridge.live_mask_pruner import LiveMaskPruner
 from nni_jackpot.nni_bridge.searched_targets import SearchedTargets
+from nni_jackpot.search.best_masks.held_out import HeldOut
 from nni_jackpot.search.checkpoint import Checkpoint
 from nni_jackpot.search.clock import cosine
 from nni_jackpot.search.driven_search import DrivenSearch
-from nni_jackpot.search.held_out import HeldOut
 from nni_jackpot.search.loop import Search
 from nni_jackpot.search.normalized_sgd import optimizer_of
 from nni_jackpot.search.options import budget_of, check_length, criterion_of, method_of, norm_of

@@ -115,7 +115,10 @@ def _parser() -> argparse.ArgumentParser:
 def _pretrain(options: argparse.Namespace) -> None:
     for _, config in _configs(options):
         path, accuracy = pretrain(config, options.overwrite)
-        print(f"{path}: test accuracy {100 * accuracy:.2f} %")
+        if path is None:
+            print(f"{config.model.name} has its weights: nothing is trained")
+        else:
+            print(f"{path}: test accuracy {100 * accuracy:.2f} %")
 
 
 def _search(options: argparse.Namespace) -> None:
@@ -138,7 +141,7 @@ def _search(options: argparse.Namespace) -> None:
                     print(f"run {number} of {len(runs)}: {name}", flush=True)
                 done = options.resume and broadcast_result(partial(finished, config))
                 found.append(done or search(config, options.overwrite))
-            text = summary(found, own[0][1].search.init)
+            text = summary(found, own[0][1].search.named_init)
             print(f"\n{title}\n{text}" if title else f"\n{text}", flush=True)
     except KeyboardInterrupt as stop:
         if len(runs) == 1:

@@ -96,7 +96,7 @@ def _told(config: RunConfig, run: Path) -> dict[str, Any]:
     return {
         "data": config.data.name,
         **{name: settings[name] for name in ("model", "config_list", "seed", "search")},
-        "metrics": {row.kind: row.accuracy for row in result.rows},
+        "metrics": {row.kind: row.main for row in result.rows},
         "overlap": result.overlap,
     }
 

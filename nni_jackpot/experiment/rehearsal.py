@@ -23,10 +23,11 @@ from nni_jackpot.experiment.checks import device_of, pruner_options, validate_co
 from nni_jackpot.experiment.config import RunConfig
 from nni_jackpot.experiment.data.images import Batch
 from nni_jackpot.experiment.data.loading import Data, load_data
-from nni_jackpot.experiment.data.section import DataConfig
+from nni_jackpot.experiment.data.section import DataConfig, DataSection
 from nni_jackpot.experiment.folder.pretrained import check_pretrained
 from nni_jackpot.experiment.folder.run_folder import place_of
 from nni_jackpot.experiment.models import build_model
+from nni_jackpot.experiment.models.section import ModelConfig
 from nni_jackpot.experiment.train import accuracy, cross_entropy_step, fit
 from nni_jackpot.masking.budgets import kept_count
 from nni_jackpot.pruner import LotteryJackpotPruner
@@ -76,7 +77,8 @@ def check_here(config: RunConfig, shape: Shape, classes: int) -> str:
     try:
         validate_config_list(config, model, is_pretrained=True)
     except NothingKeptError as error:
-        if is_there or (config.model.weights is None and config.pretrain.epochs == 0):
+        weights = getattr(config.model, "weights", None)
+        if is_there or (weights is None and config.pretrain.epochs == 0):
             raise
         return f"if trained weights rank as untrained ones do, the run will be refused: {error}"
     return ""
@@ -161,12 +163,14 @@ def _for_a_while(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 def untrained(config: RunConfig, shape: Shape, classes: int) -> nn.Module:
     """Return the network of a run with random weights, which need no download."""
+    assert isinstance(config.model, ModelConfig)  # others are not rehearsed
     return build_model(replace(config.model, weights=None), classes, shape[0])
 
 
 @lru_cache(maxsize=1)
-def _data(config: DataConfig) -> Data | None:
+def _data(config: DataSection) -> Data | None:
     """Return the data set of a run; None if the run will download it."""
+    assert isinstance(config, DataConfig)  # text is not rehearsed
     try:
         return load_data(replace(config, download=False), seed=0)
     except DatasetNotFoundError:

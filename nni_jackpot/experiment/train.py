@@ -87,6 +87,7 @@ def train_weights(
     on_epoch: Callable[[], None],
     on_skip: Callable[[int], None],
     masks: Masks | None = None,
+    training_step: Callable[..., Tensor] = cross_entropy_step,
 ) -> Masks:
     """Train weights by SGD with a cosine schedule; under masks, pruned weights stay zero (Eq. 9).
 
@@ -109,6 +110,8 @@ def train_weights(
         Called at first, with the number of epochs that an interrupted training has completed.
     masks
         Masks at the start; weights without a mask are not pruned.
+    training_step
+        Returns the loss of a batch and the model.
 
     Returns
     -------
@@ -153,7 +156,7 @@ def train_weights(
     fit(
         averaged(model),
         optimizer,
-        cross_entropy_step,
+        training_step,
         scheduler,
         max_epochs=config.epochs - epochs,
         loader=loader,

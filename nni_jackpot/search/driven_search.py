@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from nni_jackpot.errors import SearchDivergedError
+from nni_jackpot.search.best_masks.held_out import FirstSteps, HeldOut
 from nni_jackpot.search.checkpoint import Checkpoint
-from nni_jackpot.search.held_out import FirstSteps, HeldOut
 from nni_jackpot.search.loop import Search
 
 _logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from nni_jackpot.masking.score_groups import ScoreGroup
 from nni_jackpot.modules.final_statistics import FinalStatistics
 from nni_jackpot.runtime.distributed import all_gather, world_size
 from nni_jackpot.runtime.resume import digest
-from nni_jackpot.search.best_masks import BestMasks
+from nni_jackpot.search.best_masks.best_masks import BestMasks
 from nni_jackpot.search.clock import SearchClock
 from nni_jackpot.search.sparsity_schedule import SparsitySchedule
 

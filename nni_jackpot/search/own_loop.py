@@ -10,8 +10,8 @@ from torch.optim import Optimizer
 
 from nni_jackpot.errors import SearchDivergedError
 from nni_jackpot.masks import Masks
+from nni_jackpot.search.best_masks.held_out import HeldOut
 from nni_jackpot.search.driven_search import unscale
-from nni_jackpot.search.held_out import HeldOut
 from nni_jackpot.search.loop import Search
 
 

@@ -18,6 +18,7 @@ from nni_jackpot.experiment import run
 from nni_jackpot.experiment.config import RunConfig, load_config
 from nni_jackpot.experiment.folder.pretrained import cache_path, load_weights
 from nni_jackpot.experiment.run import search
+from nni_jackpot.experiment.running import image_task as images
 from nni_jackpot.experiment.train import accuracy
 from nni_jackpot.modules.batch_norm import reestimate
 
@@ -33,7 +34,7 @@ def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
         models.append(copy.deepcopy(model))
         return accuracy(model, *arguments)
 
-    monkeypatch.setattr(run, "accuracy", look)
+    monkeypatch.setattr(images, "accuracy", look)
     return models
 
 

@@ -89,7 +89,7 @@ def test_distilled_and_quantized(
     )
     if distiller_class is Adaptive1dLayerwiseDistiller:
         distiller.track_forward(batches[0][0])
-    pruner = LotteryJackpotPruner.from_compressor(distiller, CONVS, lr=2.0)
+    pruner = LotteryJackpotPruner.from_compressor(distiller, CONVS, method=EdgePopup(lr=2.0))
     start = pruner.get_masks()
     # NNI's DoReFa quantizes outputs of activations only.
     outputs = [] if quantizer_name == "DoReFaQuantizer" else ["_output_"]

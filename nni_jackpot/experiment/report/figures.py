@@ -78,6 +78,8 @@ def figures(measures: Sequence[Measure]) -> list[Figure]:
     CheckpointError
         If a file of masks is damaged.
     """
+    if any(one.measure != "accuracy" for one in measures):  # the paper's figures are about accuracies
+        return []
     made = [make(measures) for make in (weights, criteria, overlaps, convergence, methods, tuning)]
     return [figure for figure in made if figure is not None]
 
@@ -207,7 +209,7 @@ def _panel(title: str, lines: list[Line], measures: Sequence[Measure], drawn: Se
     dense = [one for one in measures if one.kind == "dense" and one.is_pretrained]
     dense = [one for one in dense if any(map(one.is_part_of, drawn))]
     ends = [end(x for line in lines for x in line.points) for end in (min, max)]
-    levels = [_in_percent(one.accuracies.values()) for one in dense]
+    levels = [_in_percent(one.values.values()) for one in dense]
     across = [
         Line(name, dict.fromkeys(ends, level), is_reference=True)
         for name, level in zip(labels(dense), levels, strict=True)
@@ -221,7 +223,7 @@ def _lines(series: Sequence[Sequence[Measure]]) -> list[Line]:
 
 
 def _line(name: str, group: Sequence[Measure]) -> Line:
-    return Line(name, {_percent(one.sparsity): _in_percent(one.accuracies.values()) for one in group})
+    return Line(name, {_percent(one.sparsity): _in_percent(one.values.values()) for one in group})
 
 
 def _curve(runs: Iterable[Run]) -> dict[float, list[float]]:

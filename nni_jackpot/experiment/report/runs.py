@@ -155,7 +155,8 @@ def _curve(path: Path) -> Iterator[tuple[int, float]]:
     if path.exists():  # the tables do not need it
         with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
-                yield int(row["epoch"]), float(row["accuracy"])
+                if "accuracy" in row:  # text has other measures, which no figure shows
+                    yield int(row["epoch"]), float(row["accuracy"])
 
 
 def _left_to_recipe(config: RunConfig) -> dict[str, None]:
@@ -176,7 +177,9 @@ def _settings(config: RunConfig) -> dict[str, Any]:
     """
     settings = settings_of(config)
     del settings["seed"]
+    settings["search.init"] = config.search.named_init
     start = [settings["pretrain.epochs"], settings["pretrain.checkpoint"], settings.get("model.weights")]
+    start.append("model.task" in settings)  # networks of transformers have their weights
     if any(start):
         return {"weights": "pre-trained", **settings}
     drawn = settings.pop("model.init")

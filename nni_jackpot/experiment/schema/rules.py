@@ -78,6 +78,8 @@ class Reader:
         """Read a mapping as the dataclass ``cls``; raises `Invalid`."""
         if not isinstance(raw, dict):
             raise Invalid(key, f"found {shown(raw)}, allowed: {allowed_text(cls, ANY)}")
+        if hasattr(cls, "choose"):  # the keys depend on a value of the section
+            cls = cls.choose(raw)
         kinds = get_type_hints(cls)
         entries = {entry.name: entry for entry in dataclasses.fields(cls)}
         values = {

@@ -10,13 +10,10 @@ import yaml
 from minimal_run import MINIMAL, message, write
 
 from nni_jackpot.errors import MissingLibraryError
-from nni_jackpot.experiment.config import (
-    DataConfig,
-    ModelConfig,
-    RunConfig,
-    load_config,
-)
+from nni_jackpot.experiment.config import RunConfig, load_config
+from nni_jackpot.experiment.data.section import DataConfig
 from nni_jackpot.experiment.data.spec import DATASETS
+from nni_jackpot.experiment.models.section import ModelConfig
 from nni_jackpot.masking.methods.edge_popup import EdgePopup
 
 

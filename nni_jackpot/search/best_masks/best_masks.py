@@ -146,7 +146,7 @@ class BestMasks:
             raise ValueError("the best masks have other fields")
         kept = state["kept"]
         if type(kept) is not list or len(kept) != len(self._kept):
-            raise ValueError("the best masks are those of other targets")
+            raise ValueError("the best masks belong to other targets")
         for group, now, packed in zip(self._groups, self._kept, kept, strict=True):
             is_like = isinstance(packed, Tensor) and (packed.shape, packed.dtype) == (now.shape, now.dtype)
             if not is_like or not packed.any():
@@ -160,10 +160,9 @@ class BestMasks:
             if state[name] is not None and type(state[name]) is not float:
                 raise TypeError(f"{name} is not a number")
         following = state["next"]
-        if (following is None) != (self._next is None) or (
-            following is not None and type(following) is not int
-        ):
-            raise ValueError("the comparisons are those of another search")
+        is_like = following is None if self._next is None else type(following) is int
+        if not is_like:
+            raise ValueError("the comparisons belong to another search")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state."""
