@@ -9,6 +9,7 @@ Three networks learn scikit-learn's digits: with batch norm, without any norm, a
 from __future__ import annotations
 
 import argparse
+import copy
 import platform
 import sys
 from collections.abc import Callable, Iterator
@@ -87,7 +88,7 @@ def main() -> None:
         for seed in range(seeds):
             model = _trained(name, seed, epochs)
             for ratio, found in rows.items():
-                found.append([_loss(model, "rest"), *_losses(model, ratio, lengths, seed)])
+                found.append([_loss(model, "rest"), *_losses(copy.deepcopy(model), ratio, lengths, seed)])
         for ratio, found in rows.items():
             cells = [_cell(list(column)) for column in zip(*found, strict=True)]
             print(f"| {name} | {ratio:.0%} | " + " | ".join(cells) + " |", flush=True)

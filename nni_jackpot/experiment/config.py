@@ -35,7 +35,7 @@ from nni_jackpot.experiment.schema.rules import (
 from nni_jackpot.experiment.schema.training import EPOCHS, TrainConfig
 from nni_jackpot.masking.budgets import BUDGETS
 from nni_jackpot.masking.criteria import CRITERIA
-from nni_jackpot.masking.methods.method import METHODS, Method
+from nni_jackpot.masking.methods.method import LR, METHODS, Method
 from nni_jackpot.runtime.files import replace_file
 from nni_jackpot.runtime.registry import close_match
 from nni_jackpot.runtime.settings import Rule, between, one_of, option, shown
@@ -160,12 +160,14 @@ class SearchConfig:
             raise Invalid("polish", "found a mapping, allowed: null without blockwise")
         if self.polish is not None and self.loss == "labels":
             raise Invalid("loss", f"found labels, allowed beside polish: {', '.join(MATCHING_LOSSES)}")
-        own, lr = self.settings, getattr(self.settings, "lr", None)
-        if isinstance(own, Method) and lr and lr * own.weight_decay > 2 * (1 + own.momentum):
-            most = f"up to {2 * (1 + own.momentum) / lr:.3g} with lr {lr}"
-            raise Invalid(
-                "weight_decay", f"found {own.weight_decay}, allowed: {most}, beyond which scores only grow"
-            )
+        if isinstance(own := self.settings, Method):
+            lr = LR if own.lr is None else own.lr
+            if lr * own.weight_decay > 2 * (1 + own.momentum):
+                most = f"up to {2 * (1 + own.momentum) / lr:.3g} with lr {lr}"
+                raise Invalid(
+                    "weight_decay",
+                    f"found {own.weight_decay}, allowed: {most}, beyond which scores only grow",
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

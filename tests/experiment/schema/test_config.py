@@ -192,7 +192,7 @@ BAD_VALUES: list[tuple[str, Any, str]] = [
     ("pretrain.checkpoint", 5, "null or a string"),
     ("pretrain.cache", None, "a string"),
     ("search.epochs", -1, "an integer >= 0"),
-    ("search.init", "oracle", "a string out of magnitude, random, snip, grasp"),
+    ("search.init", "oracle", "a string out of magnitude, random, wanda, sparsegpt, snip"),
     ("search.lr", float("nan"), "null or a number >= 0"),
     ("search.lr", float("inf"), "null or a number >= 0"),
     ("search.lr", 10**400, "null or a number >= 0"),
