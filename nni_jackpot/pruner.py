@@ -143,7 +143,7 @@ class LotteryJackpotPruner(LiveMaskPruner):
         self._own_optimizer = optimizer
         self._schedule = schedule
         self._init_batches = init_batches
-        self._held_out_steps = 0
+        self._held_out: int | HeldOut = 0
         self._is_settled = False
         self._search: Search | None = None
         self._checkpoint: Checkpoint | None = None
@@ -203,7 +203,7 @@ class LotteryJackpotPruner(LiveMaskPruner):
         max_steps: int | None = None,
         max_epochs: int | None = None,
         norm_batches: Any = None,
-        held_out: int = 8,
+        held_out: int | Callable[[], Tensor | float] = 8,
     ) -> tuple[nn.Module, dict[str, dict[str, Tensor | None]]]:
         """Search through the evaluator, and return the wrapped model and its masks.
 
@@ -219,10 +219,10 @@ class LotteryJackpotPruner(LiveMaskPruner):
             Batches to re-estimate batch-norm statistics with, under the final masks (`reestimate_norm`).
             Without them the statistics are the mean over the last steps, those without soft masks.
         held_out
-            Number of training steps whose loss is measured again at the end. If the last masks are worse than
-            those of the start, or the best of the search, the search ends with the better ones and says so.
-            0 for the last masks. Nothing is measured under Lightning's manual optimization, nor where other
-            compressors take part or schedule the sparse ratios.
+            Number of training steps whose loss is measured again at the end, or a function as for `begin`. If
+            the last masks are worse than those of the start, or the best of the search, the search ends with
+            the better ones and says so. 0 for the last masks. Steps are not measured under Lightning's manual
+            optimization, nor anything where other compressors take part or schedule the sparse ratios.
 
         Raises
         ------
@@ -244,7 +244,7 @@ class LotteryJackpotPruner(LiveMaskPruner):
             max_epochs = check_length("compress(): max_epochs", max_epochs)
             if max_steps is None and max_epochs is None:
                 raise ValueError("say how long to search: compress(max_steps, max_epochs)")
-            self._held_out_steps = held_out
+            self._held_out = held_out if isinstance(held_out, int) else self._measured(held_out)
             model, masks = super().compress(max_steps, max_epochs)
         if norm_batches is not None:
             self.reestimate_norm(norm_batches)
@@ -290,9 +290,10 @@ class LotteryJackpotPruner(LiveMaskPruner):
                 self.reestimate_norm(norm_batches)
             return self.get_masks()
 
-        adapts_norm = self._norm == "adapt"
-        held = None if held_out is None else HeldOut(self.bound_model, adapts_norm, held_out)
-        return OwnLoop(search, masks_of, held)
+        return OwnLoop(search, masks_of, None if held_out is None else self._measured(held_out))
+
+    def _measured(self, loss_of: Callable[[], Tensor | float]) -> HeldOut:
+        return HeldOut(self.bound_model, self._norm == "adapt", loss_of)
 
     def checkpoint_to(
         self,
@@ -362,7 +363,7 @@ class LotteryJackpotPruner(LiveMaskPruner):
             self.bound_model,
             self._targets.follow_goals,
             self._checkpoint,
-            self._held_out_steps if is_alone else 0,
+            self._held_out if is_alone else 0,
             self._norm == "adapt",
         ).prepare()
 

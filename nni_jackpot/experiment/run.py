@@ -130,7 +130,9 @@ def _search(context: RunContext, run: RunFolder) -> Result:
         began = time.perf_counter()
         masks = start
         if steps:
-            _, masks = pruner.compress(max_steps=steps, max_epochs=config.search.epochs)
+            _, masks = pruner.compress(
+                max_steps=steps, max_epochs=config.search.epochs, held_out=loop.sample_loss
+            )
         seconds = time.perf_counter() - began
         if config.search.reestimate_norm and steps:
             context.data.restart()
@@ -221,6 +223,11 @@ class _SearchLoop:
         if self._pruner and self._steps >= self._pruner.resumed_step:
             self._tracker.note(loss)
         return loss
+
+    def sample_loss(self) -> Tensor:
+        """Return the loss of the first few training batches."""
+        data, model = self._context.data.sample, self._context.model
+        return torch.stack([self._loss(batch, model) for batch in data]).mean()
 
     def _on_step(self, loss: Tensor) -> None:
         if self._pruner is None:

@@ -70,8 +70,8 @@ class DrivenSearch:
     checkpoint
         Where the search is saved, and resumed from; None for nowhere.
     held_out
-        Number of training steps whose loss decides whether the search ends with better masks that it has had
-        before; 0 for none.
+        The loss by which the search chooses among the masks that it has had, or the number of training steps
+        whose loss that is; 0 to end with the last masks.
     adapts_norm
         Whether norm statistics follow the masks.
 
@@ -88,13 +88,13 @@ class DrivenSearch:
         model: nn.Module,
         follow_goals: Callable[[], None],
         checkpoint: Checkpoint | None,
-        held_out: int = 0,
+        held_out: int | HeldOut = 0,
         adapts_norm: bool = True,
     ) -> None:
         self.search = search
-        self._held_out_steps = held_out
+        self._held_out = held_out if isinstance(held_out, HeldOut) else None
+        self._steps_held_out = held_out if isinstance(held_out, int) else 0
         self._adapts_norm = adapts_norm
-        self._held_out: HeldOut | None = None
         self._is_measuring = False
         self.driver: Optimizer | None = None
         self._training = training
@@ -145,9 +145,12 @@ class DrivenSearch:
         measured_step
             The training step that is computed again, which counts for no checkpoint.
         """
-        if not self._held_out_steps or self._training.steps_by_hand:
+        count = 0 if self._training.steps_by_hand else self._steps_held_out
+        steps = FirstSteps(count, measured_step, self._training.silenced)
+        if count:
+            self._held_out = HeldOut(self._model, self._adapts_norm, steps.loss)
+        elif self._held_out is None:
             return
-        steps = FirstSteps(self._held_out_steps, measured_step, self._training.silenced)
         training_step = getattr(owner, name)
 
         def watched(*args: Any, **kwargs: Any) -> Any:
@@ -158,7 +161,6 @@ class DrivenSearch:
             return training_step(*args, **kwargs)
 
         setattr(owner, name, watched)
-        self._held_out = HeldOut(self._model, self._adapts_norm, steps.loss)
 
     def _choose(self) -> None:
         def choose(held_out: HeldOut) -> None:

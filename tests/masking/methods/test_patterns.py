@@ -9,7 +9,7 @@ import torch
 from conftest import Batches, ConvNet, dense_of, frozen, make_evaluator, same
 from torch import Tensor, nn
 
-from nni_jackpot import LotteryJackpotPruner
+from nni_jackpot import LotteryJackpotPruner, Patterns
 from nni_jackpot.errors import ConfigListError
 from nni_jackpot.masking.masked_parameter import MaskedParameter
 
@@ -90,7 +90,7 @@ def test_a_search_ends_with_exact_masks(batches: Batches) -> None:
         model = ConvNet()
         dense = dense_of(model)
         evaluator = make_evaluator(model, batches)
-        pruner = LotteryJackpotPruner(model, config, evaluator, method="patterns", lr=0.2)
+        pruner = LotteryJackpotPruner(model, config, evaluator, method=Patterns(lr=0.2))
         start = pruner.get_masks()
         _, masks = pruner.compress(12, None)
         assert frozen(model, dense)
