@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from nni_jackpot import LotteryJackpotPruner
 
 RATIOS = (0.5, 0.7, 0.9)
+SEARCHED = {"Linear", "Conv2d", "MultiheadAttention", "NonDynamicallyQuantizableLinear"}
 TRAIN, HELD_OUT = 1000, 200
 
 
@@ -97,7 +98,8 @@ def main() -> None:
 def _losses(model: nn.Module, ratio: float, lengths: list[int], seed: int) -> Iterator[float]:
     """Yield the loss of the initial masks, and of those after each search."""
     for number, steps in enumerate(lengths):
-        config_list = [{"op_types": ["Linear", "Conv2d"], "sparse_ratio": ratio}]
+        kinds = {type(module).__name__ for module in model.modules()} & SEARCHED
+        config_list = [{"op_types": sorted(kinds), "sparse_ratio": ratio}]
         pruner = LotteryJackpotPruner(model, config_list)
         batches = [images for images, _ in _batches(seed, 1)]
         if number == 0:
