@@ -171,7 +171,12 @@ def search(model: Any, pruner: LotteryJackpotPruner, wish: str, run: str, last: 
     scheduled, steps, epochs, shares = RUNS[run]
     compressor = last or (scheduled(pruner, interval_steps=2, total_times=4) if scheduled else pruner)
     start, seen = masks_of(pruner), []
-    watch = model.register_forward_pre_hook(lambda *_: seen.append(zeros_of(pruner)))
+
+    def look(module: Any, args: Any) -> None:
+        if module.training:  # losses are compared in eval mode
+            seen.append(zeros_of(pruner))
+
+    watch = model.register_forward_pre_hook(look)
     compressor.compress(steps, epochs)
     watch.remove()
     if wish == "global":
