@@ -138,7 +138,7 @@ def test_gradient_accumulation(model: nn.Module, batches: Batches) -> None:
 
 def test_a_second_search_goes_on_from_the_first(batches: Batches) -> None:
     pruner, _, masks, _ = search(batches)
-    assert not same(pruner.compress(6, None)[1], masks)
+    assert not same(pruner.compress(6, held_out=0)[1], masks)
     assert zeros(pruner) == expected_zeros(pruner.bound_model)
 
 
@@ -278,7 +278,7 @@ def test_fifty_steps_are_bit_for_bit_those_of_a_plain_reference(batches: Batches
 
     evaluator = make_evaluator(model, batches, step)
     pruner = LotteryJackpotPruner(model, CONFIG_LIST, evaluator, method=EdgePopup.paper(lr=2.0))
-    pruner.compress(50, None)
+    pruner.compress(50, held_out=0)
     reference = Reference(lr=2.0, total=50)
     for i, masks in enumerate(seen):
         reference.step(batches[i % len(batches)], i)
@@ -330,7 +330,7 @@ def test_a_compiled_model_is_one_graph_and_finds_the_same(batches: Batches) -> N
 
         evaluator = make_evaluator(model, batches, step)
         pruner = LotteryJackpotPruner(model, CONFIG_LIST, evaluator, method=EdgePopup.paper(lr=2.0))
-        return pruner.compress(12, None)[1]
+        return pruner.compress(12, held_out=0)[1]
 
     plain, compiled = run(False), run(True)
     assert same(plain, compiled)
