@@ -91,7 +91,7 @@ class Script:
         loader = DataLoader(TensorDataset(images, labels), batch_size=16, shuffle=True)
 
         def counted(batch: Any, model: nn.Module) -> Any:
-            self.forwards += 1
+            self.forwards += model.training  # losses are measured again in eval mode
             return step(batch, model)
 
         def train(model, optimizer, training_step, scheduler, max_steps, max_epochs) -> None:
