@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +30,7 @@ from nni_jackpot.nni_bridge.evaluator_driver import EvaluatorLoop
 from nni_jackpot.nni_bridge.grouping import align_targets, group_targets
 from nni_jackpot.nni_bridge.live_mask_pruner import LiveMaskPruner
 from nni_jackpot.nni_bridge.searched_targets import SearchedTargets
+from nni_jackpot.search.best_masks.best_masks import DIVISOR
 from nni_jackpot.search.best_masks.held_out import HeldOut
 from nni_jackpot.search.checkpoint import Checkpoint
 from nni_jackpot.search.clock import cosine
@@ -282,7 +284,7 @@ class LotteryJackpotPruner(LiveMaskPruner):
         if not self._is_wrapped:
             raise ValueError("begin(): the model is not wrapped; call wrap_model() first")
         self._frozen.freeze()
-        search = self._make_search()
+        search = self._make_search(held_out is not None)
         search.begin(steps)
 
         def masks_of(norm_batches: Any) -> Masks:
@@ -352,32 +354,37 @@ class LotteryJackpotPruner(LiveMaskPruner):
 
     def _fuse_preprocess(self, evaluator: Evaluator) -> None:
         self._frozen.freeze()  # another compressor may have re-wrapped the model
-        search = self._make_search()
+        is_alone = self.interval_steps is None and len(self.fused_compressors) == 1
+        held_out = self._held_out if is_alone else 0
+        search = self._make_search(bool(held_out))
         self._targets.follow_goals()
         if self.interval_steps is None:
             self._targets.forget_importance()  # 4 bytes a weight less
-        is_alone = self.interval_steps is None and len(self.fused_compressors) == 1
         DrivenSearch(
             search,
             EvaluatorLoop(evaluator),
             self.bound_model,
             self._targets.follow_goals,
             self._checkpoint,
-            self._held_out if is_alone else 0,
+            held_out,
             self._norm == "adapt",
         ).prepare()
 
-    def _make_search(self) -> Search:
+    def _make_search(self, compares: bool) -> Search:
         budget_groups = self._targets.budget_groups
         # With an interval NNI schedules the sparse ratios.
         settings = self.method.schedule
         if self.interval_steps is not None:
             settings = MaskSchedule(swap_limit=settings.swap_limit)
+        finds_lr = self._finds_lr and not settings.ramp_end and not settings.temperature
+        method = self.method
+        if finds_lr and not compares and method.lr is not None:  # nothing would show harm
+            method = replace(method, lr=method.lr / DIVISOR)
         if self._own_optimizer is not None:
             optimizer = self._own_optimizer(self.score_parameters())
         else:
             scores = [[group.score for group in members] for members in budget_groups]
-            optimizer = optimizer_of(self.method, scores)
+            optimizer = optimizer_of(method, scores)
         # After soft masks, the running statistics are still theirs.
         collects = self._norm == "adapt" and settings.temperature > 0
         self._search = Search(
@@ -387,6 +394,6 @@ class LotteryJackpotPruner(LiveMaskPruner):
             self._schedule,
             self.method,
             FinalStatistics(self.bound_model) if collects else None,
-            self._finds_lr and not settings.ramp_end and not settings.temperature,
+            finds_lr,
         )
         return self._search

@@ -84,7 +84,7 @@ def test_the_search_does_not_depend_on_the_scale_of_the_loss(batches: Batches) -
 
 def test_no_gradient_anywhere_moves_nothing() -> None:
     score = nn.Parameter(torch.ones(1000))
-    optimizer = optimizer_of(EdgePopup(weight_decay=0.0), [[score]])
+    optimizer = optimizer_of(EdgePopup(lr=0.003, weight_decay=0.0), [[score]])
     score.grad = torch.zeros(1000)
     optimizer.step()
     assert torch.equal(score.detach(), torch.ones(1000))
@@ -94,7 +94,7 @@ def test_zeros_grow_from_none_to_the_budget(model: nn.Module, batches: Batches) 
     pruner, seen = watched(model, batches, method=EdgePopup(ramp_end=0.5))
     budget = zeros_of(model)
     assert budget == [57, 691]
-    pruner.compress(20, None)
+    pruner.compress(20, held_out=0)
     assert seen[0] == seen[1] == [0, 0]  # the step before the second forward was taken at progress 0
     for before, after in itertools.pairwise(seen):
         assert all(a <= b for a, b in zip(before, after, strict=True))
@@ -106,7 +106,7 @@ def test_zeros_grow_from_none_to_the_budget(model: nn.Module, batches: Batches) 
 
 def test_the_paper_has_all_zeros_at_every_step(model: nn.Module, batches: Batches) -> None:
     pruner, seen = watched(model, batches, method=EdgePopup.paper())
-    pruner.compress(12, None)
+    pruner.compress(12, held_out=0)
     assert seen == [[57, 691]] * 12
 
 
@@ -195,7 +195,7 @@ def test_the_paper_s_budgets_stay(model: nn.Module, batches: Batches) -> None:
     config = [{"op_types": ["Conv2d", "Linear"], "sparse_ratio": 0.8, "global_group_id": 0}]
     pruner, seen = watched(model, batches, config, method=EdgePopup.paper(lr=20.0))
     start = zeros_of(model)
-    pruner.compress(24, None)
+    pruner.compress(24, held_out=0)
     assert seen == [start] * 24
 
 
@@ -249,14 +249,14 @@ def test_what_is_given_takes_the_place_of_the_recipe() -> None:
         anneal_end=0.0,
         reallocate=False,
     )
-    assert LotteryJackpotPruner(ConvNet(), CONFIG_LIST).method == EdgePopup()
+    assert LotteryJackpotPruner(ConvNet(), CONFIG_LIST).method == EdgePopup().suited_to(has_batch_norm=True)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"ramp_end": 1.5}, "ramp_end: found 1.5 .float., allowed: a number >= 0 and <= 1"),
-        ({"ramp_end": -0.1}, "ramp_end: found -0.1 .float., allowed: a number >= 0 and <= 1"),
+        ({"ramp_end": 1.5}, "ramp_end: found 1.5 .float., allowed: null or a number >= 0 and <= 1"),
+        ({"ramp_end": -0.1}, "ramp_end: found -0.1 .float., allowed: null or a number >= 0 and <= 1"),
         ({"anneal_end": 1.5}, "anneal_end: found 1.5 .float., allowed: a number >= 0 and <= 1"),
         ({"swap_limit": 0.1}, "swap_limit: found 0.1, allowed with ramp_end 0, .* recipe paper"),
         (

@@ -10,9 +10,8 @@ from nni_jackpot.runtime.settings import Rule, SettingError, between, option
 
 _PROGRESS = between(0, 1)
 _SCORE = between(-1e6, 1e6)
-# Chosen on validation images: with batch norm in docs/recipes.md; without, for 30 to 600 steps of an MLP.
 WITH_BATCH_NORM = {"lr": LR, "ramp_end": 0.5, "temperature": 0.5}
-WITHOUT_BATCH_NORM = {"lr": LR / 10, "ramp_end": 0.0, "temperature": 0.0}
+WITHOUT_BATCH_NORM = {"lr": LR, "ramp_end": 0.0, "temperature": 0.0}
 _SHARE = Rule("> 0 and <= 1", lambda value: 0 < value <= 1)
 
 
@@ -21,10 +20,10 @@ _SHARE = Rule("> 0 and <= 1", lambda value: 0 < value <= 1)
 class EdgePopup(Method):
     """Settings of edge-popup (Eq. 4-6).
 
-    The defaults need fewer epochs than the paper's settings (docs/recipes.md), which are `paper`. Three of
+    The defaults need fewer epochs than the paper's settings (docs/recipes.md), which are `paper`. Two of
     them depend on the network (`suited_to`). With batch norm, zeros ramp up and masks are soft at first.
-    Without batch norm nothing rescales the signals that soft masks shrink, and large steps do more harm than
-    a short search repairs: masks have all their zeros from the start, and ``lr`` is a tenth.
+    Without batch norm nothing rescales the signals that soft masks shrink: masks have all their zeros from
+    the start, and the search divides ``lr`` by ten if its first steps do harm.
 
     Attributes
     ----------

@@ -20,7 +20,7 @@ _logger = logging.getLogger(__name__)
 # Step of the first comparison; each further one follows after twice as many steps.
 _FIRST = 4
 # What the learning rate is divided by where masks have become worse than those of the start.
-_DIVISOR = 3.0
+DIVISOR = 10.0
 
 
 class BestMasks:
@@ -75,7 +75,7 @@ class BestMasks:
             self._return()
             optimizer.state.clear()
             for param_group in optimizer.param_groups:
-                param_group["initial_lr"] /= _DIVISOR
+                param_group["initial_lr"] /= DIVISOR
             rate = optimizer.param_groups[0]["initial_lr"]
             _logger.info(
                 "after %d steps the loss is %.4g, and that of the start's masks %.4g: the search returns to "

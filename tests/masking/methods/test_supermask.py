@@ -231,7 +231,10 @@ def test_the_method_leaves_the_random_numbers_of_others_alone(model: nn.Module) 
 
 def test_rates_are_of_its_own() -> None:
     assert LotteryJackpotPruner(ConvNet(), CONFIG_LIST, method="supermask").method == Supermask()
-    for own, others in ((Supermask(), EdgePopup().suited_to(has_batch_norm=True)), (Supermask.paper(), EdgePopup.paper())):
+    for own, others in (
+        (Supermask(), EdgePopup().suited_to(has_batch_norm=True)),
+        (Supermask.paper(), EdgePopup.paper()),
+    ):
         assert own.lr > others.lr
         assert (own.weight_decay, own.schedule) == (0.0, MaskSchedule())
         assert own.normalize == others.normalize
