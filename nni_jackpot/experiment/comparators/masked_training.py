@@ -74,6 +74,7 @@ class MaskedTraining:
         """Update the masks and set pruned weights to zero; a hook of the optimizer."""
         self._steps += 1
         if self._comparator is not None:
+            self.zero_pruned()  # weights that the update adds start from zero, not from the optimizer's step
             self._update(self._comparator)
         self.zero_pruned()
 

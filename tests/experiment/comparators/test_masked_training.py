@@ -98,3 +98,11 @@ def test_dense_masks_have_the_same_targets() -> None:
 def test_a_name_belongs_to_one_comparator() -> None:
     with pytest.raises(ValueError, match="the comparator 'jackpot_tuned' is registered already"):
         COMPARATORS.register("jackpot_tuned")(Comparator)
+
+
+def test_weights_that_enter_start_from_zero() -> None:
+    seen: list[Any] = []
+    trained(lambda masks, weights, *_: seen.append(weights["0.weight"].tolist()))
+    assert seen[0][0][2:] == [0, 0]
+    _, model, _ = trained(swap)
+    assert model[0].weight[0, 2] == 0
