@@ -22,7 +22,7 @@ from nni_jackpot.storage.formats.byte_planes import pack
 from nni_jackpot.storage.formats.mask_codec import encode
 from nni_jackpot.storage.formats.sealed import DTYPES, name_of, seal_of
 from nni_jackpot.storage.formats.sealed_format import TYPES
-from nni_jackpot.storage.ticket import KIND, VERSION
+from nni_jackpot.storage.ticket import KIND
 
 NUMBERS: list[Any] = [-1, 0, 1, 2, 3, 4, 8, 9, 255, 2**31, 2**32, 2**33, 2**62, 2**63, 2**64, 10**30, 10**400]
 VALUES = [
@@ -112,7 +112,7 @@ class Forged:
 
     content: dict[str, Any]
     tensors: dict[str, Tensor]
-    version: Any = VERSION
+    version: Any = 1
     edit_text: Callable[[str], str] = field(default=lambda text: text)
     edit_header: Callable[[dict[str, Any]], None] = field(default=lambda header: None)
     tail: bytes = b""

@@ -11,9 +11,11 @@ nni_jackpot.nni_bridge.compat.apply()
 from nni_jackpot.errors import JackpotError  # noqa: E402
 from nni_jackpot.masking.budgets import register_budget  # noqa: E402
 from nni_jackpot.masking.criteria import register_criterion  # noqa: E402
-from nni_jackpot.masking.methods import EdgePopup, Method, Supermask, register_method  # noqa: E402
+from nni_jackpot.masking.methods import EdgePopup, Method, Patterns, Supermask, register_method  # noqa: E402
 from nni_jackpot.masks import MaskOverlap, apply_masks, load_masks, mask_overlap, save_masks  # noqa: E402
 from nni_jackpot.pruner import LotteryJackpotPruner  # noqa: E402
+from nni_jackpot.search.match_dense import MatchDense  # noqa: E402
+from nni_jackpot.storage.base_folder import BaseFolder  # noqa: E402
 from nni_jackpot.storage.sparse_checkpoint import load_sparse, save_sparse  # noqa: E402
 from nni_jackpot.storage.ticket import Ticket, load_ticket, save_ticket  # noqa: E402
 from nni_jackpot.storage.ticket_box import TicketBox  # noqa: E402
@@ -21,11 +23,14 @@ from nni_jackpot.storage.ticket_box import TicketBox  # noqa: E402
 __version__ = "0.1.0"
 
 __all__ = [
+    "BaseFolder",
     "EdgePopup",
     "JackpotError",
     "LotteryJackpotPruner",
     "MaskOverlap",
+    "MatchDense",
     "Method",
+    "Patterns",
     "Supermask",
     "Ticket",
     "TicketBox",

@@ -47,7 +47,7 @@ class MaskError(JackpotError, ValueError):
 
 
 class CalibrationError(JackpotError, ValueError):
-    """The evaluator's training loop does not produce the losses that a pruning criterion needs."""
+    """The evaluator's training loop does not produce the evidence that a pruning criterion needs."""
 
 
 class SearchDivergedError(JackpotError, FloatingPointError):

@@ -15,19 +15,21 @@ from torch.optim import Optimizer
 
 from nni_jackpot.errors import ConfigListError
 from nni_jackpot.masking.budgets import Rule
-from nni_jackpot.masking.criteria import Criterion, Losses, needs_losses
+from nni_jackpot.masking.criteria import Criterion
+from nni_jackpot.masking.masked_parameter import MaskedParameter
 from nni_jackpot.masking.masked_weights import without_gradients
 from nni_jackpot.masking.methods import MaskSchedule, Method
 from nni_jackpot.masks import Masks, check_unwrapped
-from nni_jackpot.modules.batch_norm import reestimate
+from nni_jackpot.modules.batch_norm import has_batch_norm
 from nni_jackpot.modules.final_statistics import FinalStatistics
 from nni_jackpot.modules.parameters import refuse_other_readers, steady_parametrizations
-from nni_jackpot.nni_bridge.calibration import losses_of
+from nni_jackpot.nni_bridge.calibration import evidence_of
 from nni_jackpot.nni_bridge.config_list import ConfigList, check_config_list, refuse_targets_taken
 from nni_jackpot.nni_bridge.evaluator_driver import EvaluatorLoop
 from nni_jackpot.nni_bridge.grouping import align_targets, group_targets
 from nni_jackpot.nni_bridge.live_mask_pruner import LiveMaskPruner
 from nni_jackpot.nni_bridge.searched_targets import SearchedTargets
+from nni_jackpot.search.best_masks.held_out import HeldOut
 from nni_jackpot.search.checkpoint import Checkpoint
 from nni_jackpot.search.clock import cosine
 from nni_jackpot.search.driven_search import DrivenSearch
@@ -67,18 +69,20 @@ class LotteryJackpotPruner(LiveMaskPruner):
         NNI's evaluator; `compress` searches through its training loop. Without one, call `begin` and train
         in a loop of your own.
     init
-        Where the search starts: a criterion by name (``"magnitude"``, ``"random"``, ``"snip"``, ``"grasp"``,
-        or one that `register_criterion` has added) or as a callable, or NNI masks of every searched target.
-        Criteria that need losses need an evaluator.
+        Where the search starts: a criterion by name (``"magnitude"``, ``"random"``, ``"wanda"``,
+        ``"sparsegpt"``, ``"snip"``, ``"taylor"``, ``"grasp"``, ``"obd"``, or one that `register_criterion`
+        has added) or as a callable, or NNI masks of every searched target. Criteria that need losses or
+        activations need an evaluator.
     init_batches
-        Number of batches that such criteria take their losses from.
+        Number of batches that such criteria, and budgets that need one, see.
     method
-        How masks follow scores, and with which settings: `EdgePopup`, `Supermask`, or the name of a
-        registered method for its defaults.
+        How masks follow scores, and with which settings: `EdgePopup`, `Supermask`, `Patterns`, or the name
+        of a registered method for its defaults.
     budget
         How zeros are shared out among targets without a global group: ``"as_configured"``, each target at its
         own sparse ratio; ``"global_rank"``, all targets in one ranking; ``"erdos_renyi_kernel"``, densities
-        by the shapes of the weights; another registered name, or a callable. The total of zeros is the same.
+        by the shapes of the weights; ``"owl"``, by the outliers among activations; ``"lamp"``, one ranking by
+        relative magnitude; another registered name, or a callable. The total of zeros is the same.
     norm
         ``"adapt"``: norm statistics follow the masks, as in the paper, and end as those of the final masks.
         ``"freeze"``: layers use the statistics they have, in train mode too. That is right for channels,
@@ -131,12 +135,15 @@ class LotteryJackpotPruner(LiveMaskPruner):
     ) -> None:
         check_unwrapped(model, ConfigListError)
         self._criterion = criterion_of(init, init_batches, evaluator is not None)
-        self._budget = budget_of(budget)
+        self._budget = budget_of(budget, evaluator is not None or self._criterion is None)
         self._norm = norm_of(norm, old)
-        self.method = method_of(method, old)
+        asked = method_of(method, old)
+        self.method = asked.suited_to(has_batch_norm(model))
+        self._finds_lr = asked.lr is None and optimizer is None
         self._own_optimizer = optimizer
         self._schedule = schedule
         self._init_batches = init_batches
+        self._held_out: int | HeldOut = 0
         self._is_settled = False
         self._search: Search | None = None
         self._checkpoint: Checkpoint | None = None
@@ -159,50 +166,30 @@ class LotteryJackpotPruner(LiveMaskPruner):
         super().__init__(model, config_list, evaluator, existed_wrappers)
         self._adopt_wrappers()
         groups = group_targets(self._target_spaces, self._module_wrappers, self.method.parameter_class)
-        self._targets = SearchedTargets(groups, self._target_spaces, self.method, self._budget)
+        spaces = self._target_spaces
+        self._targets = SearchedTargets(groups, spaces, self.method, self._budget, self._criterion)
         weights = {str(p): p.weight for p in self._targets.parameters}
         refuse_other_readers(model, {k: w for k, w in weights.items() if isinstance(w, nn.Parameter)})
-        self._targets.check(self._criterion)
+        self._targets.check()
         if self._criterion is None:
             self.update_masks(self._targets.start_from(init))
-        elif not needs_losses(self._criterion):
-            self._targets.start(self._criterion, self._losses_of)
-        align_targets(groups, self._target_spaces, self._module_wrappers)
+        elif not self._targets.needs_data:
+            self._targets.start(self._evidence_of)
+        align_targets(groups, spaces, self._module_wrappers)
         # The config list has been checked in full, and the model has not been touched yet.
         self._is_settled = True
         self.wrap_model()
-        if self._criterion is not None and needs_losses(self._criterion):
+        if self._targets.needs_data:
             try:
                 with torch.enable_grad():
-                    self._targets.start(self._criterion, self._losses_of)
+                    self._targets.start(self._evidence_of)
             except BaseException:
                 self.unwrap_model()
                 raise
 
-    def _losses_of(self, weights: list[Tensor]) -> Losses:
+    def _evidence_of(self, needs: str, weights: Mapping[MaskedParameter, Tensor]) -> Any:
         names = self._get_param_names_map()
-        return losses_of(self.evaluator, self.bound_model, names, weights, self._init_batches)
-
-    def reestimate_norm(self, batches: Any) -> None:
-        """Re-estimate batch-norm statistics under the current masks, by one pass over batches.
-
-        Parameters
-        ----------
-        batches
-            Iterable of input batches, of dicts, or of lists and tuples that begin with the inputs
-            (`modules.batches.call_model`). Under `torch.distributed` the statistics are the mean over the
-            batches of all ranks.
-
-        Raises
-        ------
-        CalibrationError
-            If there is no batch, or the model fails on one; the statistics are then unchanged.
-        """
-        self._frozen.release_statistics()
-        try:
-            reestimate(self.bound_model, batches)
-        finally:
-            self._frozen.freeze_statistics()
+        return evidence_of(needs, weights, self.evaluator, self.bound_model, names, self._init_batches)
 
     # -- search
 
@@ -212,7 +199,11 @@ class LotteryJackpotPruner(LiveMaskPruner):
         return self._search.learning_rate if self._search else 0.0
 
     def compress(
-        self, max_steps: int | None = None, max_epochs: int | None = None, norm_batches: Any = None
+        self,
+        max_steps: int | None = None,
+        max_epochs: int | None = None,
+        norm_batches: Any = None,
+        held_out: int | Callable[[], Tensor | float] = 8,
     ) -> tuple[nn.Module, dict[str, dict[str, Tensor | None]]]:
         """Search through the evaluator, and return the wrapped model and its masks.
 
@@ -227,6 +218,11 @@ class LotteryJackpotPruner(LiveMaskPruner):
         norm_batches
             Batches to re-estimate batch-norm statistics with, under the final masks (`reestimate_norm`).
             Without them the statistics are the mean over the last steps, those without soft masks.
+        held_out
+            Number of training steps whose loss is measured again at the end, or a function as for `begin`. If
+            the last masks are worse than those of the start, or the best of the search, the search ends with
+            the better ones and says so. 0 for the last masks. Steps are not measured under Lightning's manual
+            optimization, nor anything where other compressors take part or schedule the sparse ratios.
 
         Raises
         ------
@@ -248,18 +244,23 @@ class LotteryJackpotPruner(LiveMaskPruner):
             max_epochs = check_length("compress(): max_epochs", max_epochs)
             if max_steps is None and max_epochs is None:
                 raise ValueError("say how long to search: compress(max_steps, max_epochs)")
+            self._held_out = held_out if isinstance(held_out, int) else self._measured(held_out)
             model, masks = super().compress(max_steps, max_epochs)
         if norm_batches is not None:
             self.reestimate_norm(norm_batches)
         return model, masks
 
-    def begin(self, total_steps: int) -> OwnLoop:
+    def begin(self, total_steps: int, held_out: Callable[[], Tensor | float] | None = None) -> OwnLoop:
         """Begin a search in a loop of your own.
 
         Parameters
         ----------
         total_steps
             Length of the search in steps, which its schedule follows.
+        held_out
+            Returns the model's loss on a few batches, always the same. With it, the search ends with the best
+            of the masks that it has compared, those of the start at worst. The function is called without
+            gradients, in eval mode; batch norm normalizes by batch.
 
         Returns
         -------
@@ -289,7 +290,10 @@ class LotteryJackpotPruner(LiveMaskPruner):
                 self.reestimate_norm(norm_batches)
             return self.get_masks()
 
-        return OwnLoop(search, masks_of)
+        return OwnLoop(search, masks_of, None if held_out is None else self._measured(held_out))
+
+    def _measured(self, loss_of: Callable[[], Tensor | float]) -> HeldOut:
+        return HeldOut(self.bound_model, self._norm == "adapt", loss_of)
 
     def checkpoint_to(
         self,
@@ -346,29 +350,22 @@ class LotteryJackpotPruner(LiveMaskPruner):
         """Step that `compress` has resumed from; 0 if it began from the start."""
         return self._checkpoint.resumed_step if self._checkpoint else 0
 
-    def _single_compress(self, max_steps: int | None, max_epochs: int | None) -> None:
-        self._fusion_compress(max_steps, max_epochs)
-
-    def _fusion_compress(self, max_steps: int | None, max_epochs: int | None) -> None:
-        try:
-            super()._fusion_compress(max_steps, max_epochs)
-        finally:
-            if self.evaluator.model is not None:  # the search was cut short
-                self.evaluator.unbind_model()
-
     def _fuse_preprocess(self, evaluator: Evaluator) -> None:
         self._frozen.freeze()  # another compressor may have re-wrapped the model
         search = self._make_search()
         self._targets.follow_goals()
         if self.interval_steps is None:
-            self._targets.importance = None  # no budget will change: 4 bytes a weight less
+            self._targets.forget_importance()  # 4 bytes a weight less
+        is_alone = self.interval_steps is None and len(self.fused_compressors) == 1
         DrivenSearch(
-            search, EvaluatorLoop(evaluator), self.bound_model, self._targets.follow_goals, self._checkpoint
+            search,
+            EvaluatorLoop(evaluator),
+            self.bound_model,
+            self._targets.follow_goals,
+            self._checkpoint,
+            self._held_out if is_alone else 0,
+            self._norm == "adapt",
         ).prepare()
-
-    def _fuse_postprocess(self, evaluator: Evaluator) -> None:
-        if not self._is_wrapped:  # another compressor of the chain wraps and unwraps
-            self._frozen.unfreeze()
 
     def _make_search(self) -> Search:
         budget_groups = self._targets.budget_groups
@@ -390,5 +387,6 @@ class LotteryJackpotPruner(LiveMaskPruner):
             self._schedule,
             self.method,
             FinalStatistics(self.bound_model) if collects else None,
+            self._finds_lr and not settings.ramp_end and not settings.temperature,
         )
         return self._search

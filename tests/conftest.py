@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nni_jackpot import LotteryJackpotPruner, mask_overlap
+from nni_jackpot import EdgePopup, LotteryJackpotPruner, mask_overlap
 from nni_jackpot.experiment.config import RunConfig, load_config
 from nni_jackpot.experiment.models import build_model
 
@@ -249,7 +249,10 @@ def search(
     torch.manual_seed(seed)
     log: list[float] = []
     pruner = LotteryJackpotPruner(
-        model, CONFIG_LIST, make_evaluator(model, batches, log=log), **{"lr": 2.0, **options}
+        model,
+        CONFIG_LIST,
+        make_evaluator(model, batches, log=log),
+        **{"method": EdgePopup(lr=2.0), **options},
     )
     start = pruner.get_masks()
     wrapped, masks = pruner.compress(steps, epochs)

@@ -63,7 +63,7 @@ SECTIONS = {
     "Beyond NNI's config list": ["sparse_pattern"],
     "Where the search starts": [*(f"init: {name}" for name in CRITERIA), "init: masks"],
     "How zeros are shared out": [f"budget: {name}" for name in BUDGETS],
-    "Evaluators": ["TorchEvaluator", "LightningEvaluator", "TransformersEvaluator"],
+    "Evaluators": ["TorchEvaluator", "LightningEvaluator", "TransformersEvaluator", "JackpotCallback"],
     "Training loops": [
         "max_steps",
         "max_epochs",

@@ -1,4 +1,4 @@
-"""SparseGPT with its weight update, block after block: a comparator that changes weights."""
+"""SparseGPT, block after block: a comparator, which changes weights unless only its masks are used."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from nni_jackpot.masking.activations.criteria import sparsegpt_update
-from nni_jackpot.masking.activations.input_statistics import InputWatcher, from_rows, to_rows
+from nni_jackpot.masking.activations.input_statistics import InputWatcher
+from nni_jackpot.masking.activations.layers import from_rows, to_rows
 from nni_jackpot.masking.granularity import parse_pattern
 from nni_jackpot.search.blockwise import blocks_of, targets_of
 from nni_jackpot.search.blockwise.blocks import capture
@@ -18,9 +19,12 @@ from nni_jackpot.search.blockwise.blocks import capture
 
 @torch.no_grad()
 def sparsegpt_blocks(
-    model: nn.Module, batches: Iterable[Any], pattern: str | None, ratio: float | None
+    model: nn.Module, batches: Iterable[Any], pattern: str | None, ratio: float | None, update: bool = True
 ) -> nn.Module:
-    """Return a copy of a network pruned by SparseGPT, each block on the outputs of pruned blocks."""
+    """Return a copy of a network pruned by SparseGPT, each block on the outputs of pruned blocks.
+
+    Without ``update`` the weights that SparseGPT keeps have the values of the dense network.
+    """
     model = copy.deepcopy(model)
     names = blocks_of(model)
     captured = capture(model, names, batches)
@@ -37,12 +41,15 @@ def sparsegpt_blocks(
             weight: Tensor = layer.weight
             gram = watcher.statistics[n].gram
             assert gram is not None
-            _, updated = sparsegpt_update(
+            mask, updated = sparsegpt_update(
                 to_rows(layer, weight)[0],
                 gram[0],
                 density=1 - (ratio or 0),
                 pattern=parse_pattern(pattern) if pattern else None,
             )
-            weight.copy_(from_rows(layer, updated[None]))
+            if update:
+                weight.copy_(from_rows(layer, updated[None]))
+            else:
+                weight.mul_(from_rows(layer, mask[None]))
         hidden = [call.run(block, x) for call, x in zip(calls, hidden, strict=True)]
     return model

@@ -50,7 +50,7 @@ def main() -> None:
     def cells_of(sparse: nn.Module) -> list[str]:
         return [f"{perplexity(sparse, tokens):.2f}" for tokens in texts.values()]
 
-    print_row("dense", "frozen", cells_of(model), 0)
+    print_row("dense", "frozen", cells_of(model))
     print_rows(args, model, batches, divergence, cells_of)
 
 

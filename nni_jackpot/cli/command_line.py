@@ -113,10 +113,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _pretrain(options: argparse.Namespace) -> None:
-    make = partial(pretrain, overwrite=True) if options.overwrite else pretrain
     for _, config in _configs(options):
-        path, accuracy = make(config)
-        print(f"{path}: test accuracy {100 * accuracy:.2f} %")
+        path, accuracy = pretrain(config, options.overwrite)
+        if path is None:
+            print(f"{config.model.name} has its weights: nothing is trained")
+        else:
+            print(f"{path}: test accuracy {100 * accuracy:.2f} %")
 
 
 def _search(options: argparse.Namespace) -> None:
@@ -129,7 +131,6 @@ def _search(options: argparse.Namespace) -> None:
     for swept, config in runs:
         title = named({key: value for key, value in swept.items() if key != "seed"})
         by_title.setdefault(title, []).append((named(swept), config))
-    make = partial(search, overwrite=True) if options.overwrite else search
     number = 0
     try:
         for title, own in by_title.items():
@@ -139,8 +140,8 @@ def _search(options: argparse.Namespace) -> None:
                 if len(runs) > 1:
                     print(f"run {number} of {len(runs)}: {name}", flush=True)
                 done = options.resume and broadcast_result(partial(finished, config))
-                found.append(done or make(config))
-            text = summary(found, own[0][1].search.init)
+                found.append(done or search(config, options.overwrite))
+            text = summary(found, own[0][1].search.named_init)
             print(f"\n{title}\n{text}" if title else f"\n{text}", flush=True)
     except KeyboardInterrupt as stop:
         if len(runs) == 1:
@@ -150,10 +151,9 @@ def _search(options: argparse.Namespace) -> None:
 
 
 def _overlap(options: argparse.Namespace) -> None:
-    make = partial(overlap, overwrite=True) if options.overwrite else overlap
     for swept, config in _configs(options):
         title = named(swept)
-        comparison = make(config)
+        comparison = overlap(config, options.overwrite)
         paths = save(comparison) if rank() == 0 else []
         print(f"\n{title}".rstrip(), comparison.table(), comparison.legend(), sep="\n")
         if not any(path.suffix == ".png" for path in paths):

@@ -20,6 +20,7 @@ from nni_jackpot.experiment.folder.result import load_result
 from nni_jackpot.masks import Masks, load_masks
 from nni_jackpot.runtime.files import load_state_dict, replace_file
 from nni_jackpot.runtime.terminal import escaped
+from nni_jackpot.storage.base_folder import BaseFolder
 from nni_jackpot.storage.formats.coded_mask import CodedMask
 from nni_jackpot.storage.norm_statistics import statistics_of
 from nni_jackpot.storage.sparse_checkpoint import save_sparse
@@ -48,12 +49,14 @@ def add_commands(commands: Any) -> None:
     sub.set_defaults(command=_inspect)
     sub.add_argument("ticket", metavar="TICKET", type=Path)
 
-    text = "write the sparse state dict of a ticket and its base"
+    text = "write the sparse network of a ticket and its base"
     sub = commands.add_parser("apply", help=text, description=text)
     sub.set_defaults(command=_apply)
     sub.add_argument("ticket", metavar="TICKET", type=Path)
-    sub.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="state dict, .pth or .safetensors")
-    sub.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="of either kind as well")
+    text = "state dict, .pth or .safetensors; or a folder of safetensors, as save_pretrained writes it"
+    sub.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help=text)
+    text = "file of either kind; a new folder, if CHECKPOINT is a folder"
+    sub.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help=text)
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -93,7 +96,7 @@ def _told(config: RunConfig, run: Path) -> dict[str, Any]:
     return {
         "data": config.data.name,
         **{name: settings[name] for name in ("model", "config_list", "seed", "search")},
-        "metrics": {row.kind: row.accuracy for row in result.rows},
+        "metrics": {row.kind: row.main for row in result.rows},
         "overlap": result.overlap,
     }
 
@@ -138,9 +141,13 @@ def _form(mask: CodedMask) -> str:
 
 
 def _apply(options: argparse.Namespace) -> None:
-    ticket, state = load_ticket(options.ticket), _read_state(options.checkpoint)
-    ticket.apply(state)
-    _write_state(state, options.output)
+    ticket = load_ticket(options.ticket)
+    if options.checkpoint.is_dir():
+        BaseFolder(options.checkpoint).apply(ticket, options.output)
+    else:
+        state = _read_state(options.checkpoint)
+        ticket.apply(state)
+        _write_state(state, options.output)
     print(f"{options.output}: {100 * ticket.sparsity:.2f} % of the weights of its pruned targets are zero")
 
 

@@ -9,15 +9,27 @@ from torch import nn
 
 from nni_jackpot.errors import ConfigListError, JackpotError, NothingKeptError
 from nni_jackpot.experiment.config import RunConfig, SearchConfig
+from nni_jackpot.masking.budgets import BUDGETS, criterion_of_budget
+from nni_jackpot.masking.criteria import CRITERIA, needs_of
 from nni_jackpot.pruner import LotteryJackpotPruner
 
 
-def pruner_options(config: SearchConfig) -> dict[str, Any]:
-    """Return a search's options for the pruner, without `init`, which may need gradients."""
+def pruner_options(config: SearchConfig, has_data: bool = True) -> dict[str, Any]:
+    """Return a search's options for the pruner, without `init`, which may need data.
+
+    Parameters
+    ----------
+    config
+        The search.
+    has_data
+        Whether there are batches for a budget that needs them; if not, it is replaced by the configured one.
+    """
+    criterion = criterion_of_budget(BUDGETS[config.budget])
+    is_possible = has_data or criterion is None or needs_of(criterion) == "weights"
     return {
         "init_batches": config.init_batches,
         "method": config.settings,
-        "budget": config.budget,
+        "budget": config.budget if is_possible else "as_configured",
         "norm": config.norm,
     }
 
@@ -40,11 +52,11 @@ def validate_config_list(config: RunConfig, model: nn.Module, is_pretrained: boo
         One of its kinds for a config list that does not fit the network.
     """
     try:
-        LotteryJackpotPruner(
-            model,
-            list(config.config_list),
-            **pruner_options(config.search),
-        )
+        options = pruner_options(config.search, has_data=False)
+        pruner = LotteryJackpotPruner(model, list(config.config_list), **options)
+        pruner.check_criterion(CRITERIA[config.search.init])
+        if (by_budget := criterion_of_budget(BUDGETS[config.search.budget])) is not None:
+            pruner.check_criterion(by_budget)
     except NothingKeptError:  # a global ranking of other weights, or by another criterion, may avoid it
         if is_pretrained and config.search.init == "magnitude":
             raise

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from nni_jackpot.errors import ExperimentConfigError
-from nni_jackpot.experiment.comparators import COMPARATORS, Comparator, InitialTuned, JackpotTuned
-from nni_jackpot.experiment.data import datasets  # noqa: F401  # registers the data sets of the package
-from nni_jackpot.experiment.data.section import DataConfig
-from nni_jackpot.experiment.models import model_names, weights_names
-from nni_jackpot.experiment.models.initial import INITS
+from nni_jackpot.experiment.comparators import COMPARATORS, Comparator, InitialTuned, JackpotTuned, OneShot
+from nni_jackpot.experiment.data import datasets  # noqa: F401  # register data sets
+from nni_jackpot.experiment.data.section import DataSection, TextConfig
+from nni_jackpot.experiment.data.spec import DATASETS
+from nni_jackpot.experiment.models.section import LanguageModelConfig, ModelSection
 from nni_jackpot.experiment.schema import old_names, strict_yaml
 from nni_jackpot.experiment.schema.plugins import MODULES, import_plugins
 from nni_jackpot.experiment.schema.rules import (
@@ -28,7 +28,6 @@ from nni_jackpot.experiment.schema.rules import (
     Invalid,
     Reader,
     by_name,
-    close_match,
     inlined,
     overridden,
     related,
@@ -36,9 +35,13 @@ from nni_jackpot.experiment.schema.rules import (
 from nni_jackpot.experiment.schema.training import EPOCHS, TrainConfig
 from nni_jackpot.masking.budgets import BUDGETS
 from nni_jackpot.masking.criteria import CRITERIA
-from nni_jackpot.masking.methods.method import METHODS, Method
+from nni_jackpot.masking.methods.method import LR, METHODS, Method
 from nni_jackpot.runtime.files import replace_file
+from nni_jackpot.runtime.registry import close_match
 from nni_jackpot.runtime.settings import Rule, between, one_of, option, shown
+from nni_jackpot.search.blockwise import BlockSearch
+from nni_jackpot.search.blockwise.polish import Polish
+from nni_jackpot.search.match_dense import MATCHING_LOSSES
 
 # -- the schema
 
@@ -47,49 +50,7 @@ _SEED = Rule(">= 0 and < 2**32", lambda value: 0 <= value < 2**32)
 _DEVICE = Rule(
     "out of auto, cpu, cuda, cuda:N", lambda value: bool(re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", value))
 )
-# The deepest network is that of He et al. (2016, "Deep residual learning", Sec. 4.2).
-_RESNET_DEPTH = Rule(
-    "of the form 6n+2: 8, 14, 20, ..., 1202", lambda value: 8 <= value <= 1202 and value % 6 == 2
-)
 _MINUTES = Rule("> 0 and <= 1e6", lambda value: 0 < value <= 1e6)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """The network, and the weights that it has before any training."""
-
-    name: str = option("architecture", _NOT_EMPTY, "resnet")
-    depth: int = option("layers with weights of the resnet", _RESNET_DEPTH, 8)
-    width: int = option("filters of the resnet's first stage", between(1, 1024), 16)
-    weights: str | None = option(
-        "published weights of a torchvision or timm network, null for random ones", _NOT_EMPTY, None
-    )
-    init: str | None = option(
-        "distribution of random weights, null for the network's own", one_of(INITS), None
-    )
-    channels_last: bool = option(
-        "whether channels are adjacent in memory, which is faster for some networks", default=False
-    )
-
-    def __post_init__(self) -> None:
-        names = model_names(self.name)
-        if self.name not in names:
-            wanted = f"resnet, vgg19, torchvision/NAME, timm/NAME{close_match(self.name, names)}"
-            raise Invalid("name", f"found {shown(self.name)}, allowed: {wanted}")
-        weights = weights_names(self.name)
-        if self.weights is not None and self.weights not in weights:
-            wanted = f"for {self.name} {', '.join(['null', *weights])}"
-            raise Invalid("weights", f"found {shown(self.weights)}, allowed: {wanted}")
-        for size in ("depth", "width"):
-            if (value := getattr(self, size)) != (
-                usual := getattr(ModelConfig, size)
-            ) and self.name != "resnet":
-                raise Invalid(
-                    size, f"found {value}, allowed: {usual} for {self.name}, whose size its name says"
-                )
-        if self.init is not None and self.weights is not None:
-            wanted = f"null beside weights, which are {self.weights}"
-            raise Invalid("init", f"found {shown(self.init)}, allowed: {wanted}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +105,21 @@ class SearchConfig:
         "named set of values of the method's settings; values given beside it override it", default="default"
     )
     settings: Any = inlined(_settings_of_recipe)  # noqa: RUF009
-    init_batches: int = option("batches that init takes its gradients from", between(1, 10**6), 1)
+    init_batches: int = option(
+        "batches that init and budget take gradients or activations from", between(1, 10**6), 1
+    )
+    loss: str = option(
+        "loss that trains the scores: that of the labels, or the distance to the dense network's outputs",
+        one_of(("labels", *MATCHING_LOSSES)),
+        "labels",
+    )
+    blockwise: BlockSearch | None = option(  # noqa: RUF009
+        "settings of a search block by block, which needs no labels; null to search the network as a whole",
+        default=None,
+    )
+    polish: Polish | None = option(  # noqa: RUF009
+        "settings of a training of all masks after the blocks, by search.loss; null for none", default=None
+    )
     budget: str = option(
         "how zeros are shared out among targets without a global_group_id", one_of(BUDGETS), "as_configured"
     )
@@ -168,17 +143,31 @@ class SearchConfig:
         "minutes between checkpoints, if steps take longer", _MINUTES, 5.0, affects="nothing"
     )
 
+    @property
+    def named_init(self) -> str:
+        """Name of the initial masks, with which masks found block by block are compared."""
+        return self.init if self.blockwise is None else "wanda"
+
     def __post_init__(self) -> None:
         if self.settings is None:
             object.__setattr__(self, "settings", _settings_of_recipe(vars(self)))
         if self.reestimate_norm is None:
             default = (self.method, self.recipe) != ("edge_popup", "paper")
             object.__setattr__(self, "reestimate_norm", default)
-        if isinstance(own := self.settings, Method) and own.lr * own.weight_decay > 2 * (1 + own.momentum):
-            most = f"up to {2 * (1 + own.momentum) / own.lr:.3g} with lr {own.lr}"
-            raise Invalid(
-                "weight_decay", f"found {own.weight_decay}, allowed: {most}, beyond which scores only grow"
-            )
+        if self.blockwise is not None and self.epochs:
+            raise Invalid("epochs", f"found {self.epochs}, allowed: 0 beside blockwise, which has steps")
+        if self.polish is not None and self.blockwise is None:
+            raise Invalid("polish", "found a mapping, allowed: null without blockwise")
+        if self.polish is not None and self.loss == "labels":
+            raise Invalid("loss", f"found labels, allowed beside polish: {', '.join(MATCHING_LOSSES)}")
+        if isinstance(own := self.settings, Method):
+            lr = LR if own.lr is None else own.lr
+            if lr * own.weight_decay > 2 * (1 + own.momentum):
+                most = f"up to {2 * (1 + own.momentum) / lr:.3g} with lr {lr}"
+                raise Invalid(
+                    "weight_decay",
+                    f"found {own.weight_decay}, allowed: {most}, beyond which scores only grow",
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,8 +183,8 @@ class RunConfig:
     plugins: tuple[str, ...] = option(
         "modules that register criteria, methods, budgets, data sets or comparators", MODULES, ()
     )
-    data: DataConfig
-    model: ModelConfig
+    data: DataSection
+    model: ModelSection
     pretrain: PretrainConfig
     config_list: tuple[dict[str, Any], ...] = option("what to prune, and how much", _NOT_EMPTY)
     search: SearchConfig
@@ -205,11 +194,34 @@ class RunConfig:
     )
 
     def __post_init__(self) -> None:
+        self._check_kind()
         for i, entry in enumerate(self.config_list):
             for key in ("op_names_re", "exclude_op_names_re"):
                 _check_patterns(entry.get(key), f"config_list.{i}.{key}")
         if twice := sorted(self.finetune.comparators().keys() & self.comparators.keys()):
             raise Invalid(f"comparators.{twice[0]}", "finetune asks for it, too; allowed: one of the two")
+
+    def _check_kind(self) -> None:
+        """Check that data, network and comparators are of one kind."""
+        is_text = isinstance(self.data, TextConfig)
+        is_language = isinstance(self.model, LanguageModelConfig)
+        if is_text != is_language and self.data.name in DATASETS:
+            kind = "transformers/..." if is_text else "a network of images"
+            raise Invalid("model.name", f"found {shown(self.model.name)}, allowed for this data: {kind}")
+        if is_language and (self.pretrain.epochs or self.pretrain.checkpoint is not None):
+            raise Invalid("pretrain", "found a training, allowed: epochs 0, for the network has its weights")
+        for name, own in self.compared.items():
+            if not isinstance(own, Comparator | OneShot):  # of a plugin that is not imported
+                continue
+            if is_language and own.from_scratch:
+                raise Invalid(
+                    f"comparators.{name}.from_scratch", "found true, allowed: false for this network"
+                )
+            if (self.search.blockwise is not None) == isinstance(own, OneShot):
+                continue
+            needs = "beside search.blockwise" if isinstance(own, OneShot) else "without search.blockwise"
+            key = "finetune.epochs" if name in self.finetune.comparators() else f"comparators.{name}"
+            raise Invalid(key, f"found {name}, which is only allowed {needs}")
 
     @property
     def compared(self) -> dict[str, Comparator]:

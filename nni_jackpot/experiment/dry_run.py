@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
-from dataclasses import replace
 
 from prettytable import PrettyTable, TableStyle
 from tqdm import tqdm
@@ -14,16 +13,17 @@ from nni_jackpot.errors import JackpotError
 from nni_jackpot.experiment.checks import pruner_options, validate_config_list
 from nni_jackpot.experiment.config import RunConfig, config_hash
 from nni_jackpot.experiment.data.loading import load_data, used_images
+from nni_jackpot.experiment.data.section import DataConfig
 from nni_jackpot.experiment.data.spec import DATASETS
 from nni_jackpot.experiment.folder.pretrained import cache_path, check_start
 from nni_jackpot.experiment.folder.result import finished
 from nni_jackpot.experiment.folder.run_folder import check_free
-from nni_jackpot.experiment.models import build_model, validate_model
-from nni_jackpot.experiment.rehearsal import Pace, check_here, measure
+from nni_jackpot.experiment.models import validate_model
+from nni_jackpot.experiment.models.section import ModelConfig
+from nni_jackpot.experiment.rehearsal import Pace, Shape, check_here, measure, untrained
+from nni_jackpot.experiment.running.context import RunContext, is_language
 from nni_jackpot.experiment.sight import network_of
 from nni_jackpot.experiment.sweep import named
-
-Shape = tuple[int, int, int]
 
 _WIDTH = 100  # columns of a screen
 
@@ -59,6 +59,9 @@ def plan(
         name = named(swept, short=True)
         try:
             is_finished = here and _is_finished(config, overwrite)
+            if is_language(config):
+                rows.append(_of_text(config, name, here, is_finished))
+                continue
             images, shape, classes = _size(config)
             if (key := _what_a_trial_depends_on(config, here)) not in tried:
                 tried[key] = _try(config, shape, classes, here)
@@ -103,9 +106,28 @@ def plan(
     return "\n".join([_tables(rows), total_line, *(textwrap.fill(note, _WIDTH) for note in notes)])
 
 
+def _of_text(config: RunConfig, name: str, here: bool, is_finished: bool) -> dict[str, str]:
+    """Return the row of a run of text; with ``here``, network and text are loaded and checked."""
+    search = config.search
+    sequences = f"{sum(RunContext(config).data.train.order.sizes):,}" if here else ""
+    how = f"{search.epochs} epochs, {_how(config)}"
+    if search.blockwise is not None:
+        polish = 0 if search.polish is None else search.polish.steps
+        how = f"{search.blockwise.steps} steps a block, {polish} steps of polish"
+    return {
+        "run": name or config.output,
+        "data": config.data.name,
+        "sequences": sequences,
+        "network": network_of(config.model),
+        "search": how,
+        "comparators": ", ".join(config.compared),
+        "steps": "is finished" if is_finished else "",
+    }
+
+
 def _tables(rows: Sequence[dict[str, str]]) -> str:
     """Return a table of the values that all rows share, and a table of the others."""
-    common = {name: v for name, v in rows[0].items() if v and all(row[name] == v for row in rows)}
+    common = {name: v for name, v in rows[0].items() if v and all(row.get(name) == v for row in rows)}
     tables = []
     if common:
         table = _table([])
@@ -137,10 +159,12 @@ def _table(columns: Sequence[str]) -> PrettyTable:
 
 
 def _size(config: RunConfig) -> tuple[int, Shape, int]:
+    assert isinstance(config.data, DataConfig)  # text has no size before it is read
     known = DATASETS.find(config.data.name).size
     if known is None:  # the files decide
         data = load_data(config.data, config.seed)
-        return sum(data.train.order.sizes), data.shape, data.num_classes
+        channels, height, width = data.shape
+        return sum(data.train.order.sizes), (channels, height, width), data.num_classes
     images, (channels, height, width), classes = known
     images = len(used_images(config.data, images)[0])
     size = config.data.image_size
@@ -151,9 +175,7 @@ def _what_a_trial_depends_on(config: RunConfig, here: bool) -> str:
     """Return a key that is equal for runs that need one trial in all."""
     names = ["data", "model", "config_list", *(["device", "pretrain"] if here else [])]
     parts = {name: getattr(config, name) for name in names}
-    return config_hash(
-        {**parts, "options": pruner_options(config.search), "init": here and config.search.init}
-    )
+    return config_hash({**parts, "options": pruner_options(config.search), "init": config.search.init})
 
 
 def _is_finished(config: RunConfig, overwrite: bool) -> bool:
@@ -171,7 +193,8 @@ def _try(config: RunConfig, shape: Shape, classes: int, here: bool) -> tuple[Pac
         The speed, None without ``here``; and what may still go wrong.
     """
     check_start(config, classes)
-    model = build_model(replace(config.model, weights=None), classes, shape[0])
+    model = untrained(config, shape, classes)
+    assert isinstance(config.model, ModelConfig)  # networks on text are tried elsewhere
     validate_model(config.model, model, classes, shape)
     validate_config_list(config, model)
     if not here:

@@ -63,14 +63,14 @@ class Comparison:
         table.align = "r"
         table.align["mask"] = "l"
         for criterion, overlaps in self.overlaps.items():
-            accuracies = [row.accuracy for row in self.results[criterion].rows[1:]]
+            accuracies = [row.main for row in self.results[criterion].rows[1:]]
             values = [*accuracies, overlaps[criterion], *overlaps.values()]
             table.add_row([criterion, *(f"{100 * value:.2f}" for value in values)])
         return table
 
     def legend(self) -> str:
         """Return how to read the table."""
-        dense = next(iter(self.results.values())).rows[0].accuracy
+        dense = next(iter(self.results.values())).rows[0].main
         return (
             f"test accuracy % at {100 * self.sparsity:.1f} % sparsity: each criterion's mask and the jackpot "
             f"found from it; dense: {100 * dense:.2f}\n"

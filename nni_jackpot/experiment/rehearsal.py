@@ -23,10 +23,11 @@ from nni_jackpot.experiment.checks import device_of, pruner_options, validate_co
 from nni_jackpot.experiment.config import RunConfig
 from nni_jackpot.experiment.data.images import Batch
 from nni_jackpot.experiment.data.loading import Data, load_data
-from nni_jackpot.experiment.data.section import DataConfig
+from nni_jackpot.experiment.data.section import DataConfig, DataSection
 from nni_jackpot.experiment.folder.pretrained import check_pretrained
 from nni_jackpot.experiment.folder.run_folder import place_of
 from nni_jackpot.experiment.models import build_model
+from nni_jackpot.experiment.models.section import ModelConfig
 from nni_jackpot.experiment.train import accuracy, cross_entropy_step, fit
 from nni_jackpot.masking.budgets import kept_count
 from nni_jackpot.pruner import LotteryJackpotPruner
@@ -70,13 +71,14 @@ def check_here(config: RunConfig, shape: Shape, classes: int) -> str:
     check_folder(place_of(config))
     _data(config.data)
     torch.manual_seed(config.seed)
-    model = _network(config, shape, classes)
+    model = untrained(config, shape, classes)
     is_there = check_pretrained(model, config)
     _refuse_too_few(config, copy.deepcopy(model))
     try:
         validate_config_list(config, model, is_pretrained=True)
     except NothingKeptError as error:
-        if is_there or (config.model.weights is None and config.pretrain.epochs == 0):
+        weights = getattr(config.model, "weights", None)
+        if is_there or (weights is None and config.pretrain.epochs == 0):
             raise
         return f"if trained weights rank as untrained ones do, the run will be refused: {error}"
     return ""
@@ -117,7 +119,7 @@ def measure(config: RunConfig, shape: Shape, classes: int) -> Pace:
     """
     device, data = device_of(config.device), _data(config.data)
     torch.backends.cudnn.deterministic = True  # as in the run
-    model = _network(config, shape, classes).to(device)
+    model = untrained(config, shape, classes).to(device)
     size = config.data.batch_size
     blank = torch.zeros(size, *shape), torch.zeros(size, dtype=torch.int64)
     batches: Iterable[Batch] = [blank] if data is None else data.train
@@ -128,25 +130,17 @@ def measure(config: RunConfig, shape: Shape, classes: int) -> Pace:
             torch.cuda.synchronize(device)
         ends.append(time.perf_counter())
 
-    def train(model: nn.Module, *args: Any, **kwargs: Any) -> None:
+    def train(model: nn.Module, optimizer: Any, training_step: Any, *lengths: Any) -> None:
         loader: Any = _for_a_while(batches)
-        optimizer, training_step, *_ = args
-        fit(
-            model,
-            optimizer,
-            training_step,
-            max_epochs=1,
-            loader=loader,
-            on_step=on_step,
-            on_epoch=lambda: None,
-        )
+        hooks: Any = {"on_step": on_step, "on_epoch": lambda: None}
+        fit(model, optimizer, training_step, max_epochs=1, loader=loader, **hooks)
 
     optimizer = nni.trace(SGD)(model.parameters(), lr=0.1)
     pruner = LotteryJackpotPruner(
         model,
         _each_alone(config.config_list),  # the run ranks other weights
         TorchEvaluator(train, optimizer, cross_entropy_step),
-        **pruner_options(config.search),
+        **pruner_options(config.search, has_data=False),
     )
     pruner.compress(max_steps=_STEPS)
     step = statistics.median(end - start for start, end in pairwise(ends))
@@ -167,13 +161,16 @@ def _for_a_while(batches: Iterable[Batch]) -> Iterator[Batch]:
         yield batch
 
 
-def _network(config: RunConfig, shape: Shape, classes: int) -> nn.Module:
+def untrained(config: RunConfig, shape: Shape, classes: int) -> nn.Module:
+    """Return the network of a run with random weights, which need no download."""
+    assert isinstance(config.model, ModelConfig)  # others are not rehearsed
     return build_model(replace(config.model, weights=None), classes, shape[0])
 
 
 @lru_cache(maxsize=1)
-def _data(config: DataConfig) -> Data | None:
+def _data(config: DataSection) -> Data | None:
     """Return the data set of a run; None if the run will download it."""
+    assert isinstance(config, DataConfig)  # text is not rehearsed
     try:
         return load_data(replace(config, download=False), seed=0)
     except DatasetNotFoundError:

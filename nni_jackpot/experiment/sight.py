@@ -5,8 +5,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from nni_jackpot.experiment.config import ModelConfig, RunConfig
+from nni_jackpot.experiment.config import RunConfig
 from nni_jackpot.experiment.data.loading import Data
+from nni_jackpot.experiment.data.section import TextConfig
+from nni_jackpot.experiment.folder.result import Row
+from nni_jackpot.experiment.measures import MEASURES
+from nni_jackpot.experiment.models.section import ModelConfig, ModelSection
 from nni_jackpot.masks import Masks, sparsity_of
 from nni_jackpot.runtime.distributed import rank, world_size
 
@@ -16,21 +20,31 @@ def tell_start(config: RunConfig, device: torch.device, data: Data, model: nn.Mo
     size = "x".join(map(str, data.shape))
     weights = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(data.train.order.sizes) * world_size()
+    if isinstance(config.data, TextConfig):
+        _say(
+            f"{_computes_on(device)}; {config.data.name}: {trained:,} sequences of {size} tokens; "
+            f"{config.model.name}: {weights:,} weights"
+        )
+        return
     _say(
         f"{_computes_on(device)}; {config.data.name}: {trained:,} images of {size} for training, "
         f"{data.num_classes} classes; {network_of(config.model)}: {weights:,} weights"
     )
 
 
-def tell_search(accuracy: float, start: Masks) -> None:
-    """Print the accuracy of the dense network, and the size of the search."""
+def tell_search(dense: Row, start: Masks) -> None:
+    """Print the measure of the dense network, and the size of the search."""
     searched = sum(mask.numel() for of in start.values() for mask in of.values() if mask is not None)
     zeros = f"{100 * sparsity_of(start):.1f} %"
-    _say(f"dense accuracy {100 * accuracy:.2f} %; searching {searched:,} weights, {zeros} of them to be zero")
+    name, value = next(iter(dense.values.items()))
+    found = f"{100 * value:.2f} %" if MEASURES[name].is_percent else f"{value:.2f}"
+    _say(f"dense {name} {found}; searching {searched:,} weights, {zeros} of them to be zero")
 
 
-def network_of(model: ModelConfig) -> str:
+def network_of(model: ModelSection) -> str:
     """Return a network's name, with its size if the size is a setting."""
+    if not isinstance(model, ModelConfig):
+        return model.name
     size = f"-{model.depth}, {model.width} filters" if model.name == "resnet" else ""
     return f"{model.name}{size}{f', {model.weights}' if model.weights else ''}"
 

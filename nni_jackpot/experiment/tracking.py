@@ -16,6 +16,7 @@ import nni
 import torch
 
 from nni_jackpot.errors import CheckpointError, JackpotError, OutputFolderError
+from nni_jackpot.experiment.measures import MEASURES
 from nni_jackpot.runtime.events import EventFile
 from nni_jackpot.runtime.files import replace_file
 from nni_jackpot.runtime.progress import Progress
@@ -49,16 +50,6 @@ def tuner_parameters() -> dict[str, object]:
     return dict(parameters)
 
 
-def output_folder(default: Path) -> Path:
-    """Create and return the folder for a run's files: NNI's folder for a trial, else ``default``.
-
-    Raises OutputFolderError if it cannot be created or written.
-    """
-    folder = Path(os.environ["NNI_OUTPUT_DIR"]) if running_as_nni_trial() else default
-    _make_writable(folder)
-    return folder
-
-
 class Tracker:
     """Send a run's metrics to NNI, TensorBoard, a CSV file, and a progress bar or lines on stdout.
 
@@ -82,6 +73,10 @@ class Tracker:
         Steps between logged steps.
     rank
         Rank of this process in distributed training.
+    report_to_nni
+        Whether a trial of NNI reports the measure.
+    measure
+        Name of the measure of an epoch, and of its column.
     """
 
     def __init__(
@@ -93,12 +88,14 @@ class Tracker:
         log_every: int = 10,
         rank: int = 0,
         report_to_nni: bool = True,
+        measure: str = "accuracy",
     ) -> None:
         self._silent = rank != 0
         if self._silent:
             return
         _make_writable(folder)
         self._log_every = log_every
+        self._measure = measure
         self._reports = report_to_nni and running_as_nni_trial()
         # The subfolder of a trial's output folder that NNI's web portal asks for.
         self._event_folder = folder / "tensorboard"
@@ -146,20 +143,20 @@ class Tracker:
             self._shown["loss"] = values["loss"]
             self._progress.show(self._shown)
         if self._progress.line_is_due:
-            self._progress.line({"loss": f"{float(self._scalars['loss']):.4f}"})
+            self.line()
 
-    def epoch(self, accuracy: float, *, layers: Mapping[str, float] | None = None, **scalars: Scalar) -> None:
-        """Record the end of an epoch; under NNI the accuracy is reported as an intermediate result.
+    def epoch(self, measured: float, *, layers: Mapping[str, float] | None = None, **scalars: Scalar) -> None:
+        """Record the end of an epoch; under NNI the measure is reported as an intermediate result.
 
-        ``metrics.csv`` gets a row: epoch and step (both from 1), accuracy, loss (mean over the epoch's steps;
+        ``metrics.csv`` gets a row: epoch and step (from 1), the measure, loss (mean over the epoch's steps;
         NaN without steps, blank if an earlier process took some of them), the scalars of the last step and of
         this call, seconds since the start. The first row fixes the columns: a later row leaves missing values
         blank, and raises ValueError for additional ones.
 
         Parameters
         ----------
-        accuracy
-            Accuracy on held-out data, as a fraction.
+        measured
+            Measure on held-out data, such as the accuracy as a fraction.
         layers
             Share of weights kept by layer, for TensorBoard: ``density/<layer>``.
         **scalars
@@ -168,7 +165,7 @@ class Tracker:
         if self._silent:
             return
         self._epochs += 1
-        values = {"accuracy": accuracy}
+        values = {self._measure: measured}
         if self._loss_sum is not None:
             values["loss"] = float(self._loss_sum) / self._epoch_steps if self._epoch_steps else math.nan
         values |= {name: float(value) for name, value in scalars.items()}
@@ -176,12 +173,13 @@ class Tracker:
         self._add_points(self._epochs, "epoch", values)
         self._add_points(self._epochs, "density", layers or {})
         self._write_row(values)
-        self._shown["accuracy"] = accuracy
+        self._shown[self._measure] = measured
         self._progress.show(self._shown, refresh=True)
         loss = {"loss": f"{values['loss']:.4f}"} if "loss" in values else {}
-        self._progress.line({"epoch": f"{self._epochs}", **loss, "accuracy": f"{100 * accuracy:.2f} %"})
+        shown = f"{100 * measured:.2f} %" if MEASURES[self._measure].is_percent else f"{measured:.4f}"
+        self._progress.line({"epoch": f"{self._epochs}", **loss, self._measure: shown})
         if self._reports:
-            nni.report_intermediate_result(accuracy)
+            nni.report_intermediate_result(measured)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint must hold for a resumed run to have the same metrics."""
@@ -240,10 +238,15 @@ class Tracker:
                 self.skip_step()
             self.skip_epoch()
 
-    def final(self, accuracy: float) -> None:
-        """Report the run's final accuracy, a fraction, to NNI if this is a trial."""
+    def final(self, measured: float) -> None:
+        """Report the run's final measure, such as the accuracy as a fraction, to NNI if this is a trial."""
         if running_as_nni_trial() and not self._silent:
-            nni.report_final_result(accuracy)
+            nni.report_final_result(measured)
+
+    def line(self) -> None:
+        """Print a line with the progress and the last loss, unless there is a bar."""
+        if not self._silent:
+            self._progress.line({"loss": f"{float(self._scalars['loss']):.4f}"})
 
     def _add_points(self, at: int, group: str, values: Mapping[str, float]) -> None:
         if self._events is None:  # all steps of the earlier process have been counted by now
@@ -255,7 +258,7 @@ class Tracker:
 
     def _write_row(self, values: Mapping[str, float]) -> None:
         row: dict[str, object] = {"epoch": self._epochs, "step": self._progress.steps}
-        row |= {"accuracy": values["accuracy"], "loss": None}
+        row |= {self._measure: values[self._measure], "loss": None}
         row |= {name: float(value) for name, value in self._scalars.items() if name != "loss"}
         row |= {**values, "seconds": round(self._seconds(), 3)}
         self._write([*self._rows, row])

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from nni_jackpot.masking.criteria.registry import CRITERIA, Criterion, declared_needs
 from nni_jackpot.masking.topk import check_order, keep_top
 from nni_jackpot.runtime.registry import Registry
 
@@ -70,7 +71,46 @@ Rule = Callable[[Mapping[Any, Unit], Mapping[Any, Tensor]], dict[Any, int]]
 """Units and the importance of their grains in, the number of grains that each unit keeps out."""
 
 BUDGETS: Registry[Rule] = Registry("budget")
-register_budget = BUDGETS.register
+
+R = TypeVar("R", bound=Rule)
+
+
+def register_budget(name: str, needs: str | None = None) -> Callable[[R], R]:
+    """Return a decorator that registers a budget under a name.
+
+    Parameters
+    ----------
+    name
+        The name.
+    needs
+        The criterion whose importance the budget is called with, by name, such as ``"wanda"``; its evidence
+        is collected for the budget. None for the importance by the initial criterion.
+
+    Raises
+    ------
+    ValueError
+        If the name is taken, or there is no such criterion.
+    """
+    if needs is not None:
+        CRITERIA.find(needs)
+
+    def decorate(rule: R) -> R:
+        rule.needs = needs  # type: ignore[attr-defined]
+        return BUDGETS.register(name)(rule)
+
+    return decorate
+
+
+def criterion_of_budget(rule: Rule) -> Criterion | None:
+    """Return the criterion whose importance a budget needs; None for the initial criterion.
+
+    Raises
+    ------
+    ValueError
+        If the budget declares a criterion that does not exist.
+    """
+    needs = declared_needs(rule)
+    return None if needs is None else CRITERIA.find(needs)
 
 
 @register_budget("as_configured")
@@ -195,33 +235,48 @@ def by_erdos_renyi_kernel(units: Mapping[Key, Unit], importance: Mapping[Key, Te
     dict
         Kept grains per unit, over all its rows.
     """
-    # In weights, and in fractions: no rounding error can tip the result.
-    steps = {key: max(1, unit.weights_per_grain * unit.rows) for key, unit in units.items()}
-    low = {key: Fraction(unit.kept_at_least * unit.weights_per_grain) for key, unit in units.items()}
-    high = {key: Fraction(unit.kept_at_most * unit.weights_per_grain) for key, unit in units.items()}
     wishes = {
         key: Fraction(max(1, sum(unit.shape)) * unit.grains * unit.weights_per_grain, prod(unit.shape) or 1)
         for key, unit in units.items()
     }
-    configured = as_configured(units, importance)
+    return _share_out(units, dict.fromkeys(units, Fraction(0)), wishes)
+
+
+def _share_out(
+    units: Mapping[Key, Unit], offsets: Mapping[Key, Fraction], slopes: Mapping[Key, Fraction]
+) -> dict[Key, int]:
+    """Return kept grains by shares ``offset + x * slope`` within bounds, with the total of `as_configured`.
+
+    Parameters
+    ----------
+    units
+        The units of one group.
+    offsets, slopes
+        In weights; slopes are not negative. The number ``x`` is the one that gives the total.
+    """
+    # In weights, and in fractions: no rounding error can tip the result.
+    steps = {key: max(1, unit.weights_per_grain * unit.rows) for key, unit in units.items()}
+    low = {key: Fraction(unit.kept_at_least * unit.weights_per_grain) for key, unit in units.items()}
+    high = {key: Fraction(unit.kept_at_most * unit.weights_per_grain) for key, unit in units.items()}
+    configured = as_configured(units, {})
     target = Fraction(sum(configured[key] * unit.weights_per_grain for key, unit in units.items()))
 
-    def share(key: Key, scale: Fraction) -> Fraction:
-        return min(max(low[key], scale * wishes[key]), high[key])
+    def share(key: Key, x: Fraction) -> Fraction:
+        return min(max(low[key], offsets[key] + x * slopes[key]), high[key])
 
-    def total(scale: Fraction) -> Fraction:
-        return sum((share(key, scale) for key in units), Fraction(0))
+    def total(x: Fraction) -> Fraction:
+        return sum((share(key, x) for key in units), Fraction(0))
 
-    # The total rises with the scale, in straight pieces between the scales at which a unit meets a bound.
-    kinks = {bound / wishes[key] for key in units if wishes[key] for bound in (low[key], high[key])}
-    scales = sorted({Fraction(0), *kinks})
-    i = bisect_left(scales, target, key=total)
-    scale = scales[i]
-    if total(scale) > target:
-        below = scales[i - 1]
-        scale = below + (scale - below) * (target - total(below)) / (total(scale) - total(below))
+    # The total rises with x, in straight pieces between the values at which a unit meets a bound.
+    bounded = ((key, bound) for key in units if slopes[key] for bound in (low[key], high[key]))
+    kinks = sorted({Fraction(0), *((bound - offsets[key]) / slopes[key] for key, bound in bounded)})
+    i = bisect_left(kinks, target, key=total)
+    x = kinks[i]
+    if total(x) > target:
+        below = kinks[i - 1]
+        x = below + (x - below) * (target - total(below)) / (total(x) - total(below))
 
-    exact = {key: share(key, scale) / steps[key] for key in units}
+    exact = {key: share(key, x) / steps[key] for key in units}
     budgets = {key: int(exact[key]) for key in units}
     missing = target - sum(budgets[key] * steps[key] for key in units)
     for key in sorted(units, key=lambda key: budgets[key] - exact[key]):  # the largest remainder first
@@ -229,3 +284,99 @@ def by_erdos_renyi_kernel(units: Mapping[Key, Unit], importance: Mapping[Key, Te
             budgets[key] += 1
             missing -= steps[key]
     return {key: keep * units[key].rows for key, keep in budgets.items()}
+
+
+@register_budget("owl", needs="wanda")
+def by_outliers(
+    units: Mapping[Key, Unit],
+    importance: Mapping[Key, Tensor],
+    threshold: float = 5.0,
+    span: float = 0.08,
+) -> dict[Key, int]:
+    """Give units with more outliers among their importances the higher densities (OWL).
+
+    Yin et al., "Outlier Weighed Layerwise Sparsity" (ICML 2024). The outlier ratio ``D`` of a unit is its
+    share of grains whose Wanda importance exceeds ``threshold`` times the unit's mean. Its density is the
+    configured one plus ``2 * span * (D - min D) / (max D - min D) - c``: the densities differ by
+    ``2 * span`` at most. The number ``c`` keeps the total of weights, whereas the paper keeps the mean of the
+    densities, which is the same for units of one size. The paper's experiments give all matrices of a
+    transformer block one ratio; here every unit has its own. Bounds, rows and rounding are as for
+    `by_erdos_renyi_kernel`.
+
+    Parameters
+    ----------
+    units
+        The units of one group.
+    importance
+        Of every unit's grains, by Wanda, any shape.
+    threshold
+        Multiple of the mean above which a grain is an outlier (M in the paper).
+    span
+        Half the largest difference between densities (lambda in the paper).
+
+    Returns
+    -------
+    dict
+        Kept grains per unit, over all its rows.
+
+    Raises
+    ------
+    SearchDivergedError
+        If an importance is NaN.
+    """
+    ratios = {key: _share_of_outliers(importance[key], threshold) for key in units}
+    found = [ratios[key] for key, unit in units.items() if unit.grains]
+    least, most = min(found, default=Fraction(0)), max(found, default=Fraction(0))
+    sizes = {key: Fraction(unit.grains * unit.weights_per_grain) for key, unit in units.items()}
+    configured = as_configured(units, importance)
+    offsets = {}
+    for key, unit in units.items():
+        extra = 2 * Fraction(span) * (ratios[key] - least) / ((most - least) or 1)
+        offsets[key] = configured[key] * unit.weights_per_grain + extra * sizes[key]
+    return _share_out(units, offsets, sizes)
+
+
+def _share_of_outliers(importance: Tensor, threshold: float) -> Fraction:
+    flat = importance.detach().reshape(-1).double()
+    check_order(flat)
+    outliers = int((flat > threshold * flat.mean()).sum())
+    return Fraction(outliers, max(1, flat.numel()))
+
+
+@register_budget("lamp", needs="magnitude")
+def by_lamp(units: Mapping[Key, Unit], importance: Mapping[Key, Tensor]) -> dict[Key, int]:
+    """Rank all grains by their squared magnitude relative to that of the larger ones of their unit (LAMP).
+
+    Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning" (ICLR 2021): the score of a
+    grain is ``w_u^2 / sum of w_v^2``, over itself and the grains of its unit that are kept longer. A unit's
+    last grain has score 1, so that no unit is emptied before all others have one grain left. The scores
+    decide the number of each unit, by `by_global_rank`: its bounds, rows and total hold.
+
+    Parameters
+    ----------
+    units
+        The units of one group, at least one.
+    importance
+        Magnitude of every unit's grains, any shape.
+
+    Returns
+    -------
+    dict
+        Kept grains per unit, over all its rows.
+
+    Raises
+    ------
+    SearchDivergedError
+        If an importance is NaN.
+    """
+    return by_global_rank(units, {key: _lamp_scores(importance[key]) for key in units})
+
+
+def _lamp_scores(importance: Tensor) -> Tensor:
+    flat = importance.detach().reshape(-1).double()
+    check_order(flat)
+    # Largest first; among equal ones the lower index is kept longer, as in `keep_top`.
+    squares, order = flat.square().sort(descending=True, stable=True)
+    scores = torch.empty_like(flat)
+    scores[order] = squares / squares.cumsum(0).clamp_min(torch.finfo(flat.dtype).tiny)
+    return scores

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copyreg
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -92,6 +92,15 @@ def plain_state(model: nn.Module) -> dict[str, Tensor]:
             if value is not None:
                 found[full_name] = value.detach()
     return found
+
+
+def source_names(model: nn.Module) -> Iterator[str]:
+    """Iterate over the names in a state dict of the parameters that attributes are computed from."""
+    names: dict[Any, str] = {module: name for name, module in model.named_modules()}
+    for module in model.modules():
+        computed: Computed | None = module.__dict__.get(_COMPUTED)
+        for source in () if computed is None else computed.sources.values():
+            yield join(names[source.reader], source.name)
 
 
 def is_computed(module: nn.Module, name: str) -> bool:

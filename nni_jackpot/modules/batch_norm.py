@@ -32,19 +32,28 @@ def reestimate(model: nn.Module, batches: Any) -> None:
     CalibrationError
         If there is no batch, or the model fails on one. All statistics are then unchanged.
     """
-    layers: list[Any] = [x for x in _layers(model) if isinstance(x, nn.modules.batchnorm._BatchNorm)]
-    if not layers:
+    if not any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in _layers(model)):
         return
+    with reestimating(model), restored_modes(model):
+        model.train()
+        if 0 in all_gather(_run(model, batches)):
+            raise CalibrationError("norm statistics need a batch; the batches have none, or none is left")
+
+
+@contextmanager
+def reestimating(model: nn.Module) -> Iterator[None]:
+    """Replace batch-norm statistics by the mean over the forwards of the block, and over all processes.
+
+    Layers must be in train mode in the block. After an error the statistics are unchanged.
+    """
+    layers: list[Any] = [x for x in _layers(model) if isinstance(x, nn.modules.batchnorm._BatchNorm)]
     momenta = [(layer, layer.momentum) for layer in layers]
     try:
-        with restored_modes(model), _restored_on_error(layers):
-            model.train()
+        with _restored_on_error(layers):
             for layer in layers:
                 layer.reset_running_stats()
                 layer.momentum = None  # cumulative instead of exponential average
-            count = _run(model, batches)
-            if 0 in all_gather(count):
-                raise CalibrationError("norm statistics need a batch; the batches have none, or none is left")
+            yield
             statistics = [t for layer in layers for t in (layer.running_mean, layer.running_var)]
             all_reduce_sum(statistics)
             for statistic in statistics:
@@ -52,6 +61,21 @@ def reestimate(model: nn.Module, batches: Any) -> None:
     finally:
         for layer, momentum in momenta:
             layer.momentum = momentum
+
+
+@contextmanager
+def normalizing_by_batch(model: nn.Module) -> Iterator[None]:
+    """Put the model in eval mode for the block, except batch norm, which takes the statistics of batches."""
+    with restored_modes(model):
+        model.eval()
+        for layer in _layers(model):
+            layer.train()
+        yield
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Return True if a layer normalizes by the statistics of batches."""
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
 
 def _run(model: nn.Module, batches: Any) -> int:

@@ -1,11 +1,11 @@
-"""Losses of the dense network for pruning criteria, from the training loop of NNI's evaluator.
+"""Evidence of the dense network for pruning criteria, from the training loop of NNI's evaluator.
 
 The user's loop trains the model; here it runs without any lasting change to the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -14,8 +14,11 @@ import torch
 from nni.compression.utils import Evaluator, LightningEvaluator
 from torch import Tensor, nn
 
-from nni_jackpot.errors import CalibrationError
+from nni_jackpot.errors import CalibrationError, ConfigListError
+from nni_jackpot.masking.activations.input_statistics import CollectedInputs, InputWatcher
+from nni_jackpot.masking.activations.layers import KINDS, is_matrix_layer
 from nni_jackpot.masking.criteria import Losses
+from nni_jackpot.masking.masked_parameter import MaskedParameter
 from nni_jackpot.runtime.resume import same_random_states
 
 
@@ -42,7 +45,8 @@ def losses_of(
     param_names_map
         Original names of parameters to their names in the wrapped model (NNI's ``_get_param_names_map``).
     weights
-        Parameters of ``model`` that need gradients; all other parameters count as constants.
+        Parameters of ``model`` that need gradients; all other parameters count as constants. With none, the
+        losses have no graph.
     batches
         Number of losses, at least 1. A loss that is not a scalar is replaced by its mean.
 
@@ -64,7 +68,7 @@ def losses_of(
             if not torch.is_grad_enabled():  # an evaluation within the training loop
                 return loss
             if visited < batches:
-                if not loss.requires_grad:
+                if weights and not loss.requires_grad:
                     raise CalibrationError("the training step's loss depends on none of the weights to prune")
                 visited += 1
                 with torch.autocast(loss.device.type, enabled=False):  # autocast is for forwards only
@@ -73,13 +77,17 @@ def losses_of(
 
         with same_random_states(), _unchanged(model):
             model.requires_grad_(False)
-            for weight in weights:
+            # DistributedDataParallel, which is made again here, refuses a model without one.
+            for weight in weights or [min(model.parameters(), key=Tensor.numel)]:
                 weight.requires_grad_(True)
             # The only trainable parameter: clipping, a gradient scaler and the optimizer need a gradient. It
             # is a matrix, because some optimizers accept nothing else.
-            dummy = nn.Parameter(torch.zeros(1, 1, device=weights[0].device))
+            device = next(iter((*weights, *model.parameters()))).device
+            dummy = nn.Parameter(torch.zeros(1, 1, device=device))
             # Mapped to these names, no parameter of the model gets into the evaluator's optimizers.
             evaluator.bind_model(model, dict.fromkeys(param_names_map, ""))
+            if not weights:
+                model.requires_grad_(False)
             try:
                 evaluator.patch_optim_param_group({"": [dummy]})
                 evaluator.patch_loss(show)
@@ -95,6 +103,72 @@ def losses_of(
             )
 
     return losses
+
+
+def evidence_of(
+    needs: str,
+    weights: Mapping[MaskedParameter, Tensor],
+    evaluator: Evaluator,
+    model: nn.Module,
+    param_names_map: dict[str, str],
+    batches: int,
+) -> Losses | CollectedInputs[MaskedParameter]:
+    """Return the evidence about weights that a criterion needs, from training steps of an evaluator.
+
+    Activations and Hessians are those of the forwards of the training steps, in the mode that the training
+    loop sets; no gradient is computed for them.
+
+    Parameters
+    ----------
+    needs
+        The kind of evidence: ``"losses"``, ``"activations"`` or ``"hessians"``.
+    weights
+        The weights by parameter.
+    evaluator, model, param_names_map, batches
+        As for `losses_of`.
+
+    Raises
+    ------
+    ConfigListError
+        If a weight has no layer whose inputs are known (`layers_of`).
+    """
+    leaves = weights.values() if needs == "losses" else ()
+    losses = losses_of(evaluator, model, param_names_map, leaves, batches)
+    if needs == "losses":
+        return losses
+
+    def run(watcher: InputWatcher[MaskedParameter]) -> None:
+        left = batches
+
+        def visit(_: Tensor) -> None:
+            nonlocal left
+            left -= 1
+            if not left:  # the loop may run more steps than it was asked for
+                watcher.stop()
+
+        losses(visit)
+
+    layers = {parameter: layers_of(parameter) for parameter in weights}
+    return CollectedInputs(weights, layers, run, gram=needs == "hessians")
+
+
+def layers_of(parameter: MaskedParameter) -> list[nn.Module]:
+    """Return the layers that multiply their input by a weight, several if the weight is tied.
+
+    Raises
+    ------
+    ConfigListError
+        If a module that holds the parameter is another kind of layer.
+    """
+    layers = []
+    for module, name in parameter.space._wrapper.holders[parameter.name]:  # type: ignore[attr-defined]
+        if name != "weight" or not is_matrix_layer(module):
+            raise ConfigListError(
+                f"{parameter} is {name!r} of a {type(module).__name__}, and only weights of {KINDS} are "
+                "multiplied by inputs: start from 'magnitude', or leave it out"
+            )
+        layers.append(module)
+    return layers
 
 
 @contextmanager

@@ -10,16 +10,7 @@ from nni.compression.utils.scaling import Scaling
 from torch import Tensor, nn
 
 from nni_jackpot.errors import ConfigListError
-
-
-def is_transposed(module: nn.Module) -> bool:
-    """Return True if a module's weights have input channels first, unlike NNI's granularities assume."""
-    return isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
-
-
-def input_dim(module: nn.Module) -> int:
-    """Return the dimension of a module's weights that its input channels (or features) index."""
-    return 0 if is_transposed(module) else 1
+from nni_jackpot.modules.layouts import is_transposed
 
 
 def check_granularity(name: str, module: nn.Module, parameter: Tensor, setting: Mapping[str, Any]) -> None:
@@ -30,7 +21,7 @@ def check_granularity(name: str, module: nn.Module, parameter: Tensor, setting: 
         channels = order.index(granularity) + 1 if granularity in order else 0
         if parameter.dim() < channels:
             raise ConfigListError(f"{name} has {parameter.dim()} dimension(s), no {granularity}")
-        if channels and is_transposed(module) and cast(Any, module).groups > 1:
+        if channels and is_transposed(module) and getattr(module, "groups", 1) > 1:
             raise ConfigListError(
                 f"{name}: granularity={granularity!r} is not supported for transposed convolutions with "
                 "groups, whose weights have no dimension of output channels"

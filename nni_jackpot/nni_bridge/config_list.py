@@ -6,6 +6,7 @@ module checks every entry first, with NNI's own selectors, settings and schema, 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -30,9 +31,18 @@ from nni_jackpot.errors import (
     TargetWithoutParametersError,
 )
 from nni_jackpot.masking.granularity import parse_pattern
+from nni_jackpot.modules.layouts import layout_of
 from nni_jackpot.modules.parameters import check_initialized, check_maskable
-from nni_jackpot.nni_bridge.channels import check_granularity, input_dim, scaling_of
-from nni_jackpot.nni_bridge.selected import SELECTING_KEYS, Entry, resolve, without_selection
+from nni_jackpot.nni_bridge.channels import check_granularity, scaling_of
+from nni_jackpot.nni_bridge.selected import (
+    SELECTING_KEYS,
+    Entry,
+    resolve,
+    unnamed_weights,
+    without_selection,
+)
+
+_logger = logging.getLogger(__name__)
 
 _LEGACY_KEYS = {"exclude", "sparsity", "sparsity_per_layer", "total_sparsity", "op_partial_names"}
 _PREFIXES = (INPUT_PREFIX, OUTPUT_PREFIX)
@@ -94,6 +104,8 @@ def check_config_list(model: nn.Module, config_list: ConfigList) -> list[dict[st
             for target, setting in _settings(name, module, selection.entry).items():
                 _check_target(f"{name}.{target}", module, getattr(module, target, None), setting)
                 _check_groups(f"{name}.{target}", setting, group_ratios)
+    if left := unnamed_weights(model, selections):
+        _logger.warning("%s", left)
     return [selection.by_names() for selection in selections]
 
 
@@ -348,7 +360,7 @@ def _check_pattern(name: str, module: nn.Module, parameter: Tensor, of: int, set
         rivals.append("granularity")
     if rivals:
         raise ConfigListError(f"{name}: a sparse_pattern cannot be combined with {', '.join(rivals)}")
-    inputs = parameter.shape[input_dim(module)]
+    inputs = parameter.shape[layout_of(module, name.rpartition(".")[2]).input_dim]
     if inputs % of:
         raise ConfigListError(
             f"{name}: its input dimension of {inputs} is not a multiple of {of}, as sparse_pattern "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from nni.compression.utils import Evaluator, LightningEvaluator, TransformersEvaluator
@@ -79,6 +80,22 @@ class EvaluatorLoop:
         if isinstance(evaluator, TransformersEvaluator):
             return evaluator.trainer, "compute_loss"
         return evaluator, "_training_step"
+
+    @contextmanager
+    def silenced(self) -> Iterator[None]:
+        """Let a LightningModule log nothing in the block; the other evaluators' training steps do not log."""
+        if not isinstance(self._evaluator, LightningEvaluator):
+            yield
+            return
+        module = self._evaluator.model
+        names = ("log", "log_dict")
+        for name in names:
+            object.__setattr__(module, name, lambda *args, **kwargs: None)
+        try:
+            yield
+        finally:
+            for name in names:
+                object.__delattr__(module, name)
 
     @property
     def steps_by_hand(self) -> bool:

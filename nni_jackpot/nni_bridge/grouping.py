@@ -17,8 +17,9 @@ from nni_jackpot.errors import ConfigListError
 from nni_jackpot.masking.granularity import Grains, parse_pattern
 from nni_jackpot.masking.masked_parameter import MaskedParameter
 from nni_jackpot.masking.score_groups import ScoreGroup
+from nni_jackpot.modules.layouts import is_transposed, layout_of
 from nni_jackpot.nni_bridge.aligned_mask import align
-from nni_jackpot.nni_bridge.channels import channels_of, input_dim, is_transposed, scaling_of, steps_of
+from nni_jackpot.nni_bridge.channels import channels_of, scaling_of, steps_of
 from nni_jackpot.nni_bridge.config_list import has_align_of_its_own
 from nni_jackpot.nni_bridge.wrapper import SearchedWrapper, TiedSpace
 
@@ -102,7 +103,8 @@ def _grains(where: str, module: nn.Module, space: PruningTargetSpace, rows: int)
     shape = tuple(space.shape)
     pattern = space.setting.get("sparse_pattern")
     if pattern is not None:
-        return Grains(shape, rows=math.prod(shape) // parse_pattern(pattern)[1], row_dim=input_dim(module))
+        row_dim = layout_of(module, where.rpartition(".")[2]).input_dim
+        return Grains(shape, rows=math.prod(shape) // parse_pattern(pattern)[1], row_dim=row_dim)
     grains = Grains(shape, space._scaler, rows)
     if grains.count * grains.size != math.prod(shape):
         raise ConfigListError(f"{where}: granularity={space.granularity!r} does not divide its shape {shape}")

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
+from typing import Any
 
 import torch
 from nni.compression.base.compressor import Pruner
 from nni.compression.base.target_space import PruningTargetSpace, TargetType
+from nni.compression.utils import Evaluator
 from nni.compression.utils.scaling import Scaling
 from torch import Tensor, nn
 
+from nni_jackpot.masking.criteria import Criterion
 from nni_jackpot.masks import Masks
+from nni_jackpot.modules.batch_norm import reestimate
+from nni_jackpot.modules.layouts import Layout, layout_of
 from nni_jackpot.modules.parameters import holders_of
-from nni_jackpot.nni_bridge.channels import is_transposed
+from nni_jackpot.modules.pretrained_files import save_as_before, save_by_plain_names
 from nni_jackpot.nni_bridge.frozen_model import FrozenModel
 from nni_jackpot.nni_bridge.grouping import tie
 from nni_jackpot.nni_bridge.searched_targets import SearchedTargets
 from nni_jackpot.nni_bridge.wrapper import SearchedWrapper, refresh_masks
 
 _logger = logging.getLogger(__name__)
+
+_CHANNELS = ("out_channel", "in_channel")
 
 
 class LiveMaskPruner(Pruner):
@@ -49,13 +56,12 @@ class LiveMaskPruner(Pruner):
     def _register_scalers(self) -> None:
         super()._register_scalers()
         for module_name, spaces in self._target_spaces.items():
-            if not is_transposed(self._module_wrappers[module_name].module):
-                continue
-            for space in spaces.values():  # input channels come first in these weights
-                if space.granularity == "out_channel":
-                    space._scaler = Scaling([-1, 1], "back", -1)
-                elif space.granularity == "in_channel":
-                    space._scaler = Scaling([1], "back", -1)
+            module = self._module_wrappers[module_name].module
+            for name, space in spaces.items():
+                if space.type is not TargetType.PARAMETER or space.granularity not in _CHANNELS:
+                    continue
+                if (layout := layout_of(module, name)) != Layout() and space.target is not None:
+                    space._scaler = Scaling(layout.blocks(space.granularity, space.target.dim()), "back", -1)
 
     def _sort_by_model_order(self) -> None:
         """Put targets in model order: NNI takes them from a set of strings, new in every process."""
@@ -87,6 +93,7 @@ class LiveMaskPruner(Pruner):
             super().wrap_model()
             self._frozen.freeze()
             self._frozen.spare_ddp((p.module_name, p.name) for p in self._targets.parameters)
+            save_by_plain_names(self.bound_model)
         except BaseException:
             self._release()
             raise
@@ -108,9 +115,51 @@ class LiveMaskPruner(Pruner):
             if hasattr(wrapper.module, "_nni_wrapper"):
                 wrapper.unwrap()
         self._is_wrapped = False
+        save_as_before(self.bound_model)
         self._frozen.release()
 
+    # -- NNI's search, and norm statistics
+
+    def _single_compress(self, max_steps: int | None, max_epochs: int | None) -> None:
+        self._fusion_compress(max_steps, max_epochs)
+
+    def _fusion_compress(self, max_steps: int | None, max_epochs: int | None) -> None:
+        try:
+            super()._fusion_compress(max_steps, max_epochs)
+        finally:
+            if self.evaluator.model is not None:  # the search was cut short
+                self.evaluator.unbind_model()
+
+    def _fuse_postprocess(self, evaluator: Evaluator) -> None:
+        if not self._is_wrapped:  # another compressor of the chain wraps and unwraps
+            self._frozen.unfreeze()
+
+    def reestimate_norm(self, batches: Any) -> None:
+        """Re-estimate batch-norm statistics under the current masks, by one pass over batches.
+
+        Parameters
+        ----------
+        batches
+            Iterable of input batches, of dicts, or of lists and tuples that begin with the inputs
+            (`modules.batches.call_model`). Under `torch.distributed` the statistics are the mean over the
+            batches of all ranks.
+
+        Raises
+        ------
+        CalibrationError
+            If there is no batch, or the model fails on one; the statistics are then unchanged.
+        """
+        self._frozen.release_statistics()
+        try:
+            reestimate(self.bound_model, batches)
+        finally:
+            self._frozen.freeze_statistics()
+
     # -- masks and scores
+
+    def check_criterion(self, criterion: Criterion) -> None:
+        """Check that all targets have the evidence that a criterion needs; raises ConfigListError."""
+        self._targets.check_criterion(criterion)
 
     def score_parameters(self) -> list[nn.Parameter]:
         """Return the scores in model order, one parameter for each target or dependency group.

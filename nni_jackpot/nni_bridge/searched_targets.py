@@ -10,15 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from nni_jackpot.errors import ConfigListError, MaskError, NothingKeptError
-from nni_jackpot.masking.budgets import Rule
-from nni_jackpot.masking.criteria import Criterion, Losses, needs_losses
+from nni_jackpot.masking.budgets import Rule, criterion_of_budget
+from nni_jackpot.masking.criteria import Criterion, needs_of
 from nni_jackpot.masking.masked_parameter import MaskedParameter
 from nni_jackpot.masking.methods import Method
 from nni_jackpot.masking.score_groups import ScoreGroup
 from nni_jackpot.masks import Masks, check_shape
 from nni_jackpot.modules.parameters import join
+from nni_jackpot.nni_bridge.calibration import layers_of
 from nni_jackpot.nni_bridge.grouping import TargetSpaces, by_name
 from nni_jackpot.search.initial_masks import budget_groups_of, budgets_of, check_budgets
+
+EvidenceOf = Callable[[str, Mapping[MaskedParameter, Tensor]], Any]
+"""Returns the evidence of a kind (`nni_jackpot.masking.criteria.EVIDENCE`) about weights."""
 
 # What NNI's scheduled pruners change during a search.
 _GOALS = ("sparse_ratio", "sparse_threshold", "min_sparse_ratio", "max_sparse_ratio")
@@ -37,16 +41,29 @@ class SearchedTargets:
         Settings of the search.
     budget
         How zeros are shared out among targets without a global group.
+    criterion
+        The initial criterion; None if the masks are given.
 
     Attributes
     ----------
     importance
         Importance of every grain by the initial criterion; None if the masks were given.
+    importance_to_budget
+        Importance of every grain by the criterion that the budget needs; mostly the same.
     """
 
-    def __init__(self, groups: list[ScoreGroup], spaces: TargetSpaces, method: Method, budget: Rule) -> None:
+    def __init__(
+        self,
+        groups: list[ScoreGroup],
+        spaces: TargetSpaces,
+        method: Method,
+        budget: Rule,
+        criterion: Criterion | None,
+    ) -> None:
         self.groups = groups
         self.importance: dict[ScoreGroup, Tensor] | None = None
+        self.importance_to_budget: dict[ScoreGroup, Tensor] | None = None
+        self._criterion = criterion
         self._spaces = spaces
         self._method = method
         self._budget = budget
@@ -62,16 +79,23 @@ class SearchedTargets:
         """The groups that share a budget together."""
         return budget_groups_of(self.groups, self._budget)
 
-    def check(self, criterion: Criterion | None) -> None:
-        """Check that method and criterion fit the targets; raises ConfigListError."""
-        takes_gradients = criterion is not None and needs_losses(criterion)
-        for parameter in self.parameters:
-            if takes_gradients and not isinstance(parameter.weight, nn.Parameter):
-                raise ConfigListError(
-                    f"{parameter} is computed by a parametrization, and the criterion "
-                    f"{_name_of(criterion)} takes gradients of parameters: start from 'magnitude', 'random' "
-                    "or masks"
-                )
+    @property
+    def _criteria(self) -> list[Criterion]:
+        """The initial criterion, and the one that the budget needs; none if the masks are given."""
+        if self._criterion is None:
+            return []
+        by_budget = criterion_of_budget(self._budget)
+        return [self._criterion] if by_budget in (None, self._criterion) else [self._criterion, by_budget]
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether initial masks and budgets depend on more than weights."""
+        return any(needs_of(criterion) != "weights" for criterion in self._criteria)
+
+    def check(self) -> None:
+        """Check that method and criteria fit the targets; raises ConfigListError."""
+        for criterion in self._criteria:
+            self.check_criterion(criterion)
         for group in self.groups:
             if self._method.schedule.swap_limit is not None and group.grains.rows > 1:
                 raise ConfigListError(
@@ -79,25 +103,46 @@ class SearchedTargets:
                     "limited swaps do not keep the number of each row"
                 )
 
-    def start(self, criterion: Criterion, losses_of: Callable[[list[Tensor]], Losses]) -> None:
-        """Set budgets, initial masks and scores by a criterion.
+    def check_criterion(self, criterion: Criterion) -> None:
+        """Check that all targets have the evidence that a criterion needs; raises ConfigListError."""
+        needs = needs_of(criterion)
+        for parameter in self.parameters:
+            if needs == "losses" and not isinstance(parameter.weight, nn.Parameter):
+                raise ConfigListError(
+                    f"{parameter} is computed by a parametrization, and the criterion "
+                    f"{_name_of(criterion)} takes gradients of parameters: start from 'magnitude', 'random' "
+                    "or masks"
+                )
+            if needs in ("activations", "hessians"):
+                layers_of(parameter)
+
+    def start(self, evidence_of: EvidenceOf) -> None:
+        """Set budgets, initial masks and scores by the initial criterion.
 
         Parameters
         ----------
-        criterion
-            The criterion.
-        losses_of
-            Returns the losses whose graphs lead to the given weights.
+        evidence_of
+            Returns the evidence that criteria need.
 
         Raises
         ------
         ValueError
-            If the criterion returns something else than a tensor of the weight's shape for each target.
+            If a criterion returns something else than a tensor of the weight's shape for each target.
         NothingKeptError
             If a target would keep nothing.
         """
-        weights: dict[Any, Tensor] = {parameter: parameter.weight for parameter in self.parameters}
-        evidence = [losses_of(list(weights.values()))] if needs_losses(criterion) else []
+        found = [self._importance_by(criterion, evidence_of) for criterion in self._criteria]
+        self.importance, self.importance_to_budget = found[0], found[-1]
+        budgets = self._budgets()
+        check_budgets(budgets)
+        for group, keep in budgets.items():
+            self._set_initial(group, group.grains.select(self.importance[group], keep))
+
+    def _importance_by(self, criterion: Criterion, evidence_of: EvidenceOf) -> dict[ScoreGroup, Tensor]:
+        """Return the importance of every grain."""
+        weights = {parameter: parameter.weight for parameter in self.parameters}
+        needs = needs_of(criterion)
+        evidence = [] if needs == "weights" else [evidence_of(needs, weights)]
         importance = criterion(weights, *evidence)
         for parameter, weight in weights.items():
             found = importance.get(parameter) if isinstance(importance, Mapping) else None
@@ -106,11 +151,16 @@ class SearchedTargets:
                     f"the criterion {_name_of(criterion)} must return a tensor of shape "
                     f"{list(weight.shape)} for {parameter}, got {_shown(found)}"
                 )
-        self.importance = {group: group.reduce(importance) for group in self.groups}
-        budgets = budgets_of(self.groups, self._budget, self.importance)
-        check_budgets(budgets)
-        for group, keep in budgets.items():
-            self._set_initial(group, group.grains.select(self.importance[group], keep))
+        return {group: group.reduce(importance) for group in self.groups}
+
+    def _budgets(self) -> dict[ScoreGroup, int]:
+        assert self.importance is not None
+        assert self.importance_to_budget is not None
+        return budgets_of(self.groups, self._budget, self.importance, self.importance_to_budget)
+
+    def forget_importance(self) -> None:
+        """Free the memory of the importance: no budget will change."""
+        self.importance = self.importance_to_budget = None
 
     def start_from(self, masks: Masks) -> dict[str, dict[str, Tensor | None]]:
         """Return the masks of all targets out of given ones; raises MaskError if one is missing."""
@@ -155,7 +205,7 @@ class SearchedTargets:
                 "sparse ratios cannot be scheduled where the search starts from given masks, nor after a "
                 "search without a schedule"
             )
-        for group, keep in budgets_of(self.groups, self._budget, self.importance).items():
+        for group, keep in self._budgets().items():
             group.prune_to(keep, self.importance[group])
 
     def _set_initial(self, group: ScoreGroup, kept: Tensor) -> None:

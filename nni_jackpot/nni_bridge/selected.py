@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
-from nni_jackpot.errors import ConfigListError, EmptyMatchError
+from nni_jackpot.errors import ConfigListError, EmptyMatchError, first_few
+from nni_jackpot.modules.layouts import is_conv1d, layout_of, matrices_of
 from nni_jackpot.modules.parameters import first_names
 
 SELECTING_KEYS = {
@@ -21,6 +22,8 @@ SELECTING_KEYS = {
     *("exclude_op_types", "exclude_op_names", "exclude_op_names_re"),
 }
 _MODULE_KEYS = SELECTING_KEYS - {"target_names"}
+_KNOWN_TO_NNI = frozenset(PruningSetting.registry)
+_SHARE_WORTH_SAYING = 0.01
 
 
 @dataclass
@@ -64,6 +67,7 @@ def resolve(model: nn.Module, entries: Sequence[Entry]) -> list[Selection]:
     ConfigListError
         If two entries of NNI 3.0's form have different settings for one target.
     """
+    know_layers(model)
     first = first_names(model)
     found: list[tuple[Entry, Selection]] = []
     for entry in entries:
@@ -76,7 +80,94 @@ def resolve(model: nn.Module, entries: Sequence[Entry]) -> list[Selection]:
                 else:
                     _refuse_conflict(name, modules[name], earlier, entry)
         found.append((entry, Selection(entry.entry, modules)))
-    return [selection for _, selection in found if selection.modules]
+    return [part for _, selection in found if selection.modules for part in _by_weights(selection)]
+
+
+def know_layers(model: nn.Module) -> None:
+    """Make types of layers known to NNI that it does not know: their weights, and biases that follow them."""
+    for module in model.modules():
+        kind = type(module).__name__
+        if kind in PruningSetting.registry:
+            continue
+        if is_conv1d(module) or (
+            isinstance(module, nn.Linear) and type(module).__module__.startswith("torch.")
+        ):
+            PruningSetting.register(kind, PruningSetting.default_setting)
+        elif names := matrices_of(module):
+            weight, bias = (PruningSetting.default_setting[name] for name in ("weight", "bias"))
+            setting: dict[str, Any] = dict.fromkeys(names, weight)
+            for name in names:
+                layout = layout_of(module, name)
+                dims = [0] if layout.experts_dim is None else [layout.experts_dim, layout.output_dim]
+                of_name = {"module_name": None, "target_name": name, "dims": dims}
+                for bias_name in (f"{name}_bias", name.replace("weight", "bias")):
+                    if bias_name in module._parameters and bias_name != name:
+                        setting[bias_name] = {**bias, "align": of_name}
+            PruningSetting.register(kind, setting)
+
+
+def unnamed_weights(model: nn.Module, selections: Sequence[Selection]) -> str:
+    """Describe the weights that a config list by types leaves whole, since it does not name their types.
+
+    Layers that NNI knows may be left out on purpose. What this looks for is easily overlooked: parameters of
+    attention, of fused experts, of layers that a library has written itself.
+
+    Returns
+    -------
+    str
+        Share, types, names and remedy; empty if no type has 1 % of the weights, or entries select by name.
+    """
+    if not any(selection.entry.get("op_types") for selection in selections):
+        return ""
+    spoken_of = {name for selection in selections for name in selection.modules}
+    excluded: set[str] = set()
+    for selection in selections:
+        excluded.update(selection.entry.get("exclude_op_types") or ())
+        excluded.update(selection.entry.get("exclude_op_names") or ())
+    found: dict[str, list[str]] = defaultdict(list)
+    parameters = dict(model.named_parameters())
+    for name, parameter in parameters.items():
+        prefix = name.rpartition(".")[0]
+        module = model.get_submodule(prefix)
+        kind = type(module).__name__
+        is_plain = kind in _KNOWN_TO_NNI or parametrize.is_parametrized(module) or "parametrizations" in name
+        if parameter.dim() > 1 and not is_plain and prefix not in spoken_of and not excluded & {kind, prefix}:
+            found[kind].append(name)
+    total, of_all, texts = sum(parameter.numel() for parameter in parameters.values()), 0, []
+    for kind, names in found.items():
+        count = sum(parameters[name].numel() for name in names)
+        if count >= _SHARE_WORTH_SAYING * total:
+            of_all += count
+            how = "name it by op_types" if kind in PruningSetting.registry else "NNI does not know it"
+            texts.append(f"{kind}, {first_few(names, separator=', ')}: {how}")
+    if not texts:
+        return ""
+    return (
+        f"{of_all / total:.0%} of all weights stay whole, in types that the config list does not name "
+        f"({'; '.join(texts)}); exclude_op_types leaves them whole without this warning"
+    )
+
+
+def _by_weights(selection: Selection) -> list[Selection]:
+    """Split a selection by the names of the modules' weights, which settings of ``weight`` then are for."""
+    parts: dict[tuple[str, ...], dict[str, nn.Module]] = defaultdict(dict)
+    for name, module in selection.modules.items():
+        parts[matrices_of(module)][name] = module
+    return [
+        Selection(_renamed(selection.entry, names) if names else selection.entry, modules)
+        for names, modules in parts.items()
+    ]
+
+
+def _renamed(entry: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return an entry whose settings of ``weight`` are for other parameters."""
+    entry = dict(entry)
+    if "weight" in (settings := dict(entry.get("target_settings") or {})):
+        shared = settings.pop("weight")
+        entry["target_settings"] = {**{name: dict(shared) for name in names}, **settings}
+    if "weight" in (targets := entry.get("target_names") or ()):
+        entry["target_names"] = [*names, *(target for target in targets if target != "weight")]
+    return entry
 
 
 def _select(model: nn.Module, entry: Entry) -> dict[str, nn.Module]:

@@ -7,6 +7,7 @@ import hashlib
 import os
 import pickle
 import secrets
+import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -61,6 +62,36 @@ def replace_files(writers: Mapping[Path, Callable[[Path], object]]) -> None:
             for temporary in temporaries.values():
                 with suppress(OSError):
                     temporary.unlink(missing_ok=True)
+
+
+def create_folder(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary folder beside ``path``, then rename it to ``path``.
+
+    Raises
+    ------
+    OutputFolderError
+        If something other than an empty folder exists at ``path``, or the folder cannot be written. Nothing
+        is left then.
+    """
+    target = Path(os.path.realpath(path))
+    if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
+        raise OutputFolderError(
+            f"cannot write {path}: it exists already; allowed: an empty folder, or nothing"
+        )
+    with made_folders(target.parent), errors_of(path):
+        temporary = target.with_name(f"{_stem(target)}{secrets.token_hex(8)}.part")
+        temporary.mkdir()
+        try:
+            write(temporary)
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _flush(file, file)
+            if target.exists():
+                target.rmdir()
+            os.replace(temporary, target)
+            sync_folder(target.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def save_tensors(content: object, path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -89,13 +89,10 @@ class Registry(Mapping[str, T]):
             If no object has the name; the message lists all names.
         """
         if name not in self._objects:
-            raise ValueError(f"{self.kind} must be one of {', '.join(self)}, got {name!r}{self.hint(name)}")
+            raise ValueError(
+                f"{self.kind} must be one of {', '.join(self)}, got {name!r}{close_match(name, self)}"
+            )
         return self._objects[name]
-
-    def hint(self, name: object) -> str:
-        """Return the end of an error message: the registered name that is closest, if one is close."""
-        close = difflib.get_close_matches(str(name), self._objects, n=1)
-        return f"; did you mean {close[0]}?" if close else ""
 
     def __getitem__(self, name: str) -> T:
         return self._objects[name]
@@ -105,6 +102,12 @@ class Registry(Mapping[str, T]):
 
     def __len__(self) -> int:
         return len(self._objects)
+
+
+def close_match(name: object, names: Iterable[str]) -> str:
+    """Return the end of a message about an unknown name: the closest known name, if one is close."""
+    close = difflib.get_close_matches(str(name), list(names), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _origin(registered: object) -> tuple[object, object]:

@@ -20,7 +20,7 @@ from nni_jackpot.runtime.plain import as_plain
 from nni_jackpot.runtime.tensor_bytes import as_bytes, from_bytes
 
 # Version of the files that `write_state` writes.
-FORMAT = 2
+FORMAT = 3
 
 
 def random_states() -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -11,8 +13,11 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from nni_jackpot.errors import SearchDivergedError
+from nni_jackpot.search.best_masks.held_out import FirstSteps, HeldOut
 from nni_jackpot.search.checkpoint import Checkpoint
 from nni_jackpot.search.loop import Search
+
+_logger = logging.getLogger(__name__)
 
 
 class TrainingLoop(Protocol):
@@ -41,6 +46,9 @@ class TrainingLoop(Protocol):
     def steps_by_hand(self) -> bool:
         """Whether the model itself calls the optimizers, so that no checkpoint can follow the steps."""
 
+    def silenced(self) -> AbstractContextManager[None]:
+        """Return a context in which the training step logs nothing."""
+
 
 class DrivenSearch:
     """A search whose steps are taken by another optimizer's: the driver.
@@ -61,6 +69,11 @@ class DrivenSearch:
         Called after every step; changes budgets if another pruner schedules them.
     checkpoint
         Where the search is saved, and resumed from; None for nowhere.
+    held_out
+        The loss by which the search chooses among the masks that it has had, or the number of training steps
+        whose loss that is; 0 to end with the last masks.
+    adapts_norm
+        Whether norm statistics follow the masks.
 
     Attributes
     ----------
@@ -75,8 +88,14 @@ class DrivenSearch:
         model: nn.Module,
         follow_goals: Callable[[], None],
         checkpoint: Checkpoint | None,
+        held_out: int | HeldOut = 0,
+        adapts_norm: bool = True,
     ) -> None:
         self.search = search
+        self._held_out = held_out if isinstance(held_out, HeldOut) else None
+        self._steps_held_out = held_out if isinstance(held_out, int) else 0
+        self._adapts_norm = adapts_norm
+        self._is_measuring = False
         self.driver: Optimizer | None = None
         self._training = training
         self._model = model
@@ -93,8 +112,11 @@ class DrivenSearch:
         hook = register_optimizer_step_pre_hook(self._before_step)
         try:
             search.begin(None if has_trainer else max_steps, max_epochs)
+            place = self._training.training_step
+            measured_step = getattr(*place)
             if self._checkpoint is not None:
                 self._checkpoint.begin(search, self._training, self._model, max_steps, max_epochs)
+            self._hold_out(*place, measured_step)
             if max_steps is not None or has_trainer:
                 train(max_steps, max_epochs)
             else:
@@ -102,6 +124,7 @@ class DrivenSearch:
                     search.clock.begin_epoch()
                     train(None, 1)
             search.finish()
+            self._choose()
             if self._checkpoint is not None:
                 self._checkpoint.end()
         except SearchDivergedError as error:
@@ -112,12 +135,63 @@ class DrivenSearch:
             hook.remove()
             search.close()
 
+    def _hold_out(self, owner: Any, name: str, measured_step: Callable[..., Any]) -> None:
+        """Record the first training steps, and compare masks by them before later ones.
+
+        Parameters
+        ----------
+        owner, name
+            Object and attribute of the training step that the loop calls.
+        measured_step
+            The training step that is computed again, which counts for no checkpoint.
+        """
+        count = 0 if self._training.steps_by_hand else self._steps_held_out
+        steps = FirstSteps(count, measured_step, self._training.silenced)
+        if count:
+            self._held_out = HeldOut(self._model, self._adapts_norm, steps.loss)
+        elif self._held_out is None:
+            return
+        training_step = getattr(owner, name)
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            if not steps.are_complete:
+                steps.record(args, kwargs)
+            elif not self._replaying:
+                self._measured(lambda held_out: self.search.compare_if_due(held_out.measure))
+            return training_step(*args, **kwargs)
+
+        setattr(owner, name, watched)
+
+    def _choose(self) -> None:
+        def choose(held_out: HeldOut) -> None:
+            if self.search.choose(held_out.measure):
+                held_out.reestimate_norm()
+
+        self._measured(choose)
+
+    def _measured(self, work: Callable[[HeldOut], None]) -> None:
+        """Do what measures losses; a training step that cannot be computed again does not end the search."""
+        if self._held_out is None:
+            return
+        self._is_measuring = True
+        try:
+            work(self._held_out)
+        except Exception as error:  # the user's code may raise any error
+            self._held_out = None
+            _logger.warning(
+                "the search cannot compare its masks with those of the start: a training step cannot be "
+                "computed again without gradients: %s: %s",
+                *(type(error).__name__, error),
+            )
+        finally:
+            self._is_measuring = False
+
     @property
     def _replaying(self) -> bool:
         return self._checkpoint is not None and self._checkpoint.replaying
 
     def _check_loss(self, loss: Tensor, batch: Any) -> Tensor:
-        if not self._replaying:
+        if not (self._replaying or self._is_measuring):
             self.search.check_loss(loss)
         return loss
 
@@ -150,7 +224,7 @@ class DrivenSearch:
             search.optimizer.zero_grad(set_to_none=True)
             search.clock.step += 1
             return
-        if not _unscale(driver, search.optimizer):
+        if not unscale(driver, search.optimizer):
             return
         if search.clock.max_steps is None:
             search.clock.max_steps = self._training.total_steps()
@@ -166,7 +240,7 @@ def _holds(optimizer: Optimizer, score: Tensor) -> bool:
     return any(parameter is score for group in optimizer.param_groups for parameter in group["params"])
 
 
-def _unscale(driver: Optimizer, search: Optimizer) -> bool:
+def unscale(driver: Optimizer, search: Optimizer) -> bool:
     """Do what a gradient scaler leaves to a fused optimizer; return whether all gradients are finite."""
     scale, found_inf = getattr(driver, "grad_scale", None), getattr(driver, "found_inf", None)
     if found_inf is not None and found_inf.item():

@@ -15,7 +15,10 @@ from nni_jackpot.masking.score_groups import ScoreGroup
 
 
 def budgets_of(
-    groups: Sequence[ScoreGroup], budget: Rule, importance: Mapping[ScoreGroup, Tensor]
+    groups: Sequence[ScoreGroup],
+    budget: Rule,
+    importance: Mapping[ScoreGroup, Tensor],
+    importance_to_budget: Mapping[ScoreGroup, Tensor],
 ) -> dict[ScoreGroup, int]:
     """Return how many grains each group keeps, each global group ranked as a whole.
 
@@ -26,7 +29,9 @@ def budgets_of(
     budget
         Rule for the groups without a global group (`nni_jackpot.masking.budgets`).
     importance
-        Of every grain, of the groups' score shapes.
+        Of every grain, of the groups' score shapes; ranks global groups, and gives thresholds.
+    importance_to_budget
+        The same by the criterion that the budget needs.
     """
     budgets: dict[ScoreGroup, int] = {}
     together: dict[Any, list[ScoreGroup]] = defaultdict(list)
@@ -36,9 +41,11 @@ def budgets_of(
         else:
             together[group.space.global_group_id].append(group)
     for global_id, members in together.items():
-        rule = budget if global_id is None else by_global_rank
+        rule, evidence = budget, importance_to_budget
+        if global_id is not None:
+            rule, evidence = by_global_rank, importance
         units = {group: _unit_of(group, importance[group]) for group in members}
-        budgets |= rule(units, {group: importance[group] for group in members})
+        budgets |= rule(units, {group: evidence[group] for group in members})
     return {group: budgets[group] for group in groups}
 
 

@@ -18,6 +18,7 @@ from nni_jackpot.masking.score_groups import ScoreGroup
 from nni_jackpot.modules.final_statistics import FinalStatistics
 from nni_jackpot.runtime.distributed import all_gather, world_size
 from nni_jackpot.runtime.resume import digest
+from nni_jackpot.search.best_masks.best_masks import BestMasks
 from nni_jackpot.search.clock import SearchClock
 from nni_jackpot.search.sparsity_schedule import SparsitySchedule
 
@@ -41,6 +42,8 @@ class Search:
         Settings of the search; their initial scores serve the return to the last good masks.
     statistics
         Collects batch-norm statistics of the final masks after the soft ones; None to leave statistics alone.
+    finds_lr
+        Whether the search lowers a learning rate that makes its masks worse (`BestMasks`).
 
     Attributes
     ----------
@@ -56,6 +59,7 @@ class Search:
         lr_schedule: Callable[[float], float],
         method: Method,
         statistics: FinalStatistics | None,
+        finds_lr: bool = False,
     ) -> None:
         self.groups = groups
         self.optimizer = optimizer
@@ -66,6 +70,7 @@ class Search:
         self._lr_schedule = lr_schedule
         self.method = method
         self._statistics = statistics
+        self._finds_lr = finds_lr
         self._parameters = [member for group in groups for member in group.members]
         self._without_gradient = list(groups)
 
@@ -87,6 +92,7 @@ class Search:
             Length in epochs, if the number of steps is not known (`SearchClock`).
         """
         self.clock = SearchClock(max_steps, max_epochs)
+        self._best = BestMasks(self.groups, self.method.initial_scores, self._finds_lr)
         self.schedule.follow(0.0)
         refresh(self._parameters)
         self._set_mode(is_searched=True)
@@ -136,6 +142,15 @@ class Search:
         if self._statistics is not None and self.schedule.is_hard_at(progress):
             self._statistics.start()
         self.clock.step += 1
+
+    def compare_if_due(self, measure: Callable[[], float]) -> None:
+        """Compare the masks with the best so far, if it is time to (`BestMasks.compare`)."""
+        if self._best.is_due(self.clock.step):
+            self._best.compare(measure, self.optimizer)
+
+    def choose(self, measure: Callable[[], float]) -> bool:
+        """After `finish`, replace the masks by better ones of this search; return whether there were any."""
+        return self._best.choose(measure)
 
     def finish(self) -> None:
         """Update the masks a last time.
@@ -228,6 +243,7 @@ class Search:
             "rankings": self.schedule.rankings,
             "masks": {str(parameter): parameter.state_dict() for parameter in self._parameters},
             "optimizer": self.optimizer.state_dict(),
+            "best": self._best.state_dict(),
         }
 
     def check_state(self, state: Mapping[str, Any]) -> None:
@@ -244,6 +260,7 @@ class Search:
             raise ValueError("the masks are those of other targets")
         for name, parameter in parameters.items():
             parameter.check_state(state["masks"][name])
+        self._best.check_state(state["best"])
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state; the scores have been restored before."""
@@ -255,6 +272,7 @@ class Search:
         self._set_mode(is_searched=True)
         build_caches(self._parameters)
         self.optimizer.load_state_dict(state["optimizer"])
+        self._best.load_state_dict(state["best"])
         is_hard = all(parameter.temperature == 0 for parameter in self._parameters)
         if self._statistics is not None and is_hard:
             self._statistics.start(is_resumed=True)

@@ -8,21 +8,16 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any, cast
 
-from nni_jackpot.masking.budgets import BUDGETS, Rule
-from nni_jackpot.masking.criteria import CRITERIA, Criterion, needs_losses
+from nni_jackpot.masking.budgets import BUDGETS, Rule, criterion_of_budget
+from nni_jackpot.masking.criteria import CRITERIA, EVIDENCE, Criterion, needs_of
 from nni_jackpot.masking.methods import METHODS, Method
+from nni_jackpot.runtime.registry import close_match
 
-# Settings that were keywords of the pruner before there were methods, and their names today.
+# Settings that were keywords of the pruner before there were methods; two have another name today.
+RENAMED = {"growth": "ramp_end", "hardening": "anneal_end"}
 OLD_KEYWORDS = {
-    "lr": "lr",
-    "momentum": "momentum",
-    "weight_decay": "weight_decay",
-    "growth": "ramp_end",
-    "temperature": "temperature",
-    "hardening": "anneal_end",
-    "kept_score": "kept_score",
-    "pruned_score": "pruned_score",
-    "swap_limit": "swap_limit",
+    *("lr", "momentum", "weight_decay", "temperature", "kept_score", "pruned_score", "swap_limit"),
+    *RENAMED,
 }
 OLD_RECIPES = {"jackpot": "default"}
 NORMS = ("adapt", "freeze")
@@ -34,7 +29,7 @@ def criterion_of(init: Any, init_batches: int, has_evaluator: bool) -> Criterion
     Raises
     ------
     ValueError
-        If there is no such criterion, or nothing to take its gradients through.
+        If there is no such criterion, or nothing to take its evidence through.
     """
     if init_batches < 1:
         raise ValueError(f"init_batches must be positive, got {init_batches}")
@@ -43,17 +38,30 @@ def criterion_of(init: Any, init_batches: int, has_evaluator: bool) -> Criterion
     if not callable(init) and not (isinstance(init, str) and init in CRITERIA):
         raise ValueError(
             f"init must be one of {', '.join(CRITERIA)}, a criterion, or masks, got {init!r}"
-            f"{CRITERIA.hint(init)}"
+            f"{close_match(init, CRITERIA)}"
         )
     criterion = cast(Criterion, init if callable(init) else CRITERIA[init])
-    if needs_losses(criterion) and not has_evaluator:
-        raise ValueError(f"init={init!r} takes gradients through an evaluator: give the pruner one")
+    _check_evidence(f"init={init!r}", criterion, has_evaluator)
     return criterion
 
 
-def budget_of(budget: str | Rule) -> Rule:
-    """Return the rule of a budget; raises ValueError if there is no such budget."""
-    return budget if callable(budget) else BUDGETS.find(budget)
+def budget_of(budget: str | Rule, has_evaluator: bool) -> Rule:
+    """Return the rule of a budget.
+
+    Raises
+    ------
+    ValueError
+        If there is no such budget, or nothing to take its evidence through.
+    """
+    rule = budget if callable(budget) else BUDGETS.find(budget)
+    if (criterion := criterion_of_budget(rule)) is not None:
+        _check_evidence(f"budget={budget!r}", criterion, has_evaluator)
+    return rule
+
+
+def _check_evidence(option: str, criterion: Criterion, has_evaluator: bool) -> None:
+    if (needs := needs_of(criterion)) != "weights" and not has_evaluator:
+        raise ValueError(f"{option} takes {EVIDENCE[needs]} through an evaluator: give the pruner one")
 
 
 def check_norm(norm: str) -> str:
@@ -99,7 +107,7 @@ def method_of(method: str | Method, old: Mapping[str, Any]) -> Method:
     """
     if unknown := sorted(set(old) - {*OLD_KEYWORDS, "recipe"}):
         raise TypeError(f"LotteryJackpotPruner() got an unexpected keyword argument {unknown[0]!r}")
-    given = {OLD_KEYWORDS[k]: v for k, v in old.items() if k != "recipe" and v is not None}
+    given = {RENAMED.get(k, k): v for k, v in old.items() if k != "recipe" and v is not None}
     if isinstance(method, Method):
         if old:
             raise ValueError(f"{', '.join(old)}: give settings to the method, {type(method).__name__}(...)")

@@ -6,9 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from nni_jackpot.errors import SearchDivergedError
 from nni_jackpot.masks import Masks
+from nni_jackpot.search.best_masks.held_out import HeldOut
+from nni_jackpot.search.driven_search import unscale
 from nni_jackpot.search.loop import Search
 
 
@@ -21,11 +24,16 @@ class OwnLoop:
         The search, which has begun.
     masks_of
         Called at the end with the batches for norm statistics; returns the masks.
+    held_out
+        Loss by which the search chooses among the masks that it has had; None to end with the last ones.
     """
 
-    def __init__(self, search: Search, masks_of: Callable[[Any], Masks]) -> None:
+    def __init__(
+        self, search: Search, masks_of: Callable[[Any], Masks], held_out: HeldOut | None = None
+    ) -> None:
         self._search = search
         self._masks_of = masks_of
+        self._held_out = held_out
 
     @property
     def learning_rate(self) -> float:
@@ -57,10 +65,29 @@ class OwnLoop:
             if loss is not None:
                 self._search.check_loss(loss)
             self._search.step()
+            if self._held_out is not None:
+                self._search.compare_if_due(self._held_out.measure)
         except SearchDivergedError as error:
             diverged = self._search.undo(error)
             self._search.close()
             raise diverged from error
+
+    def step_before(self, driver: Optimizer) -> None:
+        """Take a step in the place of another optimizer, which holds the scores too and finds no gradient.
+
+        Parameters
+        ----------
+        driver
+            The optimizer that is about to step. Nothing happens where a gradient scaler has found that its
+            gradients are not finite.
+
+        Raises
+        ------
+        SearchDivergedError, NothingSearchedError
+            As `step`.
+        """
+        if unscale(driver, self._search.optimizer):
+            self.step()
 
     def finish(self, norm_batches: Any = None) -> Masks:
         """End the search and return the masks.
@@ -79,6 +106,8 @@ class OwnLoop:
         """
         try:
             self._search.finish()
+            if self._held_out is not None and self._search.choose(self._held_out.measure):
+                self._held_out.reestimate_norm()
         except SearchDivergedError as error:
             raise self._search.undo(error) from error
         finally:

@@ -24,6 +24,7 @@ _TYPES: dict[str, type] = {
     "masks": dict,
     "buffers": dict,
     "optimizer": dict,
+    "best": dict,
     "driver": dict,
     "random_start": list,
     "random": list,

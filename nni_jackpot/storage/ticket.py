@@ -9,7 +9,7 @@ tensor, and can only be applied to these.
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from nni_jackpot.runtime.tensor_bytes import from_bytes
 from nni_jackpot.runtime.terminal import escaped
 from nni_jackpot.storage.base_state import Model, aliases, base_state, check_writable, parameters_of, state_of
 from nni_jackpot.storage.formats.byte_planes import Form, pack, unpack
+from nni_jackpot.storage.formats.deflated import deflated
 from nni_jackpot.storage.formats.mask_codec import check, decode, encode
 from nni_jackpot.storage.formats.rules import error_prefix
 from nni_jackpot.storage.formats.sealed import (
@@ -42,7 +43,7 @@ from nni_jackpot.storage.ticket_format import (
 )
 
 KIND = "jackpot ticket"
-VERSION = 1
+VERSION = 2  # 1 where the content is short enough to be JSON as it is
 
 
 class MaskFinder(Protocol):
@@ -122,6 +123,11 @@ class Ticket:
         streams = sum(len(mask.stream) for *_, mask in named(self.coded))
         return {"masks": streams, "statistics": len(self._packed), "base": DIGEST_SIZE * len(self.base)}
 
+    @property
+    def names(self) -> list[str]:
+        """The names of all tensors of the state dict, norm statistics included."""
+        return [*self.base, *self._statistics]
+
     def check_base(self, model: Model) -> None:
         """Check that a model, or a state dict, is the base that the ticket was found on.
 
@@ -137,11 +143,27 @@ class Ticket:
         """
         self.compare(state_of(model), parameters_of(model))
 
-    def compare(self, state: Mapping[str, Tensor], parameters: Container[str]) -> None:
-        """Check tensors, given by name, as `check_base` does; ``parameters`` are the names of parameters."""
+    def compare(
+        self,
+        state: Mapping[str, Tensor],
+        parameters: Container[str],
+        digest: Callable[[str], bytes] | None = None,
+    ) -> None:
+        """Check tensors as `check_base` does.
+
+        Parameters
+        ----------
+        state
+            Tensors by name; only dtype and shape are read if ``digest`` is given.
+        parameters
+            Names of parameters, which are never norm statistics.
+        digest
+            Returns the hash of a tensor by its name; by default that of the tensor in ``state``.
+        """
+        found_digest = digest or (lambda name: digest_of(state[name]))
         shapes = {name: mask.shape for name, target, mask in named(self.coded) if is_parameter(target)}
         known = set(statistics_of(state, parameters))
-        wrong = [f"{name} is missing" for name in (*self.base, *self._statistics) if name not in state]
+        wrong = [f"{name} is missing" for name in self.names if name not in state]
         for name, tensor in state.items():
             form = _form(tensor)
             if name in self._statistics:
@@ -156,8 +178,8 @@ class Ticket:
         if not wrong:  # last, as hashes take time
             wrong = [
                 f"{name} (here {_form(state[name])}) differs"
-                for name, digest in self.base.items()
-                if digest_of(state[name]) != digest
+                for name, expected in self.base.items()
+                if found_digest(name) != expected
             ]
         if wrong:
             findings = first_few([escaped(finding) for finding in wrong])
@@ -196,7 +218,7 @@ class Ticket:
         coded = {name: mask for name, _, mask in named(self.coded)}
         for first, name in aliases(state, self.masked):
             if coded[first] != coded[name] and not torch.equal(decode(coded[first]), decode(coded[name])):
-                raise _two_masks(first, name)
+                raise two_masks(first, name)
 
     @property
     def masked(self) -> list[str]:
@@ -290,10 +312,12 @@ def save_ticket(
     digests = b"".join(digest_of(tensor) for tensor in state.values())
     streams = {f"mask.{name}": mask.stream for name, _, mask in named(coded) if mask.stream}
     parts = {"base": digests, "statistics": pack(list(statistics.values())), **streams}
-    parse(content, parts)
     tensors = {name: from_bytes(part) for name, part in parts.items()}
     try:
-        write_sealed(path, KIND, VERSION, content, tensors)
+        packed = deflated(content)
+        written: Any = content if packed is None else packed
+        parse(written, parts)
+        write_sealed(path, KIND, 1 if packed is None else VERSION, written, tensors)
     except TicketError:
         raise
     except (TypeError, ValueError, RecursionError) as error:
@@ -313,8 +337,7 @@ def load_ticket(path: str | os.PathLike[str]) -> Ticket:
     """
     content, parts = read_parts(path, KIND, VERSION)
     with error_prefix(f"{path} is damaged"):
-        coded, base, statistics = parse(content, parts)
-    return Ticket(coded, base, content["metadata"], statistics, parts["statistics"])
+        return Ticket(*parse(content, parts), parts["statistics"])
 
 
 def masks_by_name(masks: Masks, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -334,11 +357,12 @@ def masks_by_name(masks: Masks, state: Mapping[str, Tensor]) -> dict[str, Tensor
         check_shape(escaped(name), mask, state[name].shape)
     for first, name in aliases(state, by_name):
         if not torch.equal(by_name[first].bool(), by_name[name].to(by_name[first].device).bool()):
-            raise _two_masks(first, name)
+            raise two_masks(first, name)
     return by_name
 
 
-def _two_masks(first: str, name: str) -> MaskError:
+def two_masks(first: str, name: str) -> MaskError:
+    """Return the error for two names of one tensor with different masks."""
     return MaskError(f"{escaped(first)} and {escaped(name)} are one tensor, and their masks differ")
 
 

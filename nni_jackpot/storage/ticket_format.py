@@ -14,6 +14,7 @@ from nni_jackpot.storage import norm_statistics
 from nni_jackpot.storage.formats import coded_mask, mask_codec, sealed_format
 from nni_jackpot.storage.formats.byte_planes import FORM, PACKED, Form
 from nni_jackpot.storage.formats.coded_mask import CodedMask
+from nni_jackpot.storage.formats.deflated import DEFLATED, inflated
 from nni_jackpot.storage.formats.rules import Rule, error_prefix
 
 CodedMasks: TypeAlias = Mapping[str, Mapping[str, CodedMask | None]]
@@ -44,6 +45,7 @@ CLAIM = Rule(
 
 CONTENT_RULES = (
     *sealed_format.PART_RULES,
+    DEFLATED,
     CONTENT,
     MASKS,
     NAMES,
@@ -59,13 +61,15 @@ DECODING_RULES = (CLAIM, mask_codec.DECODED, PACKED, norm_statistics.VALUES)
 RULES = CONTENT_RULES + DECODING_RULES
 
 
-def parse(content: Any, parts: Mapping[str, bytes]) -> tuple[CodedMasks, dict[str, bytes], dict[str, Form]]:
-    """Check a ticket, and return its masks, the hashes of its base and the forms of its statistics.
+def parse(
+    content: Any, parts: Mapping[str, bytes]
+) -> tuple[CodedMasks, dict[str, bytes], dict[str, Any], dict[str, Form]]:
+    """Check a ticket, and return masks, the hashes of the base, metadata and the forms of statistics.
 
     Parameters
     ----------
     content
-        The JSON content of the sealed file.
+        The JSON content of the sealed file, deflated where it is long.
     parts
         The bytes of the file's tensors, by name.
 
@@ -74,6 +78,8 @@ def parse(content: Any, parts: Mapping[str, bytes]) -> tuple[CodedMasks, dict[st
     TicketError
         If the ticket breaks a rule.
     """
+    if isinstance(content, str):
+        content = inflated(content, sum(map(len, parts.values())))
     if not isinstance(content, dict) or content.keys() != {"masks", "base", "statistics", "metadata"}:
         raise CONTENT.broken("the content")
     if not isinstance(content["metadata"], dict):
@@ -94,7 +100,7 @@ def parse(content: Any, parts: Mapping[str, bytes]) -> tuple[CodedMasks, dict[st
     for name, target, _ in named(coded):
         if is_parameter(target) and name not in base:
             raise MASKED.broken(f"the mask of {name}")
-    return coded, base, _statistics(content["statistics"], base)
+    return coded, base, content["metadata"], _statistics(content["statistics"], base)
 
 
 def check_claim(coded: CodedMasks, size: int) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from law import Inputs, Searched, check_law, check_refusal
+from law import Inputs, Searched, check_law
 from nni.compression.base.setting import PruningSetting
 from torch import nn
 
@@ -26,17 +26,13 @@ class Architecture:
     op_types: tuple[str, ...] = IMAGE_LAYERS
     registered: tuple[str, ...] = ()
     """Types that the user makes known to NNI first."""
-    refused: str | None = None
-    """The message, if the network is refused."""
     heavy: bool = False
 
-    def check(self) -> Searched | str:
-        """Check the law; return what was searched, or the message of the refusal."""
+    def check(self) -> Searched:
+        """Check the law; return what was searched."""
         entries = [{"op_types": list(self.op_types), "sparse_ratio": 0.5}]
         with _registered(self.registered):
-            if self.refused is None:
-                return check_law(self._make, entries, self.inputs())
-            return check_refusal(self._make, entries, self.inputs(), self.refused)
+            return check_law(self._make, entries, self.inputs())
 
     def _make(self) -> nn.Module:
         """Make the network, with random numbers where it begins with zeros or ones, which hide a branch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 from torchvision.models import detection, segmentation
 from torchvision.ops import misc
 
-from architectures.architecture import Architecture, images, of_class
+from architectures.architecture import IMAGE_LAYERS, Architecture, images, of_class
 
 
 def of_torchvision(name: str, size: int = 32, heavy: bool = False, **options: Any) -> Architecture:
@@ -74,6 +75,17 @@ def flow() -> Inputs:
 
 resnet = torchvision.models.resnet
 vision = torchvision.models
+ATTENTION = ("MultiheadAttention", "NonDynamicallyQuantizableLinear")
+VIT = of_class(
+    vision.VisionTransformer,
+    image_size=32,
+    patch_size=8,
+    num_layers=2,
+    num_heads=2,
+    hidden_dim=16,
+    mlp_dim=32,
+    dropout=0.1,
+)
 TORCHVISION: dict[str, Architecture] = {
     "alexnet": of_torchvision("alexnet", 64, heavy=True),
     "vgg11_bn": of_torchvision("vgg11_bn", heavy=True),
@@ -97,16 +109,8 @@ TORCHVISION: dict[str, Architecture] = {
         vision.ConvNeXt, [vision.convnext.CNBlockConfig(8, 16, 1), vision.convnext.CNBlockConfig(16, None, 1)]
     ),
     "convnext_tiny": of_torchvision("convnext_tiny", heavy=True),
-    "vit": of_class(
-        vision.VisionTransformer,
-        image_size=32,
-        patch_size=8,
-        num_layers=2,
-        num_heads=2,
-        hidden_dim=16,
-        mlp_dim=32,
-        dropout=0.1,
-    ),
+    "vit": VIT,
+    "vit, its attention": replace(VIT, op_types=(*IMAGE_LAYERS, *ATTENTION)),
     "swin": of_class(vision.SwinTransformer, [2, 2], 16, [2, 2], [2, 4], [4, 4]),
     "swin_v2": of_class(
         vision.SwinTransformer,

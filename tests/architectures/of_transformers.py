@@ -42,13 +42,12 @@ def of_transformers(
     inputs: Callable[[], Inputs] = text,
     op_types: tuple[str, ...] = TEXT_LAYERS,
     registered: tuple[str, ...] = (),
-    refused: str | None = None,
     **options: Any,
 ) -> Architecture:
     def make() -> nn.Module:
         return getattr(transformers, model)(getattr(transformers, config)(**options))
 
-    return Architecture(make, inputs, op_types, registered, refused)
+    return Architecture(make, inputs, op_types, registered)
 
 
 causal = partial(text, use_cache=False)
@@ -87,22 +86,29 @@ def spectrogram() -> Inputs:
 TRANSFORMERS: dict[str, Architecture] = {
     "BERT": of_transformers("BertModel", "BertConfig", **SMALL),
     "BERT, masked words by a tied decoder": of_transformers("BertForMaskedLM", "BertConfig", **SMALL),
-    "GPT-2, its Conv1D not known to NNI": of_transformers(
-        "GPT2LMHeadModel",
-        "GPT2Config",
-        causal,
-        ("Conv1D",),
-        refused="does not know how to prune .*Conv1D",
-        **GPT2,
-    ),
-    "GPT-2, its Conv1D known to NNI": of_transformers(
-        "GPT2LMHeadModel", "GPT2Config", causal, ("Conv1D", *TEXT_LAYERS), ("Conv1D",), **GPT2
-    ),
+    "GPT-2": of_transformers("GPT2LMHeadModel", "GPT2Config", causal, ("Conv1D", *TEXT_LAYERS), **GPT2),
     "Llama": of_transformers("LlamaForCausalLM", "LlamaConfig", causal, **LLAMA),
     "Llama, tied": of_transformers(
         "LlamaForCausalLM", "LlamaConfig", causal, tie_word_embeddings=True, **LLAMA
     ),
     "Mixtral": of_transformers("MixtralForCausalLM", "MixtralConfig", causal, num_local_experts=4, **LLAMA),
+    "Mixtral, its fused experts": of_transformers(
+        "MixtralForCausalLM",
+        "MixtralConfig",
+        causal,
+        ("MixtralExperts", *TEXT_LAYERS),
+        num_local_experts=4,
+        **LLAMA,
+    ),
+    "GPT-OSS, its fused experts": of_transformers(
+        "GptOssForCausalLM",
+        "GptOssConfig",
+        causal,
+        ("GptOssExperts", *TEXT_LAYERS),
+        num_local_experts=4,
+        head_dim=8,
+        **LLAMA,
+    ),
     "T5": of_transformers("T5ForConditionalGeneration", "T5Config", decoded, **T5),
     "ViT": of_transformers(
         "ViTForImageClassification",

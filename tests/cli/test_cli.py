@@ -21,7 +21,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
     """Configs of the searches that a command line asks for, in place of the searches."""
     configs: list[RunConfig] = []
 
-    def search(config: RunConfig) -> Result:
+    def search(config: RunConfig, overwrite: bool) -> Result:
         configs.append(config)
         return Result([Row("dense", 0.9 + config.seed / 100, 0.0, 0)], 0.95, 1.0, Path(config.output))
 
@@ -56,7 +56,7 @@ def test_a_sweep_goes_on_after_the_runs_that_are_finished(
 ) -> None:
     searched: list[RunConfig] = []
 
-    def search(config: RunConfig) -> Result:
+    def search(config: RunConfig, overwrite: bool) -> Result:
         searched.append(config)
         dump_config(config, Path(config.output) / "config.yml")
         kinds = ("dense", "initial", "initial_norm", "jackpot")

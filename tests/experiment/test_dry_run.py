@@ -75,3 +75,14 @@ def test_steps_are_counted(tmp_path: Path) -> None:
 def test_mistakes_are_found(fixed: dict[str, object], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         plan(runs_of(CONFIGS / "digits" / "resnet.yml", fixed))
+
+
+@pytest.mark.parametrize("option", [{"search.init": "wanda"}, {"search.budget": "owl"}])
+def test_targets_without_the_inputs_that_are_needed_are_refused(option: dict[str, object]) -> None:
+    file = CONFIGS / "digits" / "resnet.yml"
+    layers: dict[str, object] = {"config_list": [{"op_types": ["Conv2d"], "sparse_ratio": 0.5}]}
+    plan(runs_of(file, {**option, **layers}))
+    norms: dict[str, object] = {"config_list": [{"op_types": ["BatchNorm2d"], "sparse_ratio": 0.5}]}
+    plan(runs_of(file, norms))
+    with pytest.raises(ConfigListError, match="'weight' of a BatchNorm2d"):
+        plan(runs_of(file, {**option, **norms}))

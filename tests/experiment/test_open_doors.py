@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ConvNet
+from conftest import ConvNet, make_evaluator
 from tiny_runs import command, write_file
 
 from nni_jackpot import LotteryJackpotPruner, cli
@@ -32,6 +32,25 @@ from nni_jackpot.masking.criteria import register_criterion
 def signed(weights, losses=None):
     """Importance ``w``: large positive weights are kept."""
     return {key: weight.detach().clone() for key, weight in weights.items()}
+''',
+    "my_activations": '''
+from nni_jackpot.masking.criteria import register_criterion
+
+@register_criterion("largest_inputs", needs="activations")
+def largest_inputs(weights, inputs):
+    """Importance ``|x|``: weights of the largest inputs are kept, whatever the weights are."""
+    return {
+        key: seen.from_rows(0 * seen.rows(weights[key]) + seen.squares[:, None]) for key, seen in inputs
+    }
+''',
+    "my_needy_budget": '''
+from nni_jackpot.masking.budgets import as_configured, register_budget
+
+@register_budget("wanda_sees", needs="wanda")
+def wanda_sees(units, importance):
+    """Give each target its own ratio, once Wanda has seen activations."""
+    assert all(values.max() > 0 for values in importance.values())
+    return as_configured(units, importance)
 ''',
     "my_budget": '''
 from nni_jackpot.masking.budgets import kept_count, register_budget
@@ -105,6 +124,16 @@ class TinySet(Comparator):
 # What the YAML file says of each, and what the dry run and the report must show of it.
 USES: dict[str, tuple[list[str], str, str]] = {
     "my_criterion": (["search.init=signed"], "", "signed mask alone"),
+    "my_activations": (
+        [
+            "search.init=largest_inputs",
+            "search.init_batches=2",
+            "config_list.0={op_types: [Conv2d], sparse_ratio: 0.5}",
+        ],
+        "",
+        "largest_inputs mask alone",
+    ),
+    "my_needy_budget": (["search.budget=wanda_sees"], "", ""),
     "my_budget": (
         ["search.budget=first_dense", "config_list.0={op_types: [Conv2d], sparse_ratio: 0.5}"],
         "",
@@ -171,10 +200,28 @@ def test_python_takes_outside_names(file: Path) -> None:
     assert model.conv2.weight[kept["conv2"]].min() >= model.conv2.weight[~kept["conv2"]].max()
 
 
+def test_python_takes_an_outside_criterion_of_activations(file: Path) -> None:
+    load_config(file, {"plugins": ["my_activations", "my_needy_budget"]})
+    torch.manual_seed(0)
+    model, images = ConvNet(), torch.rand(4, 1, 8, 8)
+    model.bn1.weight.data[3] = 0  # the fourth input of conv2 is silent
+    ratio = [{"op_names": ["conv2"], "sparse_ratio": 0.125}]
+    evaluator = make_evaluator(model, [(images, torch.arange(4) % 3)])
+    for options in ({"init": "largest_inputs", "budget": "wanda_sees"}, {"init": CRITERIA["largest_inputs"]}):
+        pruner = LotteryJackpotPruner(model, ratio, evaluator, **options)
+        mask = pruner.get_masks()["conv2"]["weight"].bool()
+        assert not mask[:, 3].any()
+        assert mask.sum() == 12 * 7 * 9
+        pruner.unwrap_model()
+
+
 def test_outside_names_in_a_sweep_and_a_search_space(file: Path, tmp_path: Path) -> None:
     fixed: dict[str, object] = {"plugins": ["my_criterion", "my_method"]}
     space = {"search.method": ["late_ramp", "edge_popup"], "search.init": ["signed", "magnitude"]}
     assert len(runs_of(file, fixed, space)) == 4
+    fixed_too: dict[str, object] = {"plugins": ["my_activations", "my_needy_budget"]}
+    needy = {"search.init": ["largest_inputs", "sparsegpt"], "search.budget": ["wanda_sees", "owl"]}
+    assert len(runs_of(file, fixed_too, needy)) == 4
     experiment = {
         "trialCommand": "nni-jackpot search run.yml",
         "searchSpace": {"search.until": {"_type": "choice", "_value": [0.25, 0.5]}},

@@ -12,8 +12,9 @@ from tiny_runs import write_file
 
 from nni_jackpot import apply_masks
 from nni_jackpot.errors import ExperimentConfigError
-from nni_jackpot.experiment.config import DataConfig, load_config
+from nni_jackpot.experiment.config import load_config
 from nni_jackpot.experiment.data.loading import EpochShuffle, load_data
+from nni_jackpot.experiment.data.section import DataConfig
 from nni_jackpot.experiment.folder.pretrained import load_weights
 from nni_jackpot.experiment.folder.result import load_result
 from nni_jackpot.masks import load_masks

@@ -63,7 +63,7 @@ def dropping_model(config: Any, num_classes: int, in_channels: int) -> nn.Module
 def test_a_resumed_search_has_the_logs_of_a_whole_one(
     step: int, build: Any, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nni_jackpot.experiment.run.build_model", build)
+    monkeypatch.setattr("nni_jackpot.experiment.running.context.build_model", build)
     every = {"search.checkpoint_every": 5} if step == 15 else {}  # at the end of an epoch
     search(load_config(path, {**every, "output": str(tmp_path / "whole")}))
     config = load_config(path, every)

@@ -141,7 +141,7 @@ def test_mistakes_are_found_before_any_training(
     config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: dict, error: type
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr("nni_jackpot.experiment.run.train_weights", None)
+    monkeypatch.setattr("nni_jackpot.experiment.running.context.train_weights", None)
     with pytest.raises(error):
         search(load_config(config_file, overrides))
     assert not (tmp_path / "pretrained").exists()
@@ -165,7 +165,7 @@ def test_a_diverging_search_leaves_no_masks(
         calls.append(1)
         return model(batch[0]).sum() * (float("nan") if len(calls) == 5 else 1e-3)
 
-    monkeypatch.setattr("nni_jackpot.experiment.run.cross_entropy_step", step)
+    monkeypatch.setattr("nni_jackpot.experiment.running.image_task.cross_entropy_step", step)
     with pytest.raises(SearchDivergedError, match="at step 5 of the search"):
         search(config)
     assert not (tmp_path / "out" / "masks.pth").exists()
@@ -272,7 +272,7 @@ def dropping_model(config: Any, num_classes: int, in_channels: int) -> nn.Module
 def test_what_an_interrupted_search_has_seen_is_not_loaded_again(
     longer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, build: Any
 ) -> None:
-    monkeypatch.setattr("nni_jackpot.experiment.run.build_model", build)
+    monkeypatch.setattr("nni_jackpot.experiment.running.context.build_model", build)
     loaded = 0
     load_pixels = ImageTensors._pixels
 
@@ -318,7 +318,7 @@ def test_a_search_that_is_over_is_not_repeated(longer: Path, tmp_path: Path) -> 
 def test_training_of_weights_goes_on_after_its_last_epoch(
     longer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, build: Any
 ) -> None:
-    monkeypatch.setattr("nni_jackpot.experiment.run.build_model", build)
+    monkeypatch.setattr("nni_jackpot.experiment.running.context.build_model", build)
     options = {"data.augment": True, "pretrain.epochs": 4, "search.epochs": 1, "finetune.epochs": 3}
     caches = [{"pretrain.cache": str(tmp_path / name)} for name in ("one", "other")]
     whole = search(load_config(longer, options | caches[0] | {"output": str(tmp_path / "whole")}))

@@ -13,11 +13,12 @@ from by_hand import accuracy_of, data_of, pretrained, searched, statistics, stat
 from conftest import model_of, same, same_state
 from torch import nn
 
-from nni_jackpot import apply_masks, load_masks
+from nni_jackpot import EdgePopup, Supermask, apply_masks, load_masks
 from nni_jackpot.experiment import run
 from nni_jackpot.experiment.config import RunConfig, load_config
 from nni_jackpot.experiment.folder.pretrained import cache_path, load_weights
 from nni_jackpot.experiment.run import search
+from nni_jackpot.experiment.running import image_task as images
 from nni_jackpot.experiment.train import accuracy
 from nni_jackpot.modules.batch_norm import reestimate
 
@@ -33,7 +34,7 @@ def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
         models.append(copy.deepcopy(model))
         return accuracy(model, *arguments)
 
-    monkeypatch.setattr(run, "accuracy", look)
+    monkeypatch.setattr(images, "accuracy", look)
     return models
 
 
@@ -47,22 +48,25 @@ def test_pretraining_is_sgd_under_half_a_cosine(config: RunConfig) -> None:
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("settings", "options"),
     [
-        {},
-        {"method": "supermask"},
-        {"recipe": "paper", "lr": 1.0},
-        {"recipe": "paper", "lr": 1.0, "swap_limit": 1e-3},
-        {"growth": 1.0, "hardening": 0.5},
-        {"init": "random"},
+        ({}, {}),
+        ({"method": "supermask"}, {"method": Supermask()}),
+        ({"recipe": "paper", "lr": 1.0}, {"method": EdgePopup.paper(lr=1.0)}),
+        (
+            {"recipe": "paper", "lr": 1.0, "swap_limit": 1e-3},
+            {"method": EdgePopup.paper(lr=1.0, swap_limit=1e-3)},
+        ),
+        ({"ramp_end": 1.0, "anneal_end": 0.5}, {"method": EdgePopup(ramp_end=1.0, anneal_end=0.5)}),
+        ({"init": "random"}, {"init": "random"}),
     ],
-    ids=str,
+    ids=["defaults", "supermask", "paper", "limited swaps", "another schedule", "random"],
 )
 def test_a_run_finds_what_the_pruner_finds(
-    config_file: Path, tmp_path: Path, options: dict[str, Any]
+    config_file: Path, tmp_path: Path, settings: dict[str, Any], options: dict[str, Any]
 ) -> None:
     config = load_config(
-        config_file, {**SEARCH_ONLY, **{f"search.{name}": value for name, value in options.items()}}
+        config_file, {**SEARCH_ONLY, **{f"search.{name}": value for name, value in settings.items()}}
     )
     search(config)
     start, masks = (load_masks(tmp_path / "out" / name) for name in ("start.pth", "masks.pth"))

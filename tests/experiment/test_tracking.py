@@ -17,7 +17,9 @@ from event_points import read_events
 from nni.runtime.trial_command_channel import TrialCommandChannel
 
 from nni_jackpot.errors import JackpotError, OutputFolderError
-from nni_jackpot.experiment.tracking import Tracker, output_folder, running_as_nni_trial, tuner_parameters
+from nni_jackpot.experiment.config import RunConfig
+from nni_jackpot.experiment.folder.run_folder import place_of
+from nni_jackpot.experiment.tracking import Tracker, running_as_nni_trial, tuner_parameters
 
 
 def read_rows(folder: Path) -> list[dict[str, str]]:
@@ -293,15 +295,17 @@ def test_lines_and_no_progress_bar_without_a_terminal(
     assert err == ""
 
 
-def test_nni_gets_intermediate_and_final_results(tmp_path: Path, nni_trial: RecordingChannel) -> None:
+def test_nni_gets_intermediate_and_final_results(
+    tmp_path: Path, nni_trial: RecordingChannel, config: RunConfig
+) -> None:
     assert running_as_nni_trial()
     assert tuner_parameters() == {"search.lr": 0.1}
-    with Tracker(output_folder(tmp_path / "default"), 2, description="search") as tracker:
+    with Tracker(place_of(config), 2, description="search") as tracker:
         tracker.epoch(0.5)
         tracker.epoch(0.75)
         tracker.final(0.75)
     assert nni_trial.metrics == [("PERIODICAL", 0, 0.5), ("PERIODICAL", 1, 0.75), ("FINAL", 0, 0.75)]
-    assert [path.name for path in tmp_path.iterdir()] == ["trial"]
+    assert not Path(config.output).exists()
     assert read_events(tmp_path / "trial" / "tensorboard")["epoch/accuracy"] == [(1, 0.5), (2, 0.75)]
 
 
@@ -316,10 +320,9 @@ def test_standalone_does_not_ask_nni(tmp_path: Path, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(nni, name, None)
     assert not running_as_nni_trial()
     assert tuner_parameters() == {}
-    folder = output_folder(tmp_path / "a" / "b")
-    assert folder == tmp_path / "a" / "b"
-    assert folder.is_dir()
+    folder = tmp_path / "a" / "b"
     with Tracker(folder, 1, description="search") as tracker:
+        assert folder.is_dir()
         tracker.epoch(0.5)
         tracker.final(0.5)
 
@@ -327,8 +330,6 @@ def test_standalone_does_not_ask_nni(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_folder_below_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(OutputFolderError, match="file"):
-            output_folder(path)
         with pytest.raises(OutputFolderError, match="file"):
             Tracker(path, 1, description="search")
 
@@ -339,4 +340,4 @@ def test_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)  # root may write anywhere
     with pytest.raises(OutputFolderError, match="Permission denied"):
-        output_folder(tmp_path)
+        Tracker(tmp_path, 1, description="search")

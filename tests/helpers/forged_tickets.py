@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
 import zlib
@@ -16,7 +17,7 @@ from torch import Tensor
 from nni_jackpot import save_ticket
 from nni_jackpot.storage import norm_statistics
 from nni_jackpot.storage import ticket_format as rules
-from nni_jackpot.storage.formats import byte_planes, coded_mask, mask_codec, sealed_format
+from nni_jackpot.storage.formats import byte_planes, coded_mask, deflated, mask_codec, sealed_format
 from nni_jackpot.storage.formats.rules import Rule
 from nni_jackpot.storage.formats.sealed import read_sealed
 from nni_jackpot.storage.ticket import KIND
@@ -165,8 +166,22 @@ FILES: dict[Rule, list[Callable[[bytes], bytes]]] = {
     sealed_format.DIGEST: [lambda raw: raw[:-1] + bytes([raw[-1] ^ 1]), lambda raw: raw.replace(b"conv1.w", b"conv3.w")],
 }  # fmt: skip
 
+
 # Violations of the rules of a ticket's content.
+def packed(raw: bytes) -> Change:
+    """Replace the content by bytes in base64."""
+    return lambda forged: setattr(forged, "content", base64.b64encode(raw).decode())
+
+
+DEFLATED_NULL = zlib.compress(b"null")
+
 OF_CONTENT: dict[Rule, list[Change]] = {
+    deflated.DEFLATED: [
+        *map(packed, (b"", b"null", DEFLATED_NULL[:-1], DEFLATED_NULL + b"x", zlib.compress(b"\xff"))),
+        packed(zlib.compress(b" " * 2**20)),
+        packed(zlib.compress(b" " * 2**28)),
+        lambda forged: setattr(forged, "content", "no base64"),
+    ],
     sealed_format.VALUES: [more(f"[{','.join(['[]'] * 40_000)}]"), more("[" * 40_000 + "]" * 40_000)],
     sealed_format.JSON: [
         *map(more, ("NaN", "-Infinity", "1e999", "9" * 41, "0." + "1" * 40, "[" * 70 + "]" * 70, "nul", '{"a":1,"a":1}')),

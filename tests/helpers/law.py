@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from nni_jackpot import JackpotError, LotteryJackpotPruner, apply_masks
 from nni_jackpot.masks import Masks
+from nni_jackpot.nni_bridge.selected import know_layers
 
 MakeModel = Callable[[], nn.Module]
 ConfigList = Sequence[Mapping[str, Any]]
@@ -281,6 +282,7 @@ def _identity(module: nn.Module, target: str) -> Any:
 def _selected(model: nn.Module, config_list: ConfigList) -> dict[Any, tuple[str, str]]:
     """Return all weights that the config list selects, each once, by its first name."""
     found: dict[Any, tuple[str, str]] = {}
+    know_layers(model)
     for name, module in model.named_modules():
         kind = parametrize.type_before_parametrizations(module).__name__
         if not any(_selects(entry, name, kind) for entry in config_list):

@@ -25,7 +25,7 @@ from nni.compression.utils import TorchEvaluator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from nni_jackpot import LotteryJackpotPruner
+from nni_jackpot import EdgePopup, LotteryJackpotPruner
 
 
 class Interrupted(BaseException):
@@ -77,6 +77,7 @@ class Script:
         agp: bool = False,
         every: int = 3,
         device: str = "cpu",
+        config_list: Any = CONFIG_LIST,
         **options: Any,
     ) -> None:
         self.forwards = 0
@@ -113,7 +114,9 @@ class Script:
         optimizer = nni.trace(torch.optim.SGD)(self.model.parameters(), lr=0.1, weight_decay=0.1)
         scheduler = nni.trace(torch.optim.lr_scheduler.ExponentialLR)(optimizer, 0.9)
         evaluator = TorchEvaluator(train, optimizer, counted, scheduler)
-        self.pruner = LotteryJackpotPruner(self.model, CONFIG_LIST, evaluator, **{"lr": 5.0, **options})
+        self.pruner = LotteryJackpotPruner(
+            self.model, config_list, evaluator, **{"method": EdgePopup(lr=5.0), **options}
+        )
         if path is not None:
             self.pruner.checkpoint_to(path, every=every)
         driver = AGPPruner(self.pruner, interval_steps=2, total_times=6) if agp else self.pruner

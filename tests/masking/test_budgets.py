@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from math import inf, prod
 
 import pytest
@@ -14,8 +15,13 @@ from nni_jackpot.masking.budgets import (
     as_configured,
     by_erdos_renyi_kernel,
     by_global_rank,
+    by_lamp,
+    by_outliers,
+    criterion_of_budget,
     kept_count,
+    register_budget,
 )
+from nni_jackpot.masking.criteria import magnitude, wanda
 
 RATIOS = [0.0, 0.1, 0.29, 0.5, 0.7, 0.9, 0.999]
 
@@ -290,3 +296,105 @@ def test_the_largest_remainder_gets_the_weight_that_is_left() -> None:
         "large": Unit(grains=1200, weights_per_grain=1, sparse_ratio=0.897, shape=(30, 40)),
     }
     assert by_erdos_renyi_kernel(units, {}) == {"small": 43, "large": 101}
+
+
+# -- OWL and LAMP
+
+
+def total(units: dict[str, Unit], budgets: dict[str, int]) -> int:
+    return sum(budgets[key] * unit.weights_per_grain for key, unit in units.items())
+
+
+def with_outliers(shares: dict[str, float], n: int = 1000) -> dict[str, Tensor]:
+    """Return importances, the given share of which are 100 times the others, in random order."""
+    generator = torch.Generator().manual_seed(0)
+    found = {}
+    for key, share in shares.items():
+        values = torch.ones(n)
+        values[torch.randperm(n, generator=generator)[: int(share * n)]] = 100.0
+        found[key] = values
+    return found
+
+
+@pytest.mark.honours("budget: owl")
+def test_owl_against_its_formula() -> None:
+    """Densities of units of one size: 2 lambda (D - min) / (max - min), moved to the mean 1 - S."""
+    shares = {"a": 0.01, "b": 0.02, "c": 0.05, "d": 0.0}
+    importance = with_outliers(shares)
+    for threshold, span, ratio in ((5.0, 0.08, 0.7), (2.0, 0.2, 0.5)):
+        units = single_weights(importance, ratio)
+        d = torch.tensor([(x > threshold * x.mean()).double().mean() for x in importance.values()])
+        density = 2 * span * (d - d.min()) / (d.max() - d.min())
+        density += 1 - ratio - density.mean()
+        budgets = by_outliers(units, importance, threshold, span)
+        assert sum(budgets.values()) == sum(as_configured(units, {}).values())
+        for keep, expected in zip(budgets.values(), density.tolist(), strict=True):
+            assert abs(keep - 1000 * expected) < 1
+    assert by_outliers(units, importance) == partial(by_outliers, threshold=5.0, span=0.08)(units, importance)
+
+
+def test_owl_keeps_the_total_of_units_of_any_size() -> None:
+    for seed in range(100):
+        rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+        units = random_units(rng, one_kind=rng.random() < 0.5, bounded=rng.random() < 0.5)
+        importance = {k: torch.rand(unit.grains, generator=generator) ** 20 for k, unit in units.items()}
+        budgets = by_outliers(units, importance)
+        missing = total(units, as_configured(units, {})) - total(units, budgets)
+        assert 0 <= missing < max(unit.weights_per_grain * unit.rows for unit in units.values())
+        if len({(unit.weights_per_grain, unit.rows) for unit in units.values()}) == 1:
+            assert missing == 0
+
+
+def test_owl_without_differences_is_as_configured() -> None:
+    importance = with_outliers({"a": 0.01, "b": 0.01})
+    units = {"a": Unit(1000, 1, 0.5), "b": Unit(1000, 1, 0.9)}
+    assert by_outliers(units, importance) == {"a": 500, "b": 100}
+
+
+@pytest.mark.honours("budget: lamp")
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_lamp_against_its_formula(ratio: float) -> None:
+    """One ranking of w_u^2 over the sum of w_v^2 of all weights of the layer that are not smaller."""
+    generator = torch.Generator().manual_seed(0)
+    importance = {
+        key: torch.rand(n, generator=generator).double() * scale
+        for key, n, scale in (("a", 40, 1.0), ("b", 100, 1e-3), ("c", 7, 1e4))
+    }
+    scores = []
+    for key, values in importance.items():
+        for w in values.tolist():
+            rest = sum(v * v for v in values.tolist() if v >= w)
+            scores.append((w * w / rest, key))
+    keep = 147 - int(ratio * 147)
+    kept = [key for _, key in sorted(scores, reverse=True)[:keep]]
+    expected = {key: kept.count(key) for key in importance}
+    units = single_weights(importance, ratio)
+    if keep >= 3:
+        assert by_lamp(units, importance) == expected
+        assert min(expected.values()) >= 1
+    assert sum(by_lamp(units, importance).values()) == keep
+
+
+def test_lamp_does_not_see_the_scale_of_a_layer_and_takes_zeros() -> None:
+    importance = {"a": torch.tensor([0.0, 1.0, 2.0]), "b": torch.tensor([3.0, 1.0, 0.5])}
+    scaled = {"a": importance["a"] * 1e30, "b": importance["b"] * 1e-30}
+    units = single_weights(importance, 0.5)
+    assert by_lamp(units, importance) == by_lamp(units, scaled)
+    assert sum(by_lamp(units, {key: torch.zeros(3) for key in "ab"}).values()) == 3
+
+
+@pytest.mark.parametrize("rule", [by_outliers, by_lamp])
+def test_budgets_of_nan_are_an_error(rule) -> None:
+    importance = {"a": torch.ones(4), "b": torch.tensor([1.0, float("nan")])}
+    with pytest.raises(SearchDivergedError, match="NaN"):
+        rule(single_weights(importance, 0.5), importance)
+
+
+def test_the_criterion_that_a_budget_needs() -> None:
+    assert criterion_of_budget(by_outliers) is wanda
+    assert criterion_of_budget(partial(by_outliers, span=0.2)) is wanda
+    assert criterion_of_budget(by_lamp) is magnitude
+    assert criterion_of_budget(by_global_rank) is None
+    assert criterion_of_budget(lambda units, importance: {}) is None
+    with pytest.raises(ValueError, match=r"criterion must be one of magnitude, .*did you mean wanda"):
+        register_budget("mine", needs="wandas")

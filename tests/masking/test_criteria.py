@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,18 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from nni_jackpot.errors import SearchDivergedError
-from nni_jackpot.masking.criteria import CRITERIA, Losses, grasp, magnitude, needs_losses, random, snip
+from nni_jackpot.masking.criteria import (
+    CRITERIA,
+    Losses,
+    grasp,
+    magnitude,
+    needs_of,
+    obd,
+    random,
+    register_criterion,
+    snip,
+    taylor,
+)
 from nni_jackpot.nni_bridge.calibration import losses_of
 
 
@@ -37,11 +49,27 @@ def test_random_follows_the_seed() -> None:
     assert 0 <= first["a"].min() < first["a"].max() < 1
 
 
-def test_criteria_that_need_losses() -> None:
-    takes_gradients = {name for name, criterion in CRITERIA.items() if needs_losses(criterion)}
-    assert takes_gradients == {"snip", "grasp"}
+def test_the_evidence_that_criteria_need() -> None:
+    needs = {name: needs_of(criterion) for name, criterion in CRITERIA.items()}
+    assert needs == {
+        **dict.fromkeys(("magnitude", "random"), "weights"),
+        **dict.fromkeys(("snip", "taylor", "grasp", "obd"), "losses"),
+        "wanda": "activations",
+        "sparsegpt": "hessians",
+    }
+    assert needs_of(partial(obd, probes=2)) == "losses"
+    assert needs_of(lambda weights: {}) == "weights"
     weights = {"a": torch.ones(2)}
-    assert all(CRITERIA[name](weights)["a"].shape == (2,) for name in CRITERIA.keys() - takes_gradients)
+    assert all(CRITERIA[name](weights)["a"].shape == (2,) for name in ("magnitude", "random"))
+
+
+def test_evidence_that_does_not_exist() -> None:
+    with pytest.raises(ValueError, match="needs must be one of weights, losses, activations, hessians"):
+        register_criterion("mine", needs="labels")
+    criterion = partial(magnitude)
+    criterion.needs = "labels"
+    with pytest.raises(ValueError, match=r"needs must be one of .*, got 'labels'"):
+        needs_of(criterion)
 
 
 # -- losses by hand: a small network in double precision
@@ -144,13 +172,94 @@ def test_grasp_tells_what_a_removed_weight_does_to_the_gradient_flow(net: nn.Mod
             assert -2 * importance[key].view(-1)[i].item() == pytest.approx(change, rel=1e-4, abs=1e-8)
 
 
-@pytest.mark.parametrize("criterion", [snip, grasp])
+@pytest.mark.honours("init: taylor")
+def test_taylor_squares_the_slope_of_every_batch(net: nn.Module, data: Batches) -> None:
+    weights = weights_of(net)
+    importance = taylor(weights, losses_at(net, data))
+    for key, weight in weights.items():
+        slopes = [torch.autograd.grad(mean_loss(net, [batch], weights), weight)[0] for batch in data]
+        expected = torch.stack([(weight.detach() * slope) ** 2 for slope in slopes]).mean(0)
+        torch.testing.assert_close(importance[key], expected)
+        assert not importance[key].requires_grad
+    # Of one batch the order is that of SNIP; of several it is not.
+    for batches, same in ((data[:1], True), (data, False)):
+        orders = [c(weights, losses_at(net, batches))["0.weight"].flatten().argsort() for c in (snip, taylor)]
+        assert torch.equal(*orders) == same
+
+
+def test_taylor_does_not_let_slopes_cancel() -> None:
+    weight = nn.Parameter(torch.tensor([1.0, 1.0]))
+
+    def losses(visit: Callable[[Tensor], None]) -> None:
+        for sign in (1.0, -1.0):
+            visit(weight[0] * sign * 3 + weight[1] * 0.5)
+
+    assert snip({"a": weight}, losses)["a"].tolist() == [0.0, 0.5]
+    assert taylor({"a": weight}, losses)["a"].tolist() == [9.0, 0.25]
+
+
+@pytest.mark.honours("init: obd")
+def test_obd_is_exact_where_the_hessian_is_diagonal() -> None:
+    """A quadratic loss of several tensors: one random vector is enough."""
+    generator = torch.Generator().manual_seed(0)
+    weights = {n: nn.Parameter(torch.randn(3, 4, generator=generator).double()) for n in "ab"}
+    curvature = {n: torch.randn(3, 4, generator=generator).double() for n in "ab"}
+
+    def losses(visit: Callable[[Tensor], None]) -> None:
+        for factor in (0.5, 1.5):
+            visit(factor * sum((h * weights[n] ** 2 / 2 + weights[n]).sum() for n, h in curvature.items()))
+
+    for probes in (1, 3):
+        importance = obd(weights, losses, probes)
+        for name, weight in weights.items():
+            torch.testing.assert_close(importance[name], curvature[name] * weight.detach() ** 2 / 2)
+            assert not importance[name].requires_grad
+
+
+def test_obd_of_least_squares() -> None:
+    """The Hessian of a linear layer's mean squared error is known: ``2 x x^T / samples`` for every output."""
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 4, bias=False).double()
+    x, y = torch.randn(50, 6).double(), torch.randn(50, 4).double()
+    x *= torch.arange(1, 7)
+    probes = 4000
+    importance = obd({"w": layer.weight}, lambda visit: visit((layer(x) - y).square().sum(1).mean()), probes)
+    hessian = 2 * x.T @ x / 50
+    expected = hessian.diagonal() * layer.weight.detach() ** 2 / 2
+    # Within five deviations of the mean over the random vectors.
+    others = (hessian.square().sum(1) - hessian.diagonal() ** 2).sqrt() / probes**0.5
+    bound = 5 * others * layer.weight.detach() ** 2 / 2
+    assert ((importance["w"] - expected).abs() <= bound + 1e-12).all()
+
+
+def test_obd_follows_the_seed_and_leaves_the_loop_alone() -> None:
+    weight = nn.Parameter(torch.randn(8))
+    drawn: list[float] = []
+
+    def losses(visit: Callable[[Tensor], None]) -> None:
+        torch.manual_seed(1)
+        visit((weight.sum() * torch.rand(())).square())
+        drawn.append(torch.rand(()).item())
+
+    found = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        found.append(obd({"a": weight}, losses)["a"])
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+    snip({"a": weight}, losses)
+    assert len(set(drawn)) == 1
+
+
+@pytest.mark.parametrize("criterion", [snip, taylor, grasp, obd])
 def test_a_weight_that_no_loss_depends_on_is_not_important(
     net: nn.Module, data: Batches, criterion: Callable
 ) -> None:
     spare = nn.Parameter(torch.ones(2, 2).double())
     importance = criterion({"spare": spare, **weights_of(net)}, losses_at(net, data))
     assert torch.equal(importance["spare"], torch.zeros(2, 2).double())
+    if criterion is obd:  # its random vectors depend on all shapes
+        return
     without = criterion(weights_of(net), losses_at(net, data))
     assert all(torch.equal(importance[key], without[key]) for key in without)
 
@@ -173,9 +282,9 @@ def test_grasp_sees_through_attention() -> None:
     assert importance["q"].abs().sum() > 0
 
 
-@pytest.mark.parametrize("criterion", [snip, grasp])
+@pytest.mark.parametrize(("criterion", "expected"), [(snip, 0.25), (taylor, 0.0625), (grasp, 0.25)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_summed_in_single(criterion: Callable, dtype: torch.dtype) -> None:
+def test_half_precision_is_summed_in_single(criterion: Callable, expected: float, dtype: torch.dtype) -> None:
     weight = nn.Parameter(torch.full((2,), 0.5, dtype=dtype))
     n = 1000
 
@@ -185,10 +294,10 @@ def test_half_precision_is_summed_in_single(criterion: Callable, dtype: torch.dt
 
     importance = criterion({"a": weight}, losses)["a"]
     assert importance.dtype == torch.float32
-    torch.testing.assert_close(importance, torch.full((2,), 0.25))
+    torch.testing.assert_close(importance, torch.full((2,), expected))
 
 
-@pytest.mark.parametrize("criterion", [snip, grasp])
+@pytest.mark.parametrize("criterion", [snip, taylor, grasp, obd])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_importance_that_is_not_finite(criterion: Callable, bad: float) -> None:
     weights = {"fine": nn.Parameter(torch.ones(2)), "bad": nn.Parameter(torch.ones(2))}
@@ -212,7 +321,7 @@ def by_evaluator(model: nn.Module, data: Batches, criterion: Callable, n_batches
     return criterion(weights, losses)
 
 
-@pytest.mark.parametrize("criterion", [snip, grasp])
+@pytest.mark.parametrize("criterion", [snip, taylor, grasp])
 @pytest.mark.parametrize("n_batches", [1, 3])
 def test_an_evaluator_gives_what_a_loop_by_hand_gives(
     model: nn.Module, batches: Batches, criterion: Callable, n_batches: int
@@ -246,7 +355,7 @@ def _rank(rank: int, folder: Path, data: Batches) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
     try:
-        runs = [(snip, 2), (grasp, 2), (grasp, 1)]
+        runs = [(snip, 2), (taylor, 2), (grasp, 2), (grasp, 1)]
         torch.save({(c.__name__, n): _importance(rank, data, c, n) for c, n in runs}, folder / f"{rank}.pt")
     finally:
         gc.collect()  # wrapped models are cycles, and must not outlive the process group that they hold
@@ -268,8 +377,7 @@ def test_all_ranks_agree_on_the_importance_over_all_batches(
             for batch in doubles(batches[: 2 * n_batches]):
                 visit(training_step(batch, model))
 
-        evidence = [losses] if needs_losses(CRITERIA[name]) else []
-        expected = CRITERIA[name](weights, *evidence)
+        expected = CRITERIA[name](weights, losses)
         for key, values in importance.items():
             assert torch.equal(values, ranks[1][name, n_batches][key])
             torch.testing.assert_close(values, expected[key])

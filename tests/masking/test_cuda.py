@@ -27,7 +27,7 @@ from resumption import check_resumed
 from test_topk import check_update_tops, every_kind
 from torch import nn
 
-from nni_jackpot import LotteryJackpotPruner
+from nni_jackpot import EdgePopup, LotteryJackpotPruner, Method, Supermask
 from nni_jackpot.cli import main
 from nni_jackpot.experiment.folder.result import load_result
 
@@ -66,24 +66,22 @@ def search(
     return pruner, start, masks
 
 
-RECIPES = [
-    pytest.param(options, id=" ".join(options.values()))
-    for options in ({"recipe": "paper"}, {"recipe": "jackpot"}, {"method": "supermask"})
-]
+METHODS = {"paper": EdgePopup.paper, "defaults": EdgePopup, "supermask": Supermask}
+every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 
 
-@pytest.mark.parametrize("options", RECIPES)
-def test_a_search(on_gpu: Batches, options: dict[str, str]) -> None:
-    lr = 2.0 if options == {"recipe": "paper"} else 0.1
-    pruner, start, masks = search(on_gpu, lr=lr, **options)
+@every_method
+def test_a_search(on_gpu: Batches, method: Callable[..., Method]) -> None:
+    settings = method(lr=2.0 if method == EdgePopup.paper else 0.1)
+    pruner, start, masks = search(on_gpu, method=settings)
     assert masks["conv1"]["weight"].device == on_gpu[0][0].device
     assert zeros(pruner) == expected_zeros(ConvNet())
     assert not same(start, masks)
     assert pruner.flips >= 0
-    assert same(masks, search(on_gpu, lr=lr, **options)[2])
+    assert same(masks, search(on_gpu, method=settings)[2])
 
 
-@pytest.mark.parametrize("options", RECIPES)
+@every_method
 @pytest.mark.parametrize(
     "config",
     [
@@ -94,14 +92,14 @@ def test_a_search(on_gpu: Batches, options: dict[str, str]) -> None:
     ],
     ids=["channels", "blocks", "2:4", "global"],
 )
-def test_every_granularity(on_gpu: Batches, config: dict[str, Any], options: dict[str, str]) -> None:
-    pruner, start, _ = search(on_gpu, 12, config, lr=0.1, **options)
+def test_every_granularity(on_gpu: Batches, config: dict[str, Any], method: Callable[..., Method]) -> None:
+    pruner, start, _ = search(on_gpu, 12, config, method=method(lr=0.1))
     before = sum(int((mask["weight"] == 0).sum()) for mask in start.values())
     assert sum(zeros(pruner).values()) == before
 
 
 def test_short_restriction(on_gpu: Batches) -> None:
-    pruner, start, masks = search(on_gpu, recipe="paper", lr=2.0, swap_limit=0.05)
+    pruner, start, masks = search(on_gpu, method=EdgePopup.paper(lr=2.0, swap_limit=0.05))
     assert zeros(pruner) == expected_zeros(ConvNet())
     assert not same(start, masks)
 
@@ -118,17 +116,15 @@ def test_mixed_precision(on_gpu: Batches, dtype: torch.dtype) -> None:
         with torch.autocast("cuda", dtype):
             return training_step(batch, model)
 
-    pruner, start, masks = search(on_gpu, step=step, lr=0.1)
+    pruner, start, masks = search(on_gpu, step=step, method=EdgePopup(lr=0.1))
     assert zeros(pruner) == expected_zeros(ConvNet())
     assert not same(start, masks)
     assert all(score.dtype == torch.float32 for score in pruner.score_parameters())
 
 
-@pytest.mark.parametrize("options", RECIPES[:2])
+@pytest.mark.parametrize("method", [EdgePopup.paper(lr=0.5), EdgePopup(lr=0.5)], ids=["paper", "defaults"])
 @pytest.mark.parametrize("how", ["channels last", "compiled"])
-def test_another_order_of_sums_finds_the_same_mask(
-    on_gpu: Batches, options: dict[str, str], how: str
-) -> None:
+def test_another_order_of_sums_finds_the_same_mask(on_gpu: Batches, method: Method, how: str) -> None:
     def found(is_plain: bool) -> Found:
         torch.manual_seed(0)
         model = ConvNet().double().cuda()
@@ -141,7 +137,7 @@ def test_another_order_of_sums_finds_the_same_mask(
         evaluator = make_evaluator(
             model, doubles(on_gpu), lambda batch, model: training_step(batch, function)
         )
-        pruner = LotteryJackpotPruner(model, CONFIG_LIST, evaluator, lr=0.5, **options)
+        pruner = LotteryJackpotPruner(model, CONFIG_LIST, evaluator, method=method)
         start = pruner.get_masks()
         masks = pruner.compress(12, None)[1]
         assert zeros(pruner) == expected_zeros(model)
@@ -151,11 +147,9 @@ def test_another_order_of_sums_finds_the_same_mask(
     assert same(found(is_plain=True), found(is_plain=False))
 
 
-@pytest.mark.parametrize(
-    "options", [*RECIPES[:2], pytest.param({"method": "supermask", "lr": 3.0}, id="sampled")]
-)
+@pytest.mark.parametrize("method", [EdgePopup.paper(), EdgePopup(), Supermask(lr=3.0)], ids=METHODS)
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_search_finds_the_best_mask(options: dict[str, Any], compiled: bool) -> None:
+def test_a_search_finds_the_best_mask(method: Method, compiled: bool) -> None:
     model = known_optimum.layer().cuda()
     torch._dynamo.reset()
     function = torch.compile(model) if compiled else model
@@ -163,7 +157,7 @@ def test_a_search_finds_the_best_mask(options: dict[str, Any], compiled: bool) -
     evaluator = make_evaluator(
         model, batches, lambda batch, model: known_optimum.training_step(batch, function)
     )
-    pruner = LotteryJackpotPruner(model, known_optimum.CONFIG_LIST, evaluator, **options)
+    pruner = LotteryJackpotPruner(model, known_optimum.CONFIG_LIST, evaluator, method=method)
     masks = pruner.compress(24, None)[1]
     assert torch.equal(masks["0"]["weight"].bool().cpu(), known_optimum.BEST)
 
@@ -177,9 +171,9 @@ class Deep(nn.Module):
         return self.layers(x.flatten(1))
 
 
-@pytest.mark.parametrize("options", RECIPES)
+@every_method
 @pytest.mark.filterwarnings("ignore")
-def test_waits_do_not_depend_on_the_number_of_layers(on_gpu: Batches, options: dict[str, str]) -> None:
+def test_waits_do_not_depend_on_the_number_of_layers(on_gpu: Batches, method: Callable[..., Method]) -> None:
     def waits(depth: int) -> int:
         """Return how often the host waits for the device between the 6th step and the 18th."""
         torch.manual_seed(0)
@@ -191,7 +185,7 @@ def test_waits_do_not_depend_on_the_number_of_layers(on_gpu: Batches, options: d
             return training_step(batch, model)
 
         config = [{"op_types": ["Linear"], "sparse_ratio": 0.7}]
-        pruner = LotteryJackpotPruner(model, config, make_evaluator(model, on_gpu, step), **options)
+        pruner = LotteryJackpotPruner(model, config, make_evaluator(model, on_gpu, step), method=method())
         torch.cuda.set_sync_debug_mode("warn")
         try:
             with warnings.catch_warnings(record=True) as caught:
@@ -207,9 +201,9 @@ def test_waits_do_not_depend_on_the_number_of_layers(on_gpu: Batches, options: d
     assert many <= 2 * 12  # a look at the loss, and one at all masks
 
 
-@pytest.mark.parametrize("options", RECIPES)
-def test_flips_are_counted_by_one_wait(on_gpu: Batches, options: dict[str, str]) -> None:
-    pruner, _, _ = search(on_gpu, 6, lr=0.1, **options)
+@every_method
+def test_flips_are_counted_by_one_wait(on_gpu: Batches, method: Callable[..., Method]) -> None:
+    pruner, _, _ = search(on_gpu, 6, method=method(lr=0.1))
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with pytest.warns(UserWarning, match="synchronizing") as caught:
@@ -243,12 +237,13 @@ def test_moves_to_the_gpu_after_it_was_wrapped(on_gpu: Batches) -> None:
     assert frozen(model.cpu(), dense)
 
 
-@pytest.mark.parametrize("options", RECIPES)
+@every_method
 @pytest.mark.parametrize("dropout", [0.0, 0.3])  # whose random numbers come from the GPU's own generator
 def test_resumes_where_it_was(
-    on_gpu: Batches, tmp_path: Path, dropout: float, options: dict[str, str]
+    on_gpu: Batches, tmp_path: Path, dropout: float, method: Callable[..., Method]
 ) -> None:
-    check_resumed(on_gpu, tmp_path / "checkpoint.pth", 11, device="cuda", dropout=dropout, lr=0.1, **options)
+    options = {"device": "cuda", "dropout": dropout, "method": method(lr=0.1)}
+    check_resumed(on_gpu, tmp_path / "checkpoint.pth", 11, **options)
 
 
 DIGITS = """

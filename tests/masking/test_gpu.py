@@ -14,7 +14,7 @@ from resumption import check_resumed
 from test_topk import coin, every_kind, long, reference
 from torch import Generator, Tensor, nn
 
-from nni_jackpot import LotteryJackpotPruner
+from nni_jackpot import EdgePopup, LotteryJackpotPruner, Method, Supermask
 from nni_jackpot.errors import SearchDivergedError
 from nni_jackpot.masking import refresh
 from nni_jackpot.masking.granularity import Grains
@@ -111,7 +111,7 @@ def test_channels_may_come_last(shape: tuple[int, ...]) -> None:
     assert gpu.layout_of(torch.randn(4, 6).t()) is None
 
 
-def searched(batches: Batches, steps: int = 18, **options: Any) -> tuple[LotteryJackpotPruner, list[Tensor]]:
+def searched(batches: Batches, method: Method) -> tuple[LotteryJackpotPruner, list[Tensor]]:
     """Search, and return the pruner and its scores; the masks are looked at in between."""
     torch.manual_seed(0)
     model = ConvNet().to(DEVICE)
@@ -127,27 +127,27 @@ def searched(batches: Batches, steps: int = 18, **options: Any) -> tuple[Lottery
         seen.append(1)
         return loss
 
-    pruner = LotteryJackpotPruner(model, CONFIG_LIST, make_evaluator(model, batches, step), **options)
-    pruner.compress(steps, None)
+    pruner = LotteryJackpotPruner(model, CONFIG_LIST, make_evaluator(model, batches, step), method=method)
+    pruner.compress(18, None)
     return pruner, [score.detach().clone() for score in pruner.score_parameters()]
 
 
 @pytest.mark.parametrize(
-    "options",
+    "method",
     [
-        {"recipe": "paper", "lr": 2.0},
-        {"recipe": "jackpot", "temperature": 0.0, "lr": 0.1},
-        {"method": "supermask"},
-        {"recipe": "paper", "lr": 2.0, "swap_limit": 0.05},
+        EdgePopup.paper(lr=2.0),
+        EdgePopup(temperature=0.0, lr=0.1),
+        Supermask(),
+        EdgePopup.paper(lr=2.0, swap_limit=0.05),
     ],
-    ids=str,
+    ids=["paper", "without soft masks", "supermask", "limited swaps"],
 )
 def test_a_search_is_the_same_bit_for_bit(
-    batches: Batches, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    batches: Batches, method: Method, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pruner, scores = searched(batches, **options)
+    pruner, scores = searched(batches, method)
     monkeypatch.setattr(refresh, "has_kernels", lambda device: False)
-    expected, expected_scores = searched(batches, **options)
+    expected, expected_scores = searched(batches, method)
     assert all(torch.equal(a, b) for a, b in zip(scores, expected_scores, strict=True))
     masks, expected_masks = pruner.get_masks(), expected.get_masks()
     assert all(torch.equal(masks[name]["weight"], expected_masks[name]["weight"]) for name in masks)
@@ -155,9 +155,9 @@ def test_a_search_is_the_same_bit_for_bit(
 
 
 def test_soft_masks_lead_to_the_same(batches: Batches, monkeypatch: pytest.MonkeyPatch) -> None:
-    pruner, scores = searched(batches, lr=0.03)
+    pruner, scores = searched(batches, EdgePopup(lr=0.03))
     monkeypatch.setattr(refresh, "has_kernels", lambda device: False)
-    expected, expected_scores = searched(batches, lr=0.03)
+    expected, expected_scores = searched(batches, EdgePopup(lr=0.03))
     for score, other in zip(scores, expected_scores, strict=True):
         torch.testing.assert_close(score, other, rtol=0, atol=1e-3)  # thresholds are rounded elsewhere
     assert zeros(pruner) == zeros(expected)
@@ -180,9 +180,9 @@ def test_a_loop_of_one_s_own(batches: Batches, monkeypatch: pytest.MonkeyPatch) 
     assert all(torch.equal(mask["weight"], found[name]["weight"]) for name, mask in masks().items())
 
 
-@pytest.mark.parametrize("recipe", ["paper", "jackpot"])
-def test_a_resumed_search_goes_on_with_kernels(batches: Batches, tmp_path: Path, recipe: str) -> None:
-    check_resumed(batches, tmp_path / "checkpoint.pth", 4, device=DEVICE, length=(7, None), recipe=recipe)
+@pytest.mark.parametrize("method", [EdgePopup.paper(lr=5.0), EdgePopup(lr=5.0)], ids=["paper", "defaults"])
+def test_a_resumed_search_goes_on_with_kernels(batches: Batches, tmp_path: Path, method: Method) -> None:
+    check_resumed(batches, tmp_path / "checkpoint.pth", 4, device=DEVICE, length=(7, None), method=method)
 
 
 def test_without_a_compiler_there_is_another_way(

@@ -14,7 +14,7 @@ from nni.compression.speedup import ModelSpeedup
 from nni.compression.utils import auto_set_denpendency_group_ids
 from torch import Tensor, nn
 
-from nni_jackpot import LotteryJackpotPruner
+from nni_jackpot import EdgePopup, LotteryJackpotPruner
 from nni_jackpot.errors import ConfigListError, MaskError
 from nni_jackpot.masking.granularity import Grains
 from nni_jackpot.search.clock import cosine
@@ -25,7 +25,7 @@ X = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(2))
 def searched(model: nn.Module, batches: Batches, config_list: list, **options: Any) -> LotteryJackpotPruner:
     dense = dense_of(model)
     # Batch statistics would remove the gradient of a channel's scale.
-    options = {"lr": 5.0, "adapt_norm": False, **options}
+    options = {"method": EdgePopup(lr=5.0), "norm": "freeze", **options}
     pruner = LotteryJackpotPruner(model, config_list, make_evaluator(model, batches), **options)
     start = weight_masks(pruner)
     pruner.compress(18, None)
@@ -103,7 +103,7 @@ def test_biases_follow_their_channels(model: nn.Module, batches: Batches) -> Non
 @pytest.mark.parametrize("init", ["magnitude", "random"])
 def test_two_of_four(model: nn.Module, batches: Batches, init: str) -> None:
     config = [{"op_names": ["conv2", "fc"], "sparse_pattern": "2:4"}]
-    pruner = searched(model, batches, config, init=init, lr=2.0)
+    pruner = searched(model, batches, config, init=init, method=EdgePopup(lr=2.0))
     masks = weight_masks(pruner)
     assert (masks["conv2"].movedim(1, -1).reshape(-1, 4).sum(1) == 2).all()
     assert (masks["fc"].reshape(-1, 4).sum(1) == 2).all()
@@ -238,7 +238,7 @@ def test_among_equal_scores_the_grains_kept_before_stay(grains: Grains) -> None:
 @pytest.mark.honours("internal_metric_block")
 def test_metric_blocks_keep_as_many_each(model: nn.Module, batches: Batches) -> None:
     config = [{"op_names": ["conv2"], "sparse_ratio": 0.75, "internal_metric_block": 4}]
-    mask = weight_masks(searched(model, batches, config, lr=2.0))["conv2"]
+    mask = weight_masks(searched(model, batches, config, method=EdgePopup(lr=2.0)))["conv2"]
     assert mask.reshape(4, -1).sum(1).tolist() == [54] * 4
 
 
@@ -246,15 +246,16 @@ def test_metric_blocks_keep_as_many_each(model: nn.Module, batches: Batches) -> 
 def test_a_threshold_fixes_the_budget(model: nn.Module, batches: Batches) -> None:
     below = int((model.conv2.weight.abs() < 0.05).sum())
     assert 0 < below < 864
-    pruner = searched(model, batches, [{"op_names": ["conv2"], "sparse_threshold": 0.05}], lr=2.0)
+    config = [{"op_names": ["conv2"], "sparse_threshold": 0.05}]
+    pruner = searched(model, batches, config, method=EdgePopup(lr=2.0))
     assert int((~weight_masks(pruner)["conv2"]).sum()) == below
 
 
 @pytest.mark.honours("budget: {budget}")
-@pytest.mark.parametrize("budget", ["as_configured", "global_rank", "erdos_renyi_kernel"])
+@pytest.mark.parametrize("budget", ["as_configured", "global_rank", "erdos_renyi_kernel", "lamp"])
 def test_budgets_share_out_the_same_total(model: nn.Module, batches: Batches, budget: str) -> None:
     config = [{"op_types": ["Conv2d", "Linear"], "sparse_ratio": 0.7}]
-    pruner = searched(model, batches, config, budget=budget, recipe="paper", lr=2.0)
+    pruner = searched(model, batches, config, budget=budget, method=EdgePopup.paper(lr=2.0))
     zeros = [int((~mask).sum()) for mask in weight_masks(pruner).values()]
     configured = [int(0.7 * n) for n in (72, 864, 36)]
     assert (zeros == configured) == (budget == "as_configured")
@@ -312,7 +313,9 @@ def test_masks_that_differ_within_a_group_change_nothing() -> None:
 def test_swaps_cannot_be_limited_where_rows_keep_their_number(model: nn.Module) -> None:
     for wish in ({"sparse_pattern": "2:4"}, {"sparse_ratio": 0.5, "internal_metric_block": 2}):
         with pytest.raises(ConfigListError, match=r"swap_limit.* fc\.weight"):
-            LotteryJackpotPruner(model, [{"op_names": ["fc"], **wish}], recipe="paper", swap_limit=0.1)
+            LotteryJackpotPruner(
+                model, [{"op_names": ["fc"], **wish}], method=EdgePopup.paper(swap_limit=0.1)
+            )
         assert not hasattr(model.fc, "_nni_wrapper")
 
 
@@ -331,7 +334,9 @@ def test_swaps_are_limited_and_annealed() -> None:
 
         config = [{"op_types": ["Linear"], "sparse_ratio": 0.5}]
         evaluator = make_evaluator(model, [(torch.ones(1, 24), torch.empty(0))], step)
-        pruner = LotteryJackpotPruner(model, config, evaluator, recipe="paper", lr=1.0, swap_limit=swap_limit)
+        pruner = LotteryJackpotPruner(
+            model, config, evaluator, method=EdgePopup.paper(lr=1.0, swap_limit=swap_limit)
+        )
         masks = pruner.compress(18, None)[1]
         assert int((masks["0"]["weight"] == 0).sum()) == 432
         return found
@@ -342,10 +347,10 @@ def test_swaps_are_limited_and_annealed() -> None:
 
 
 @pytest.mark.honours("init: {criterion}")
-@pytest.mark.parametrize("criterion", ["snip", "grasp"])
-def test_search_from_gradient_criteria(model: nn.Module, batches: Batches, criterion: str) -> None:
+@pytest.mark.parametrize("criterion", ["snip", "taylor", "grasp", "obd", "wanda", "sparsegpt"])
+def test_search_from_criteria_that_need_data(model: nn.Module, batches: Batches, criterion: str) -> None:
     config = [{"op_types": ["Conv2d"], "sparse_ratio": 0.7}]
-    pruner = searched(model, batches, config, init=criterion, init_batches=2, lr=2.0)
+    pruner = searched(model, batches, config, init=criterion, init_batches=2, method=EdgePopup(lr=2.0))
     assert [int((~mask).sum()) for mask in weight_masks(pruner).values()] == [50, 604]
-    with pytest.raises(ValueError, match=f"init='{criterion}' takes gradients"):
+    with pytest.raises(ValueError, match=f"init='{criterion}' takes (gradients|activations)"):
         LotteryJackpotPruner(ConvNet(), config, init=criterion)

@@ -11,7 +11,7 @@ import torch
 from conftest import CONFIG_LIST, Batches, ConvNet, make_evaluator, training_step
 from torch import Tensor, nn
 
-from nni_jackpot import LotteryJackpotPruner, apply_masks
+from nni_jackpot import EdgePopup, LotteryJackpotPruner, apply_masks
 
 LINEAR = [{"op_types": ["Linear"], "sparse_ratio": 0.5}]
 KINDS: dict[str, dict[str, Any]] = {
@@ -42,8 +42,8 @@ def reference(model: nn.Module, pruner: LotteryJackpotPruner) -> nn.Module:
 # -- inference mode
 
 
-@pytest.mark.parametrize("recipe", ["jackpot", "paper"])
-def test_a_forward_in_inference_mode_changes_nothing(recipe: str, batches: Batches) -> None:
+@pytest.mark.parametrize("method", [EdgePopup(), EdgePopup.paper()], ids=["defaults", "paper"])
+def test_a_forward_in_inference_mode_changes_nothing(method: EdgePopup, batches: Batches) -> None:
     found = []
     for in_inference in (False, True):
         torch.manual_seed(0)
@@ -58,7 +58,7 @@ def test_a_forward_in_inference_mode_changes_nothing(recipe: str, batches: Batch
             return training_step(batch, model)
 
         pruner = LotteryJackpotPruner(
-            model, CONFIG_LIST, make_evaluator(model, batches, step=step), recipe=recipe
+            model, CONFIG_LIST, make_evaluator(model, batches, step=step), method=method
         )
         if in_inference:
             with torch.inference_mode():
@@ -150,7 +150,7 @@ def test_weights_that_are_loaded_amid_a_search_are_seen(batches: Batches) -> Non
         return training_step(batch, model.train())
 
     evaluator = make_evaluator(model, batches, step=step)
-    LotteryJackpotPruner(model, CONFIG_LIST, evaluator, recipe="paper").compress(8, None)
+    LotteryJackpotPruner(model, CONFIG_LIST, evaluator, method=EdgePopup.paper()).compress(8, None)
     assert seen
     assert all(seen)
 

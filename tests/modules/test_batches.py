@@ -143,7 +143,7 @@ next(used_up)
 PIXEL = torch.randn(1, 1, 1, 1)
 
 
-@pytest.mark.parametrize("adapt_norm", [True, False])
+@pytest.mark.parametrize("norm", ["adapt", "freeze"])
 @pytest.mark.parametrize(
     ("make_batches", "error", "words"),
     [
@@ -161,10 +161,10 @@ PIXEL = torch.randn(1, 1, 1, 1)
     ids=["none", "used up", "a dict of other names", "another shape", "the loader", "interrupted"],
 )
 def test_whatever_fails_leaves_statistics_and_settings(
-    make_batches: Any, error: type, words: str, adapt_norm: bool
+    make_batches: Any, error: type, words: str, norm: str
 ) -> None:
     model = Network()
-    pruner = LotteryJackpotPruner(model, CONFIG_LIST, adapt_norm=adapt_norm)
+    pruner = LotteryJackpotPruner(model, CONFIG_LIST, norm=norm)
     with torch.no_grad():
         model.bn1.running_mean.fill_(3.0)
     model.train()
@@ -177,7 +177,7 @@ def test_whatever_fails_leaves_statistics_and_settings(
     assert (model.bn1.momentum, model.bn2.momentum) == (0.1, 0.1)
     held = copy.deepcopy(before)
     model.train()(IMAGES[0])
-    assert same(statistics(model), held) is not adapt_norm
+    assert same(statistics(model), held) is (norm == "freeze")
 
 
 def test_a_last_batch_of_one_that_cannot_be_normalised_leaves_statistics() -> None:

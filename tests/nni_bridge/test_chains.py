@@ -13,7 +13,7 @@ from nni.compression.distillation import Adaptive1dLayerwiseDistiller, DynamicLa
 from nni.compression.pruning import AGPPruner, L1NormPruner, LinearPruner
 from torch import Tensor, nn
 
-from nni_jackpot import LotteryJackpotPruner
+from nni_jackpot import EdgePopup, LotteryJackpotPruner
 from nni_jackpot.errors import ConfigListError
 
 CONVS: list[dict[str, Any]] = [{"op_names": ["conv1", "conv2"], "sparse_ratio": 0.7}]
@@ -34,7 +34,9 @@ def test_sparsity_that_grows(model: nn.Module, batches: Batches, scheduled: type
             grown.append(zeros(schedules[0].bound_pruner)["conv2"])
         return loss
 
-    pruner = LotteryJackpotPruner(model, CONVS, make_evaluator(model, batches, step), init=init, lr=2.0)
+    pruner = LotteryJackpotPruner(
+        model, CONVS, make_evaluator(model, batches, step), init=init, method=EdgePopup(lr=2.0)
+    )
     target = zeros(pruner)
     schedule = scheduled(pruner, interval_steps=3, total_times=4)
     schedules.append(schedule)
@@ -87,7 +89,7 @@ def test_distilled_and_quantized(
     )
     if distiller_class is Adaptive1dLayerwiseDistiller:
         distiller.track_forward(batches[0][0])
-    pruner = LotteryJackpotPruner.from_compressor(distiller, CONVS, lr=2.0)
+    pruner = LotteryJackpotPruner.from_compressor(distiller, CONVS, method=EdgePopup(lr=2.0))
     start = pruner.get_masks()
     # NNI's DoReFa quantizes outputs of activations only.
     outputs = [] if quantizer_name == "DoReFaQuantizer" else ["_output_"]

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from nni_jackpot import LotteryJackpotPruner
+from nni_jackpot import EdgePopup, LotteryJackpotPruner
 from nni_jackpot.search.clock import cosine
 
 
@@ -79,7 +79,9 @@ def test_gradient_scaler_clipping_and_two_optimizers(model: nn.Module, batches: 
     scheduler = nni.trace(torch.optim.lr_scheduler.ExponentialLR)(optimizers[0], 0.9)
     evaluator = TorchEvaluator(train, optimizers, training_step, [scheduler])
     dense = dense_of(model)
-    check_search(LotteryJackpotPruner(model, CONFIG_LIST, evaluator, lr=2.0), dense, max_steps=12)
+    check_search(
+        LotteryJackpotPruner(model, CONFIG_LIST, evaluator, method=EdgePopup(lr=2.0)), dense, max_steps=12
+    )
     # The unscaled gradient of the scores was clipped: a scaled gradient is a thousand times longer.
     assert len(norms) == 12
     assert all(clipped == pytest.approx(plain) for clipped, plain in norms)
@@ -98,7 +100,7 @@ def test_lightning(
         model, batches, precision=precision, default_root_dir=str(tmp_path)
     )
     dense = dense_of(module)
-    pruner = LotteryJackpotPruner(module, NET_ONLY, evaluator, init="snip", lr=5.0)
+    pruner = LotteryJackpotPruner(module, NET_ONLY, evaluator, init="snip", method=EdgePopup(lr=5.0))
     check_search(pruner, dense, **length)
     assert pruner._search.clock.step == 12
     # Half a cosine over 12 steps; if epochs were given, the trainer provides the number.
@@ -149,7 +151,7 @@ def test_lightning_search_is_sgd_of_section_4_1(
 ) -> None:
     batches = doubles(batches)
     module, evaluator = lightning_evaluator(model.double(), batches, default_root_dir=str(tmp_path))
-    pruner = LotteryJackpotPruner(module, NET_ONLY, evaluator, recipe="paper", lr=5.0)
+    pruner = LotteryJackpotPruner(module, NET_ONLY, evaluator, method=EdgePopup.paper(lr=5.0))
     check_equals_plain_search(pruner, batches, 1.0, **length)
 
 
@@ -162,7 +164,7 @@ def test_lightning_with_manual_optimization(
 ) -> None:
     batches, folder = doubles(batches), str(tmp_path)
     module, evaluator = lightning_evaluator(model.double(), batches, manual=True, default_root_dir=folder)
-    pruner = LotteryJackpotPruner(module, NET_ONLY, evaluator, recipe="paper", lr=5.0)
+    pruner = LotteryJackpotPruner(module, NET_ONLY, evaluator, method=EdgePopup.paper(lr=5.0))
     check_equals_plain_search(pruner, batches, None, **length)
 
 
@@ -183,7 +185,7 @@ def test_a_closure_is_searched_after_its_backward(model: nn.Module, batches: Bat
 
     optimizer = nni.trace(torch.optim.SGD)(model.double().parameters(), lr=0.1, weight_decay=0.1)
     evaluator = TorchEvaluator(train, optimizer, training_step)
-    pruner = LotteryJackpotPruner(model, CONFIG_LIST, evaluator, recipe="paper", lr=5.0)
+    pruner = LotteryJackpotPruner(model, CONFIG_LIST, evaluator, method=EdgePopup.paper(lr=5.0))
     check_equals_plain_search(pruner, batches, None, max_steps=12)
 
 
@@ -205,7 +207,7 @@ def test_a_fused_optimizer_leaves_unscaling_to_the_search(model: nn.Module, batc
 
     optimizer = nni.trace(torch.optim.SGD)(model.parameters(), lr=0.1, weight_decay=0.1, fused=True)
     # The skipped step changes norm statistics.
-    options: dict[str, Any] = {"recipe": "paper", "lr": 5.0, "adapt_norm": False}
+    options: dict[str, Any] = {"method": EdgePopup.paper(lr=5.0), "norm": "freeze"}
     evaluator = TorchEvaluator(train, optimizer, training_step)
     pruner = LotteryJackpotPruner(model, CONFIG_LIST, evaluator, **options)
     plain = fresh_net()
@@ -240,7 +242,7 @@ def bert_pruner(folder: Path) -> LotteryJackpotPruner:
     )
     evaluator = TransformersEvaluator(nni.trace(transformers.Trainer)(model, arguments, train_dataset=rows))
     config_list = [{"op_types": ["Linear"], "exclude_op_names": ["classifier"], "sparse_ratio": 0.7}]
-    return LotteryJackpotPruner(model, config_list, evaluator, lr=50.0)
+    return LotteryJackpotPruner(model, config_list, evaluator, method=EdgePopup(lr=50.0))
 
 
 @pytest.mark.honours("TransformersEvaluator", "max_steps", "max_epochs")
@@ -304,7 +306,7 @@ def _search_of_rank(
 
     evaluator = TorchEvaluator(train, nni.trace(torch.optim.SGD)(wrapped.parameters(), lr=0.1), step)
     config_list = [{"op_names": [f"{prefix}1"], "sparse_ratio": 0.7}]
-    pruner = LotteryJackpotPruner(wrapped, config_list, evaluator, init="snip", lr=1.0)
+    pruner = LotteryJackpotPruner(wrapped, config_list, evaluator, init="snip", method=EdgePopup(lr=1.0))
     if path is not None:
         pruner.checkpoint_to(path, every=4)
     start = pruner.get_masks()

@@ -21,12 +21,12 @@ from nni.compression.speedup import ModelSpeedup
 from nni.compression.utils import Evaluator, LightningEvaluator, auto_set_denpendency_group_ids
 from torch import Tensor, nn
 
-from nni_jackpot import LotteryJackpotPruner
+from nni_jackpot import EdgePopup, LotteryJackpotPruner
 
 X = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(2))
 WIDTHS = {"stem": 16, "left": 8, "right": 8, "top": 8, "hidden": 12}
 CHANNELS = ("channels", "dependent")
-OPTIONS: dict[str, Any] = {"recipe": "paper", "init": "random", "lr": 50.0, "adapt_norm": False}
+OPTIONS: dict[str, Any] = {"method": EdgePopup.paper(lr=50.0), "init": "random", "norm": "freeze"}
 # A scheduled pruner raises its sparsity four times, every two steps; two epochs have twelve steps.
 RAISED = [min(step // 2, 4) / 4 for step in range(12)]
 CUBIC = [1 - (1 - raised) ** 3 for raised in RAISED]
@@ -171,7 +171,12 @@ def search(model: Any, pruner: LotteryJackpotPruner, wish: str, run: str, last: 
     scheduled, steps, epochs, shares = RUNS[run]
     compressor = last or (scheduled(pruner, interval_steps=2, total_times=4) if scheduled else pruner)
     start, seen = masks_of(pruner), []
-    watch = model.register_forward_pre_hook(lambda *_: seen.append(zeros_of(pruner)))
+
+    def look(module: Any, args: Any) -> None:
+        if module.training:  # losses are compared in eval mode
+            seen.append(zeros_of(pruner))
+
+    watch = model.register_forward_pre_hook(look)
     compressor.compress(steps, epochs)
     watch.remove()
     if wish == "global":

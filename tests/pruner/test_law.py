@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
+from nni_jackpot import EdgePopup
+
 # What fails is small as it is, and takes minutes to be made smaller.
 PHASES = (Phase.explicit, Phase.generate)
 OF_WEIGHTS = PruningSetting.default_setting["weight"]
@@ -81,7 +83,7 @@ def test_an_embedding_and_its_head(head: str, op_types: tuple[str, ...]) -> None
     net=nets(torch.float64, torch.float32, torch.bfloat16),
     sparse_ratio=st.sampled_from([0.3, 0.5, 0.9]),
     embeddings=st.booleans(),
-    options=st.sampled_from([{}, {"init": "random"}, {"recipe": "paper"}]),
+    options=st.sampled_from([{}, {"init": "random"}, {"method": EdgePopup.paper()}]),
 )
 @settings(max_examples=60, deadline=None, derandomize=True, database=None, phases=PHASES)
 def test_any_module(net: Net, sparse_ratio: float, embeddings: bool, options: dict[str, Any]) -> None:

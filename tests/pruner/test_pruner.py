@@ -27,7 +27,7 @@ from conftest import (
 from torch import nn
 from torch.nn import functional as F
 
-from nni_jackpot import LotteryJackpotPruner
+from nni_jackpot import EdgePopup, LotteryJackpotPruner
 from nni_jackpot.errors import MaskError, NothingKeptError
 
 # -- initial masks
@@ -80,15 +80,20 @@ def test_random_masks_are_the_same_in_every_process() -> None:
 
 
 def test_initial_scores_are_settable(model: nn.Module) -> None:
-    pruner = LotteryJackpotPruner(model, CONFIG_LIST, kept_score=0.6, pruned_score=0.5)
+    pruner = LotteryJackpotPruner(model, CONFIG_LIST, method=EdgePopup(kept_score=0.6, pruned_score=0.5))
     for score, masks in zip(pruner.score_parameters(), pruner.get_masks().values(), strict=True):
         assert torch.equal(score, torch.where(masks["weight"] == 1, 0.6, 0.5))
 
 
-@pytest.mark.parametrize("arguments", [{"init": "oracle"}, {"kept_score": 0.5}, {"kept_score": float("inf")}])
-def test_bad_arguments(model: nn.Module, arguments: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"init must be one of|score: found .* allowed: a number"):
-        LotteryJackpotPruner(model, CONFIG_LIST, **arguments)
+@pytest.mark.parametrize("kept", [0.5, float("inf")])
+def test_bad_initial_scores(kept: float) -> None:
+    with pytest.raises(ValueError, match=r"score: found .* allowed: a number"):
+        EdgePopup(kept_score=kept)
+
+
+def test_a_bad_criterion(model: nn.Module) -> None:
+    with pytest.raises(ValueError, match="init must be one of"):
+        LotteryJackpotPruner(model, CONFIG_LIST, init="oracle")
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
@@ -307,7 +312,9 @@ def test_follows_the_model_to_another_device(model: nn.Module) -> None:
 
 
 def test_update_masks_starts_the_search_from_them(model: nn.Module, batches: Batches) -> None:
-    pruner = LotteryJackpotPruner(model, CONFIG_LIST, make_evaluator(model, batches), lr=2.0)
+    pruner = LotteryJackpotPruner(
+        model, CONFIG_LIST, make_evaluator(model, batches), method=EdgePopup(lr=2.0)
+    )
     mask = torch.zeros_like(model.conv1.weight)
     mask.view(-1)[::4] = 1
     bias = torch.ones(12)

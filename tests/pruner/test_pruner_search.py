@@ -23,7 +23,7 @@ from conftest import (
 )
 from torch import nn
 
-from nni_jackpot import LotteryJackpotPruner
+from nni_jackpot import EdgePopup, LotteryJackpotPruner
 from nni_jackpot.errors import SearchDivergedError
 from nni_jackpot.search.clock import cosine
 
@@ -56,7 +56,7 @@ def test_epochs_are_the_loop_s_epochs(batches: Batches) -> None:
 
 
 def test_steps_and_epochs_agree_where_the_rate_does(batches: Batches) -> None:
-    constant = {"schedule": lambda progress: 1.0, "growth": 0.0, "temperature": 0.0}
+    constant = {"schedule": lambda progress: 1.0, "method": EdgePopup(lr=2.0, ramp_end=0.0, temperature=0.0)}
     assert same(
         search(batches, steps=12, **constant)[2], search(batches, steps=None, epochs=2, **constant)[2]
     )
@@ -67,7 +67,9 @@ def test_search_is_sgd_of_section_4_1(model: nn.Module, batches: Batches) -> Non
     batches = doubles(batches)
     other = copy.deepcopy(model.double())
     evaluator = make_evaluator(model, batches)
-    masks = LotteryJackpotPruner(model, CONFIG_LIST, evaluator, recipe="paper", lr=0.5).compress(24, None)[1]
+    masks = LotteryJackpotPruner(model, CONFIG_LIST, evaluator, method=EdgePopup.paper(lr=0.5)).compress(
+        24, None
+    )[1]
     pruner = LotteryJackpotPruner(other, CONFIG_LIST)
     start = pruner.get_masks()
     optimizer = torch.optim.SGD(pruner.score_parameters(), lr=0.5, momentum=0.9, weight_decay=5e-4)
@@ -84,14 +86,16 @@ def test_search_is_sgd_of_section_4_1(model: nn.Module, batches: Batches) -> Non
     assert not same(masks, start)
 
 
-@pytest.mark.parametrize("recipe", ["paper", "jackpot"])
-def test_where_weights_lie_in_memory_changes_nothing(model: nn.Module, batches: Batches, recipe: str) -> None:
+@pytest.mark.parametrize("method", [EdgePopup.paper(lr=0.5), EdgePopup(lr=0.5)], ids=["paper", "defaults"])
+def test_where_weights_lie_in_memory_changes_nothing(
+    model: nn.Module, batches: Batches, method: EdgePopup
+) -> None:
     batches = doubles(batches)
     other = copy.deepcopy(model.double()).to(memory_format=torch.channels_last)
     assert not other.conv2.weight.is_contiguous()
     found = []
     for net in (model, other):
-        pruner = LotteryJackpotPruner(net, CONFIG_LIST, make_evaluator(net, batches), recipe=recipe, lr=0.5)
+        pruner = LotteryJackpotPruner(net, CONFIG_LIST, make_evaluator(net, batches), method=method)
         start = pruner.get_masks()
         found.append(pruner.compress(24, None)[1])
         assert not same(start, found[-1])
@@ -122,9 +126,10 @@ def test_gradient_accumulation(model: nn.Module, batches: Batches) -> None:
     def half_loss(batch: Any, model: nn.Module) -> torch.Tensor:
         return training_step(batch, model) / 2
 
-    whole = LotteryJackpotPruner(model, CONFIG_LIST, make_evaluator(model, batches), lr=0.5, adapt_norm=False)
+    options: dict[str, Any] = {"method": EdgePopup(lr=0.5), "norm": "freeze"}
+    whole = LotteryJackpotPruner(model, CONFIG_LIST, make_evaluator(model, batches), **options)
     accumulated = LotteryJackpotPruner(
-        other, CONFIG_LIST, make_evaluator(other, halves, half_loss, accumulate=2), lr=0.5, adapt_norm=False
+        other, CONFIG_LIST, make_evaluator(other, halves, half_loss, accumulate=2), **options
     )
     start, masks = whole.get_masks(), whole.compress(12, None)[1]
     assert same(masks, accumulated.compress(12, None)[1])
@@ -162,7 +167,7 @@ def test_nan_loss_keeps_the_last_good_masks(model: nn.Module, batches: Batches, 
         return loss * value if len(seen) == 8 else loss
 
     evaluator = make_evaluator(model, batches, step)
-    pruner = LotteryJackpotPruner(model, CONFIG_LIST, evaluator, recipe="paper", lr=5.0)
+    pruner = LotteryJackpotPruner(model, CONFIG_LIST, evaluator, method=EdgePopup.paper(lr=5.0))
     with pytest.raises(SearchDivergedError, match="at step 8 of the search"):
         pruner.compress(24, None)
     masks = pruner.get_masks()
@@ -188,7 +193,7 @@ def test_nan_gradient_keeps_the_last_good_masks(model: nn.Module, batches: Batch
         return loss
 
     evaluator = make_evaluator(model, batches, step)
-    pruner = LotteryJackpotPruner(model, CONFIG_LIST, evaluator, recipe="paper", lr=5.0)
+    pruner = LotteryJackpotPruner(model, CONFIG_LIST, evaluator, method=EdgePopup.paper(lr=5.0))
     with pytest.raises(SearchDivergedError, match="score is NaN at step 5"):
         pruner.compress(steps, None)
     assert all(torch.equal(pruner.get_masks()[name]["weight"], mask) for name, mask in seen[4].items())
@@ -200,15 +205,15 @@ def test_nan_gradient_keeps_the_last_good_masks(model: nn.Module, batches: Batch
 def test_norm_statistics_adapt_in_train_mode(batches: Batches) -> None:
     fresh = ConvNet().bn1.running_mean
     assert not torch.equal(search(batches)[0].bound_model.bn1.running_mean, fresh)
-    held, start, masks, _ = search(batches, adapt_norm=False)
+    held, start, masks, _ = search(batches, norm="freeze")
     assert torch.equal(held.bound_model.bn1.running_mean, fresh)
     assert held.bound_model.bn1.num_batches_tracked == 0
     assert not same(start, masks)
 
 
-@pytest.mark.parametrize("adapt_norm", [True, False])
-def test_norm_statistics_are_estimated_anew(model: nn.Module, batches: Batches, adapt_norm: bool) -> None:
-    pruner = LotteryJackpotPruner(model, CONFIG_LIST, adapt_norm=adapt_norm)
+@pytest.mark.parametrize("norm", ["adapt", "freeze"])
+def test_norm_statistics_are_estimated_anew(model: nn.Module, batches: Batches, norm: str) -> None:
+    pruner = LotteryJackpotPruner(model, CONFIG_LIST, norm=norm)
     model.eval()
     pruner.reestimate_norm(batches)
     with torch.no_grad():
@@ -218,7 +223,7 @@ def test_norm_statistics_are_estimated_anew(model: nn.Module, batches: Batches, 
     model.train()
     before = model.bn1.running_mean.clone()
     model(batches[0][0])
-    assert torch.equal(model.bn1.running_mean, before) != adapt_norm
+    assert torch.equal(model.bn1.running_mean, before) == (norm == "freeze")
 
 
 # -- lean
@@ -272,7 +277,7 @@ def test_fifty_steps_are_bit_for_bit_those_of_a_plain_reference(batches: Batches
         return loss
 
     evaluator = make_evaluator(model, batches, step)
-    pruner = LotteryJackpotPruner(model, CONFIG_LIST, evaluator, recipe="paper", lr=2.0)
+    pruner = LotteryJackpotPruner(model, CONFIG_LIST, evaluator, method=EdgePopup.paper(lr=2.0))
     pruner.compress(50, None)
     reference = Reference(lr=2.0, total=50)
     for i, masks in enumerate(seen):
@@ -298,7 +303,9 @@ def test_nothing_is_differentiated_that_no_score_needs(batches: Batches) -> None
         return training_step(batch, model)
 
     config = [{"op_names": ["conv2"], "sparse_ratio": 0.5}]
-    pruner = LotteryJackpotPruner(model, config, make_evaluator(model, batches, step), lr=1.0)
+    pruner = LotteryJackpotPruner(
+        model, config, make_evaluator(model, batches, step), method=EdgePopup(lr=1.0)
+    )
     pruner.compress(3, None)
     assert not any(reached)
     assert {"conv2", "bn2", "fc"} <= set(flowed)
@@ -322,7 +329,7 @@ def test_a_compiled_model_is_one_graph_and_finds_the_same(batches: Batches) -> N
             return training_step(batch, function)
 
         evaluator = make_evaluator(model, batches, step)
-        pruner = LotteryJackpotPruner(model, CONFIG_LIST, evaluator, recipe="paper", lr=2.0)
+        pruner = LotteryJackpotPruner(model, CONFIG_LIST, evaluator, method=EdgePopup.paper(lr=2.0))
         return pruner.compress(12, None)[1]
 
     plain, compiled = run(False), run(True)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nni_jackpot import LotteryJackpotPruner, apply_masks
+from nni_jackpot.errors import MaskError
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -124,3 +125,57 @@ def test_a_state_dict_has_no_tensor_twice(config: dict[str, Any], tmp_path: Path
     assert torch.equal(other.eval()(x), model.eval()(x))
     ours, theirs = pruner.get_masks(), other_pruner.get_masks()
     assert all(torch.equal(ours[name]["weight"], theirs[name]["weight"]) for name in ours)
+
+
+TOKENS = torch.arange(1, 17).view(2, 8)
+
+
+def logits(model: nn.Module) -> Tensor:
+    with torch.no_grad():
+        return model.eval()(input_ids=TOKENS).logits
+
+
+@pytest.mark.parametrize("types", [["Linear"], ["Embedding"], ["Linear", "Embedding"]])
+@pytest.mark.parametrize("make", [classifier, masked_lm, llama])
+def test_what_is_saved_while_wrapped_is_the_dense_model(make: Any, types: list[str], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = make()
+    dense = logits(model)
+    pruner = LotteryJackpotPruner(model, [{"op_types": types, "sparse_ratio": 0.5}])
+    model.save_pretrained(tmp_path / "wrapped")
+    loaded, report = type(model).from_pretrained(tmp_path / "wrapped", output_loading_info=True)
+    assert not report["missing_keys"]
+    assert torch.equal(logits(loaded), dense)
+    pruner.unwrap_model()
+    assert "save_pretrained" not in vars(model)
+
+
+@pytest.mark.parametrize("types", [["Linear"], ["Embedding"], ["Linear", "Embedding"]])
+@pytest.mark.parametrize("make", [classifier, masked_lm, llama])
+def test_what_is_saved_with_masks_applied_is_the_sparse_model(
+    make: Any, types: list[str], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = make()
+    pruner = LotteryJackpotPruner(model, [{"op_types": types, "sparse_ratio": 0.5}])
+    sparse, masks = logits(model), pruner.get_masks()
+    pruner.unwrap_model()
+    apply_masks(model, masks).save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    assert torch.equal(logits(loaded), sparse)
+    for name, targets in masks.items():
+        assert not loaded.get_submodule(name).weight[targets["weight"] == 0].any()
+
+
+def test_a_save_that_takes_no_state_dict_is_refused_while_wrapped(tmp_path: Path) -> None:
+    class Other(ConvNet):
+        def save_pretrained(self, folder: Path) -> None:
+            torch.save(self.state_dict(), folder / "weights")
+
+    model = Other()
+    pruner = LotteryJackpotPruner(model, [{"op_types": ["Conv2d"], "sparse_ratio": 0.5}])
+    with pytest.raises(MaskError, match=r"Other cannot be saved .*unwrap_model"):
+        model.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+    pruner.unwrap_model()
+    model.save_pretrained(tmp_path)

@@ -99,7 +99,7 @@ def interrupted(folder: Path, batches: Batches, stop_at: int | None, **options: 
     "options",
     [
         {},
-        {"lr": np.float64(0.003), "momentum": np.float32(0.5), "growth": np.float64(0.5)},
+        {"method": EdgePopup(lr=np.float64(0.003), momentum=np.float32(0.5), ramp_end=np.float64(0.5))},
         {"optimizer": lambda scores: torch.optim.Adam(scores, lr=np.linspace(0.1, 0.2, 3)[0])},
         {"optimizer": lambda scores: torch.optim.SGD(scores, lr=torch.tensor(0.1))},
     ],

@@ -25,8 +25,10 @@ from conftest import (
 from resumption import Interrupted, Net, Script, check_resumed, noisy_step, step_of_dicts
 from torch import Tensor, nn
 
-from nni_jackpot import LotteryJackpotPruner
+from nni_jackpot import EdgePopup, LotteryJackpotPruner, Patterns, Supermask
 from nni_jackpot.errors import CheckpointError, OutputFolderError, SearchDivergedError
+
+PATTERN = [{"op_names": ["conv2"], "sparse_pattern": "2:4"}]
 
 
 @pytest.mark.honours("resume")
@@ -48,26 +50,29 @@ def test_resumes_where_it_was(batches: Batches, tmp_path: Path, stop_after: int)
         {"agp": True},
         {"init": "snip"},
         {"init": "random"},
-        {"recipe": "paper", "swap_limit": 0.05},
-        {"growth": 0.8},
-        {"growth": 0.8, "hardening": 0.3},
-        {"growth": 1.0, "budget": "global_rank"},
+        {"method": EdgePopup.paper(lr=5.0, swap_limit=0.05)},
+        {"method": EdgePopup(lr=5.0, ramp_end=0.8)},
+        {"method": EdgePopup(lr=5.0, ramp_end=0.8, anneal_end=0.3)},
+        {"method": EdgePopup(lr=5.0, ramp_end=1.0), "budget": "global_rank"},
         {"budget": "global_rank", "length": (200, None)},  # with steps between rankings
         {"optimizer": lambda scores: torch.optim.Adam(scores, lr=0.01)},
-        {"momentum": 0.0},
-        {"method": "supermask", "lr": 0.3},
-        {"method": "supermask", "lr": 0.3, "dropout": 0.3},
-        {"method": "supermask", "lr": 300.0, "recipe": "paper", "length": (None, 3)},
+        {"method": EdgePopup(lr=5.0, momentum=0.0)},
+        {"method": Supermask(lr=0.3)},
+        {"method": Supermask(lr=0.3), "dropout": 0.3},
+        {"method": Supermask.paper(lr=300.0), "length": (None, 3)},
+        {"method": Patterns(lr=0.3), "config_list": PATTERN},
     ],
-    ids=lambda options: ", ".join(f"{name}={getattr(v, '__name__', v)}" for name, v in options.items()),
+    ids=lambda options: ", ".join(
+        f"{k}={getattr(v, '__name__', getattr(v, 'name', v))}" for k, v in options.items()
+    ),
 )
 def test_resumes_whatever_the_search_is(batches: Batches, tmp_path: Path, options: dict[str, Any]) -> None:
     check_resumed(batches, tmp_path / "search.pth", 10, **options)
 
 
-@pytest.mark.parametrize("growth", [0.5, 1.0])
-def test_resumes_after_the_last_step(batches: Batches, tmp_path: Path, growth: float) -> None:
-    options = {"budget": "global_rank", "growth": growth, "every": 20}
+@pytest.mark.parametrize("ramp_end", [0.5, 1.0])
+def test_resumes_after_the_last_step(batches: Batches, tmp_path: Path, ramp_end: float) -> None:
+    options = {"budget": "global_rank", "method": EdgePopup(lr=5.0, ramp_end=ramp_end), "every": 20}
     check_resumed(batches, tmp_path / "search.pth", 20, **options)
 
 
@@ -102,7 +107,7 @@ def test_resumes_under_lightning(batches: Batches, tmp_path: Path, length: tuple
         net = Net(0.2)
         net.register_forward_hook(stop)
         module, evaluator = lightning_evaluator(net, batches, default_root_dir=str(tmp_path))
-        pruner = LotteryJackpotPruner(module, NET_ONLY, evaluator, lr=5.0)
+        pruner = LotteryJackpotPruner(module, NET_ONLY, evaluator, method=EdgePopup(lr=5.0))
         if path is not None:
             pruner.checkpoint_to(path, every=2)
         return pruner, pruner.compress(*length)[1]
@@ -132,10 +137,10 @@ def test_another_search_is_refused_and_told_why(batches: Batches, tmp_path: Path
         Script(batches, path, stop_after=7)
     held = path.read_bytes()
     with pytest.raises(CheckpointError, match=r"lr was '5.0' and is '1.0'\. Remove it") as raised:
-        Script(batches, path, lr=1.0)
+        Script(batches, path, method=EdgePopup(lr=1.0))
     assert "momentum" not in str(raised.value)
     with pytest.raises(CheckpointError, match=r"method was 'edge_popup' and is 'supermask'"):
-        Script(batches, path, method="supermask")
+        Script(batches, path, method=Supermask(lr=5.0))
     with pytest.raises(CheckpointError, match=r"max_epochs was None and is 3; max_steps was 20 and is None"):
         Script(batches, path, length=(None, 3))
     assert path.read_bytes() == held
@@ -214,7 +219,7 @@ import nni, torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from nni.compression.utils import TorchEvaluator
-from nni_jackpot import LotteryJackpotPruner, save_masks
+from nni_jackpot import EdgePopup, LotteryJackpotPruner, save_masks
 
 torch.manual_seed(0)
 torch.set_num_threads(1)
@@ -242,7 +247,8 @@ def training_step(batch, model):
 
 optimizer = nni.trace(torch.optim.SGD)(net.parameters(), lr=0.1)
 config_list = [{"op_types": ["Linear"], "sparse_ratio": 0.8}]
-pruner = LotteryJackpotPruner(net, config_list, TorchEvaluator(train, optimizer, training_step), lr=1.0)
+evaluator = TorchEvaluator(train, optimizer, training_step)
+pruner = LotteryJackpotPruner(net, config_list, evaluator, method=EdgePopup(lr=1.0))
 pruner.checkpoint_to(sys.argv[1], every=int(sys.argv[3]))
 _, masks = pruner.compress(150, None)
 save_masks(masks, sys.argv[2])

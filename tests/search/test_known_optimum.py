@@ -10,7 +10,7 @@ from conftest import make_evaluator
 from known_optimum import BEST, CONFIG_LIST, batches, layer, three_of_ten, training_step
 from torch import Tensor
 
-from nni_jackpot import LotteryJackpotPruner
+from nni_jackpot import EdgePopup, LotteryJackpotPruner, Method, Supermask
 
 
 def mask_of(pruner: LotteryJackpotPruner) -> Tensor:
@@ -37,15 +37,18 @@ def test_own_loop_finds_the_best_mask(optimizer: type[torch.optim.Optimizer]) ->
     "options",
     [
         {},
-        {"growth": 0.0},
-        {"hardening": 0.0, "temperature": 0.0},
+        {"method": EdgePopup(ramp_end=0.0)},
+        {"method": EdgePopup(anneal_end=0.0, temperature=0.0)},
         {"init": "random"},
-        {"recipe": "paper"},
-        {"recipe": "paper", "swap_limit": 0.1},
-        {"method": "supermask", "recipe": "paper"},
-        {"method": "supermask", "lr": 3.0},
+        {"method": EdgePopup.paper()},
+        {"method": EdgePopup.paper(swap_limit=0.1)},
+        {"method": Supermask.paper()},
+        {"method": Supermask(lr=3.0)},
     ],
-    ids=str,
+    ids=[
+        *("defaults", "without ramp", "without soft masks", "random", "paper", "limited swaps"),
+        *("supermask, paper", "supermask"),
+    ],
 )
 def test_a_search_finds_the_best_mask(options: dict[str, Any], length: tuple) -> None:
     torch.manual_seed(0)  # of random masks and samples
@@ -57,7 +60,9 @@ def test_a_search_finds_the_best_mask(options: dict[str, Any], length: tuple) ->
     assert torch.equal(mask_of(pruner), BEST)
 
 
-@pytest.mark.parametrize("options", [{}, {"recipe": "paper"}, {"method": "supermask", "lr": 3.0}], ids=str)
+@pytest.mark.parametrize(
+    "method", [EdgePopup(), EdgePopup.paper(), Supermask(lr=3.0)], ids=["defaults", "paper", "supermask"]
+)
 @pytest.mark.parametrize(
     ("entry", "best"),
     [
@@ -68,11 +73,11 @@ def test_a_search_finds_the_best_mask(options: dict[str, Any], length: tuple) ->
     ],
     ids=["out_channel", "in_channel", "blocks", "2:4"],
 )
-def test_a_search_finds_the_best_grains(entry: dict[str, Any], best: Tensor, options: dict[str, Any]) -> None:
+def test_a_search_finds_the_best_grains(entry: dict[str, Any], best: Tensor, method: Method) -> None:
     torch.manual_seed(0)
     model = layer(best)
     evaluator = make_evaluator(model, batches(best), training_step)
-    pruner = LotteryJackpotPruner(model, [{"op_types": ["Linear"], **entry}], evaluator, **options)
+    pruner = LotteryJackpotPruner(model, [{"op_types": ["Linear"], **entry}], evaluator, method=method)
     assert not torch.equal(mask_of(pruner), best)
     pruner.compress(24, None)
     assert torch.equal(mask_of(pruner), best)

@@ -55,6 +55,26 @@ def test_old_keywords_warn_and_give_the_same_masks(
     assert same(before, masks(new))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"recipe": "soup"}, "recipe must be one of default, paper, got 'soup'"),
+        ({"method": "supermask", "growth": 0.5}, "ramp_end is not a setting of supermask"),
+        ({"method": "supermask", "hardening": 0.5}, "anneal_end is not a setting of supermask"),
+        (
+            {"method": "supermask", "swap_limit": 0.1, "recipe": "paper"},
+            "swap_limit is not a setting of supermask",
+        ),
+        ({"method": "supermask", "kept_score": 3.0}, "kept_score is not a setting of supermask"),
+        ({"method": "supermask", "pruned_score": 0.5}, "pruned_score is not a setting of supermask"),
+    ],
+)
+def test_what_no_method_has_is_refused(model: ConvNet, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LotteryJackpotPruner(model, CONFIG_LIST, **options)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 def test_settings_belong_to_the_method(model: ConvNet) -> None:
     with pytest.raises(ValueError, match=r"lr: give settings to the method, EdgePopup"):
         LotteryJackpotPruner(model, CONFIG_LIST, method=EdgePopup(), lr=1.0)

@@ -195,3 +195,27 @@ def test_processes_with_different_gradients_are_refused(batches: Batches, tmp_pa
     torch.multiprocessing.spawn(_rank, (port, doubles, str(tmp_path)), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert same(first, second)
+
+
+def test_steps_before_another_optimizer_s_under_a_gradient_scaler(model: ConvNet, batches: Batches) -> None:
+    """A step whose gradients are not finite is skipped; powers of two leave all other gradients exact."""
+    twin = copy.deepcopy(model)
+    torch.manual_seed(0)
+    expected = own_loop(LotteryJackpotPruner(model, [CONV]), model, batches, 10).finish()
+    torch.manual_seed(0)
+    pruner = LotteryJackpotPruner(twin, [CONV])
+    search = pruner.begin(total_steps=10)
+    driver = torch.optim.AdamW(pruner.score_parameters(), lr=1.0)
+    driver.register_step_pre_hook(lambda optimizer, *_: search.step_before(optimizer))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
+    for step in range(10):
+        if step == 4:
+            scaler.scale(training_step(batches[0], twin) * float("inf")).backward()
+            scaler.step(driver)
+            scaler.update()
+            driver.zero_grad()
+        scaler.scale(training_step(batches[step % len(batches)], twin)).backward()
+        scaler.step(driver)
+        scaler.update()
+    assert same(search.finish(), expected)
+    assert not driver.state

@@ -91,7 +91,7 @@ def test_no_gradient_anywhere_moves_nothing() -> None:
 
 
 def test_zeros_grow_from_none_to_the_budget(model: nn.Module, batches: Batches) -> None:
-    pruner, seen = watched(model, batches, growth=0.5)
+    pruner, seen = watched(model, batches, method=EdgePopup(ramp_end=0.5))
     budget = zeros_of(model)
     assert budget == [57, 691]
     pruner.compress(20, None)
@@ -105,7 +105,7 @@ def test_zeros_grow_from_none_to_the_budget(model: nn.Module, batches: Batches) 
 
 
 def test_the_paper_has_all_zeros_at_every_step(model: nn.Module, batches: Batches) -> None:
-    pruner, seen = watched(model, batches, recipe="paper")
+    pruner, seen = watched(model, batches, method=EdgePopup.paper())
     pruner.compress(12, None)
     assert seen == [[57, 691]] * 12
 
@@ -118,15 +118,15 @@ def test_rows_grow_alike(model: nn.Module, batches: Batches) -> None:
     assert (masks.view(-1, 4).sum(1) == 2).all()
 
 
-@pytest.mark.parametrize("growth", [0.0, 0.8])
-def test_targets_of_a_global_group_trade_weights(model: nn.Module, batches: Batches, growth: float) -> None:
+@pytest.mark.parametrize("ramp_end", [0.0, 0.8])
+def test_targets_of_a_global_group_trade_weights(model: nn.Module, batches: Batches, ramp_end: float) -> None:
     config = [{"op_types": ["Conv2d", "Linear"], "sparse_ratio": 0.8, "global_group_id": 0}]
-    pruner, seen = watched(model, batches, config, growth=growth, lr=0.1)
+    pruner, seen = watched(model, batches, config, method=EdgePopup(ramp_end=ramp_end, lr=0.1))
     start = zeros_of(model)
     pruner.compress(40, None)
     total = int(0.8 * (72 + 864 + 36))
     assert sum(start) == sum(zeros_of(model)) == total
-    if growth:
+    if ramp_end:
         assert [sum(zeros) for zeros in seen] == sorted(sum(zeros) for zeros in seen)
     else:
         assert {sum(zeros) for zeros in seen} == {total}
@@ -146,7 +146,7 @@ class Rivals(nn.Module):
         return self.falling(x).sum() - self.rising(x).sum()
 
 
-@pytest.mark.parametrize("growth", [0.0, 0.8])
+@pytest.mark.parametrize("ramp_end", [0.0, 0.8])
 @pytest.mark.parametrize(
     ("options", "zeros"),
     [
@@ -162,7 +162,7 @@ class Rivals(nn.Module):
     ids=str,
 )
 def test_a_target_keeps_a_tenth_of_its_group_s_density(
-    options: dict[str, Any], zeros: list[int], growth: float
+    options: dict[str, Any], zeros: list[int], ramp_end: float
 ) -> None:
     """The gradient of a score is its weight, or minus its weight, at every step: one layer is to lose all."""
 
@@ -172,7 +172,7 @@ def test_a_target_keeps_a_tenth_of_its_group_s_density(
     model = Rivals()
     config = [{"op_types": ["Linear"], "sparse_ratio": 0.8, "global_group_id": 0, **options}]
     evaluator = make_evaluator(model, [(torch.ones(1, 20), torch.empty(0))], step)
-    pruner = LotteryJackpotPruner(model, config, evaluator, growth=growth, lr=0.1)
+    pruner = LotteryJackpotPruner(model, config, evaluator, method=EdgePopup(ramp_end=ramp_end, lr=0.1))
     assert zeros_of(model) == [160, 160]
     pruner.compress(20, None)
     rising, falling = pruner.score_parameters()
@@ -185,7 +185,7 @@ def test_bounds_of_a_target_hold_where_weights_are_traded(model: nn.Module, batc
         {"op_names": ["conv1"], "sparse_ratio": 0.8, "global_group_id": 0, "max_sparse_ratio": 0.5},
         {"op_names": ["conv2"], "sparse_ratio": 0.8, "global_group_id": 0},
     ]
-    pruner, seen = watched(model, batches, config, lr=0.1)
+    pruner, seen = watched(model, batches, config, method=EdgePopup(lr=0.1))
     pruner.compress(40, None)
     assert max(zeros[0] for zeros in seen) <= 36
     assert sum(zeros_of(model)) == int(0.8 * 936)
@@ -193,7 +193,7 @@ def test_bounds_of_a_target_hold_where_weights_are_traded(model: nn.Module, batc
 
 def test_the_paper_s_budgets_stay(model: nn.Module, batches: Batches) -> None:
     config = [{"op_types": ["Conv2d", "Linear"], "sparse_ratio": 0.8, "global_group_id": 0}]
-    pruner, seen = watched(model, batches, config, recipe="paper", lr=20.0)
+    pruner, seen = watched(model, batches, config, method=EdgePopup.paper(lr=20.0))
     start = zeros_of(model)
     pruner.compress(24, None)
     assert seen == [start] * 24
@@ -238,9 +238,8 @@ def test_nni_schedules_sparsity_itself(model: nn.Module, batches: Batches) -> No
     assert 0 < seen[5][1] < seen[10][1] < seen[-1][1] == 691
 
 
-def test_what_is_given_takes_the_place_of_the_recipe(model: nn.Module) -> None:
-    pruner = LotteryJackpotPruner(model, CONFIG_LIST, recipe="paper", lr=0.7, growth=0.25)
-    assert pruner.method == EdgePopup(
+def test_what_is_given_takes_the_place_of_the_recipe() -> None:
+    assert EdgePopup.paper(lr=0.7, ramp_end=0.25) == EdgePopup(
         lr=0.7,
         momentum=0.9,
         weight_decay=5e-4,
@@ -256,17 +255,16 @@ def test_what_is_given_takes_the_place_of_the_recipe(model: nn.Module) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"recipe": "soup"}, "recipe must be one of default, paper, got 'soup'"),
-        ({"growth": 1.5}, "ramp_end: found 1.5 .float., allowed: a number >= 0 and <= 1"),
-        ({"growth": -0.1}, "ramp_end: found -0.1 .float., allowed: a number >= 0 and <= 1"),
-        ({"hardening": 1.5}, "anneal_end: found 1.5 .float., allowed: a number >= 0 and <= 1"),
+        ({"ramp_end": 1.5}, "ramp_end: found 1.5 .float., allowed: a number >= 0 and <= 1"),
+        ({"ramp_end": -0.1}, "ramp_end: found -0.1 .float., allowed: a number >= 0 and <= 1"),
+        ({"anneal_end": 1.5}, "anneal_end: found 1.5 .float., allowed: a number >= 0 and <= 1"),
         ({"swap_limit": 0.1}, "swap_limit: found 0.1, allowed with ramp_end 0, .* recipe paper"),
         (
-            {"swap_limit": 0.1, "recipe": "paper", "temperature": 0.5, "hardening": 0.5},
+            {"swap_limit": 0.1, "ramp_end": 0.0, "reallocate": False, "temperature": 0.5, "anneal_end": 0.5},
             "swap_limit: found 0.1, allowed with ramp_end 0, .* recipe paper",
         ),
     ],
 )
-def test_what_does_not_go(model: nn.Module, options: dict[str, Any], message: str) -> None:
+def test_what_does_not_go(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        LotteryJackpotPruner(model, CONFIG_LIST, **options)
+        EdgePopup(**options)

@@ -14,7 +14,7 @@ from nni.compression.quantization import PtqQuantizer, QATQuantizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nni_jackpot import LotteryJackpotPruner, apply_masks, load_masks, save_masks
+from nni_jackpot import EdgePopup, LotteryJackpotPruner, apply_masks, load_masks, save_masks
 from nni_jackpot.errors import MaskError, SpeedupError
 from nni_jackpot.experiment.models.resnet import ResNet
 from nni_jackpot.speedup import check_semi_structured, semi_structured, shrink, sparse_csr
@@ -286,12 +286,12 @@ def test_masks_hold_under_a_quantizer_that_comes_after(
     model: nn.Module, batches: Batches, tmp_path: Path, quantizer_class: type
 ) -> None:
     evaluator = make_evaluator(model, batches)
-    pruner = LotteryJackpotPruner(model, CONVS, evaluator, recipe="paper", lr=1.0)
+    pruner = LotteryJackpotPruner(model, CONVS, evaluator, method=EdgePopup.paper(lr=1.0))
     save_masks(pruner.compress(6, None)[1], tmp_path / "masks.pth")
     pruner.unwrap_model()
     masks = load_masks(tmp_path / "masks.pth")
 
-    held = LotteryJackpotPruner(model, CONVS, evaluator, init=masks, recipe="paper", lr=0.0)
+    held = LotteryJackpotPruner(model, CONVS, evaluator, init=masks, method=EdgePopup.paper(lr=0.0))
     quantized = {"target_names": ["weight", "_output_"], "quant_dtype": "int8", "quant_scheme": "symmetric"}
     quantizer = quantizer_class.from_compressor(held, [{"op_names": ["conv1", "conv2"], **quantized}])
     _, calibration = quantizer.compress(6, None)

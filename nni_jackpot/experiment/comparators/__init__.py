@@ -1,7 +1,19 @@
 """Methods that train weights under masks, to compare jackpots with: one file for each method."""
 
 from nni_jackpot.experiment.comparators.comparator import COMPARATORS, Comparator, Step, register_comparator
-from nni_jackpot.experiment.comparators.rigl import RigL
+from nni_jackpot.experiment.comparators.dynamic import SET, RigL
+from nni_jackpot.experiment.comparators.one_shot import OneShot, SparseGPT
 from nni_jackpot.experiment.comparators.tuned import InitialTuned, JackpotTuned
 
-__all__ = ["COMPARATORS", "Comparator", "InitialTuned", "JackpotTuned", "RigL", "Step", "register_comparator"]
+__all__ = [
+    "COMPARATORS",
+    "SET",
+    "Comparator",
+    "InitialTuned",
+    "JackpotTuned",
+    "OneShot",
+    "RigL",
+    "SparseGPT",
+    "Step",
+    "register_comparator",
+]

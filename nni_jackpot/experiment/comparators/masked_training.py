@@ -36,10 +36,18 @@ class MaskedTraining:
         Updates the masks; None for fixed masks.
     total
         Steps of the whole training.
+    seed
+        Seed of what the comparator draws.
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: Optimizer, masks: Masks, comparator: Comparator | None, total: int
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        masks: Masks,
+        comparator: Comparator | None,
+        total: int,
+        seed: int = 0,
     ) -> None:
         parameters = dict(model.named_parameters())
         given = {
@@ -52,6 +60,7 @@ class MaskedTraining:
         self._masks = {name: mask.to(parameters[name].device) != 0 for name, mask in given.items()}
         self._pruned = {name: ~mask for name, mask in self._masks.items()}
         self._comparator, self._optimizer, self._total = comparator, optimizer, total
+        self._seed = seed
         self._steps = 0
         self._memory: dict[str, Any] = {}
 
@@ -87,7 +96,7 @@ class MaskedTraining:
         }
         versions = {name: mask._version for name, mask in self._masks.items()}
         lr = self._optimizer.param_groups[0]["lr"]
-        step = Step(self._steps, self._total, lr, momentum, self._memory)
+        step = Step(self._steps, self._total, lr, momentum, self._memory, self._seed)
         comparator.update(self._masks, self._weights, gradients, step)
         for name, mask in self._masks.items():
             if mask._version == versions[name]:

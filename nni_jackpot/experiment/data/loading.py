@@ -13,9 +13,10 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from nni_jackpot.errors import DatasetNotFoundError, ExperimentConfigError
-from nni_jackpot.experiment.data.images import Batch, Images
-from nni_jackpot.experiment.data.section import DataConfig
+from nni_jackpot.experiment.data.images import Images
+from nni_jackpot.experiment.data.section import DataConfig, DataSection, TextConfig
 from nni_jackpot.experiment.data.spec import DATASETS
+from nni_jackpot.experiment.data.text import Sequences, split_text
 from nni_jackpot.runtime.distributed import rank, world_size
 
 # The sample that re-estimates norm statistics during a search: every n-th batch, and a minimum of batches.
@@ -29,20 +30,21 @@ class Data:
     Attributes
     ----------
     train, test
-        Loaders of batches ``(images, labels)``: float32 (N, C, S, S), normalised, and int64 (N,).
+        Loaders of batches ``(images, labels)``: float32 (N, C, S, S), normalised, and int64 (N,); of text,
+        dicts of int64 (N, tokens).
     sample
         The first few training batches, the same in each pass.
     num_classes
-        Labels are 0 to ``num_classes - 1``.
+        Labels are 0 to ``num_classes - 1``; 0 for text.
     shape
-        Channels, height and width of an image.
+        Channels, height and width of an image; for text the tokens of a sequence.
     """
 
     train: TrainLoader
     test: Loader
     sample: Loader
     num_classes: int
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
 
     def restart(self) -> None:
         """Restart the sequence of training epochs."""
@@ -69,20 +71,63 @@ def load_data(config: DataConfig, seed: int) -> Data:
         If the config asks for more training images than exist, or batches cannot be divided among the
         processes of the run.
     """
+    loaded = _loaded(config)
+    used, kept_aside = used_images(config, len(loaded.train))
+    tested, in_order = (
+        (loaded.unvaried, kept_aside) if config.validation_images else (loaded.test, range(len(loaded.test)))
+    )
+    return _in_batches(config, seed, loaded.train, used, tested, in_order, loaded.num_classes)
+
+
+def load_text(config: TextConfig, seed: int, tokenizer: Any, task: str) -> Data:
+    """Load text as sequences of tokens.
+
+    Parameters
+    ----------
+    config
+        The text and its batches.
+    seed
+        As for `load_data`.
+    tokenizer
+        Of the network.
+    task
+        What the network computes (`nni_jackpot.experiment.models.language.TASKS`).
+
+    Raises
+    ------
+    DatasetNotFoundError
+        If there is no text.
+    ExperimentConfigError
+        As `load_data` does.
+    """
+    split = split_text(config, _loaded(config), tokenizer, task)
+    return _in_batches(config, seed, split.sequences, split.train, split.sequences, split.test, 0)
+
+
+def _loaded(config: DataSection) -> Any:
     try:
-        train, unvaried, test, num_classes = DATASETS.find(config.name).load(config)
+        return DATASETS.find(config.name).load(config)
     except DatasetNotFoundError:
         raise
     except OSError as error:  # a name that is too long, a link that leads to itself
         raise DatasetNotFoundError(f"{config.name} cannot be read from {config.root}: {error}") from error
+
+
+def _in_batches(
+    config: DataSection,
+    seed: int,
+    train: Images | Sequences,
+    used: Sequence[int],
+    tested: Images | Sequences,
+    in_order: Sequence[int],
+    num_classes: int,
+) -> Data:
     part, parts = rank(), world_size()
     if config.batch_size % parts or config.batch_size < 2 * parts:
         raise ExperimentConfigError(
             f"data.batch_size: found {config.batch_size}, allowed for {parts} processes: multiples of "
             f"{parts}, from {2 * parts}"
         )
-    used, kept_aside = used_images(config, len(train))
-    tested, in_order = (unvaried, kept_aside) if config.validation_images else (test, range(len(test)))
     starts = range(0, len(in_order), config.eval_batch_size)
     blocks = [in_order[start : start + config.eval_batch_size][part::parts] for start in starts]
     order = EpochShuffle(used, config.batch_size, seed, part, parts)
@@ -193,7 +238,7 @@ class Loader(DataLoader[Any]):
 
     def __init__(
         self,
-        images: Images,
+        images: Images | Sequences,
         batches: Sequence[Sequence[int]] | Sampler[list[int]],
         workers: int,
         seed: int,
@@ -209,7 +254,7 @@ class Loader(DataLoader[Any]):
             generator=torch.Generator().manual_seed(seed),
         )
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         for batch in super().__iter__():
             if isinstance(batch, DatasetNotFoundError):
                 raise batch
@@ -225,7 +270,7 @@ class TrainLoader(Loader):
         The order of the images.
     """
 
-    def __init__(self, images: Images, order: EpochShuffle, workers: int, seed: int) -> None:
+    def __init__(self, images: Images | Sequences, order: EpochShuffle, workers: int, seed: int) -> None:
         super().__init__(images, order, workers, seed)
         self.order = order
         self._images = images
@@ -239,7 +284,7 @@ class TrainLoader(Loader):
         """
         self._passed_over = batches
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         blanks = min(self._passed_over, len(self))
         self._passed_over -= blanks
         for size in self.order.sizes[:blanks]:

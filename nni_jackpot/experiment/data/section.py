@@ -1,45 +1,61 @@
-"""The section ``data`` of a run's YAML file."""
+"""The section ``data`` of a run's YAML file: one dataclass for images, one for text."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from nni_jackpot.experiment.data.spec import DATASETS
 from nni_jackpot.experiment.schema.rules import PATH, Invalid
 from nni_jackpot.runtime.settings import between, one_of, option, shown
 
-_MOST_IMAGES = 10**9
+_MOST = 10**9
+_BATCH, _EVAL_BATCH, _WORKERS = between(2, 10**6), between(1, 10**6), between(0, 256)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataSection:
     """The data set and its batches."""
 
     name: str = option("data set", one_of(DATASETS))
     root: str | None = option("folder of the data set's files, null for its usual place", PATH, None)
+    batch_size: int = option("images or sequences per training batch", _BATCH, 64)
+    eval_batch_size: int = option("images or sequences per test batch", _EVAL_BATCH, 512, affects="accuracy")
+    workers: int = option(
+        "processes that load data, 0 to load in the main process", _WORKERS, 0, affects="nothing"
+    )
+
+    @staticmethod
+    def choose(raw: Mapping[str, Any]) -> type[DataSection]:
+        """Return the dataclass of a section: that of images, or of text."""
+        name = raw.get("name")
+        is_text = isinstance(name, str) and name in DATASETS and DATASETS.find(name).is_text
+        return TextConfig if is_text else DataConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(DataSection):
+    """The data set and its batches."""
+
     download: bool = option("whether missing files are downloaded", default=False, affects="nothing")
     train_images: int | None = option(
         "number of training images used, the same ones at every seed; null for all",
-        between(2, _MOST_IMAGES),
+        between(2, _MOST),
         None,
     )
     validation_images: int | None = option(
         "number of training images set aside, the same ones at every seed, and tested on in place of the "
         "test images, for choosing settings; null for none",
-        between(1, _MOST_IMAGES),
+        between(1, _MOST),
         None,
     )
-    batch_size: int = option("images per training batch", between(2, 10**6), 64)
-    eval_batch_size: int = option("images per test batch", between(1, 10**6), 512, affects="accuracy")
     image_size: int | None = option(
         "height and width of the images in pixels, null for the data set's own", between(1, 4096), None
     )
     augment: bool = option(
         "whether training images are shifted, cropped and mirrored at random, as is usual for the data set",
         default=False,
-    )
-    workers: int = option(
-        "processes that load data, 0 to load in the main process", between(0, 256), 0, affects="nothing"
     )
 
     def __post_init__(self) -> None:
@@ -52,3 +68,25 @@ class DataConfig:
             others = ", ".join(name for name in DATASETS if DATASETS.find(name).downloadable)
             wanted = f"false for {self.name}, true for {others}"
             raise Invalid("download", f"found {shown(True)}, allowed: {wanted}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig(DataSection):
+    """Text in sequences of tokens, for networks of transformers, whose tokenizer makes the tokens."""
+
+    root: str | None = option(
+        "file or folder of text (.txt, .md, .html), null for Debian's handbook", PATH, None
+    )
+    batch_size: int = option("sequences per training batch", _BATCH, 4)
+    eval_batch_size: int = option("sequences per test batch", _EVAL_BATCH, 4, affects="accuracy")
+    tokens: int = option("tokens of a sequence", between(2, 10**6), 256)
+    sequences: int | None = option("number of training sequences used; null for all", between(1, _MOST), None)
+    test_sequences: int = option(
+        "number of sequences to test on, the same ones at every seed; as many others are for validation",
+        between(1, _MOST),
+        24,
+    )
+    validation: bool = option(
+        "whether the validation sequences are tested on in place of the test sequences, to choose settings",
+        default=False,
+    )

@@ -27,6 +27,8 @@ class DatasetSpec:
         Whether ``load`` can download the files.
     root
         What ``data.root`` must name, if the data set has no usual place; empty if it has one.
+    is_text
+        Whether the data set is text: ``load`` then returns its paragraphs.
     """
 
     load: Callable[..., Any]
@@ -35,6 +37,7 @@ class DatasetSpec:
     train_images: int | None = None
     downloadable: bool = False
     root: str = ""
+    is_text: bool = False
 
     @property
     def size(self) -> tuple[int, tuple[int, int, int], int] | None:

@@ -14,6 +14,7 @@ from torch import nn
 from nni_jackpot.errors import CheckpointError, ExperimentConfigError, OutputFolderError, first_few
 from nni_jackpot.experiment.config import RunConfig, config_hash, to_dict
 from nni_jackpot.experiment.models import has_new_classifier
+from nni_jackpot.experiment.models.section import ModelConfig
 from nni_jackpot.runtime.distributed import barrier, broadcast_result, rank
 from nni_jackpot.runtime.files import (
     check_folder,
@@ -42,6 +43,7 @@ def check_start(config: RunConfig, num_classes: int) -> None:
     ExperimentConfigError
         If it names two sources, or none for a new classifier.
     """
+    assert isinstance(config.model, ModelConfig)  # others have weights
     weights, pretrain = config.model.weights, config.pretrain
     if weights is None:
         return

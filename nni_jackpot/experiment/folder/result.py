@@ -15,15 +15,36 @@ from nni_jackpot.experiment.config import (
     settings_of,
     stored_config,
 )
+from nni_jackpot.experiment.measures import MEASURES
 from nni_jackpot.runtime.files import digest_of_file, replace_file
 from nni_jackpot.runtime.resume import differences
 
 RESULTS, CONFIG = "results.json", "config.yml"
 
-# The kinds of rows; each run has the first four, and its comparators may add others.
+# The kinds of rows; each run has dense network, initial masks and jackpot; comparators may add others.
 KINDS = ("dense", "initial", "initial_norm", "jackpot", "initial_tuned", "jackpot_tuned")
+_REQUIRED = ("dense", "initial", "jackpot")
 
 _HASH = "settings_hash"
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a method took.
+
+    Attributes
+    ----------
+    tokens
+        Tokens of calibration data.
+    seconds
+        Time.
+    gib
+        Peak memory of the process so far, or of the GPU, in GiB.
+    """
+
+    tokens: int
+    seconds: float
+    gib: float
 
 
 @dataclass(frozen=True)
@@ -37,17 +58,33 @@ class Row:
         statistics re-estimated (``initial_norm``); the ``jackpot``; or a comparator by its name, such as
         weights tuned under the initial mask (``initial_tuned``) or the jackpot's (``jackpot_tuned``, Eq. 9).
     accuracy
-        Accuracy on the test images, in [0, 1].
+        Accuracy on the test images, in [0, 1]; None for text.
     sparsity
         Share of zeros among the weights of the pruned targets.
     epochs
         Epochs spent after pre-training.
+    measures
+        Measures of text by name (`nni_jackpot.experiment.measures.MEASURES`), the main one first.
+    spent
+        What the method took; None if it is not measured.
     """
 
     kind: str
-    accuracy: float
+    accuracy: float | None
     sparsity: float
     epochs: int
+    measures: dict[str, float] = field(default_factory=dict)
+    spent: Spent | None = None
+
+    @property
+    def values(self) -> dict[str, float]:
+        """All measures by name, the main one first."""
+        return self.measures if self.accuracy is None else {"accuracy": self.accuracy, **self.measures}
+
+    @property
+    def main(self) -> float:
+        """The main measure."""
+        return next(iter(self.values.values()))
 
 
 @dataclass(frozen=True)
@@ -125,8 +162,10 @@ def _read_result(folder: Path) -> Result:
     try:
         raw = json.loads(path.read_bytes())
         compared = (raw.get("settings") or {}).get("comparators") or {}
-        rows = [_checked(Row(**row), [*KINDS, *compared]) for row in raw["rows"]]
-        if lacking := [kind for kind in KINDS[:4] if kind not in {row.kind for row in rows}]:
+        rows = [_checked(_row(row), [*KINDS, *compared]) for row in raw["rows"]]
+        if lacking := [
+            kind for kind in ("dense", "initial", "jackpot") if kind not in {row.kind for row in rows}
+        ]:
             raise ValueError(f"found no row of kind {', '.join(lacking)}")
         settings = raw.get("settings")
         if raw.pop(_HASH, config_hash(settings)) != config_hash(settings):
@@ -150,11 +189,18 @@ def _settings_in(result: Result) -> dict[str, Any]:
     return settings_of(stored_config(result.settings))
 
 
+def _row(raw: dict[str, Any]) -> Row:
+    spent = raw.get("spent")
+    return Row(**{**raw, "spent": None if spent is None else Spent(**spent)})
+
+
 def _checked(row: Row, kinds: list[str]) -> Row:
     if row.kind not in kinds:
         raise ValueError(f"found a row of kind {row.kind!r}, allowed: {', '.join(kinds)}")
-    if not (0 <= row.accuracy <= 1 and 0 <= row.sparsity < 1 and row.epochs >= 0):
+    if not (0 <= row.sparsity < 1 and row.epochs >= 0):
         raise ValueError(f"found {row}, allowed: accuracy and sparsity in [0, 1], epochs >= 0")
+    if not row.values or not all(MEASURES[name].is_possible(value) for name, value in row.values.items()):
+        raise ValueError(f"found {row}, allowed: measures in their range, accuracy and sparsity in [0, 1]")
     return row
 
 

@@ -109,7 +109,9 @@ class RunFolder:
         for name in _all_files(self.work, config):
             target_of(self.work / name)
             target_of(self.folder / name)
-        if not (self.work / SEARCH).exists() and not _is_of(self.work, config):
+        before = _config_in(self.work)
+        is_other = before is None or settings_of(before) != settings_of(config)
+        if is_other and not (self.work / SEARCH).exists():
             self.delete_stale_logs("", *_phases(self.work))
         if _weights_of(self.work) != cache_path(config).name:
             self.delete_stale_logs(_PRETRAIN)
@@ -235,19 +237,17 @@ def _finished_run(config: RunConfig, overwrite: bool) -> Result | None:
     return None if overwrite else finished_in(place_of(config), config)
 
 
-def _is_of(folder: Path, config: RunConfig) -> bool:
+def _config_in(folder: Path) -> RunConfig | None:
     try:
-        return settings_of(load_config(folder / CONFIG, is_stored=True)) == settings_of(config)
+        return load_config(folder / CONFIG, is_stored=True)
     except ExperimentConfigError:
-        return False
+        return None
 
 
 def _weights_of(folder: Path) -> str:
     """Return the name of the cached weights of the run in a folder; empty if there is no run."""
-    try:
-        return cache_path(load_config(folder / CONFIG, is_stored=True)).name
-    except ExperimentConfigError:
-        return ""
+    config = _config_in(folder)
+    return "" if config is None else cache_path(config).name
 
 
 def _tidy(folder: Path) -> None:

@@ -15,7 +15,7 @@ from nni_jackpot.experiment.models.resnet import ResNet
 from nni_jackpot.experiment.models.vgg import VGG19
 
 if TYPE_CHECKING:  # the config imports this module
-    from nni_jackpot.experiment.config import ModelConfig
+    from nni_jackpot.experiment.models.section import ModelConfig
 
 
 def _resnet(config: ModelConfig, num_classes: int, in_channels: int) -> nn.Module:

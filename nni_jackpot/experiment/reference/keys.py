@@ -5,17 +5,26 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from typing import Any, NamedTuple, get_type_hints
 
 from nni_jackpot.experiment.comparators import COMPARATORS
 from nni_jackpot.experiment.config import RunConfig
+from nni_jackpot.experiment.data.section import DataConfig, TextConfig
 from nni_jackpot.experiment.data.spec import DATASETS
+from nni_jackpot.experiment.models.section import LanguageModelConfig, ModelConfig
 from nni_jackpot.experiment.schema.rules import allowed_text
 from nni_jackpot.masking.methods.method import METHODS
 from nni_jackpot.runtime.settings import ANY
+from nni_jackpot.search.blockwise import BlockSearch
+from nni_jackpot.search.blockwise.polish import Polish
 
 _WIDTH = 110
+# Sections for images, and for text.
+_FORMS: dict[str, tuple[Any, Any]] = {
+    "data": (DataConfig, TextConfig),
+    "model": (ModelConfig, LanguageModelConfig),
+}
 
 
 class Key(NamedTuple):
@@ -58,13 +67,26 @@ def sections() -> Iterator[Section]:
     )
     for entry in fields(RunConfig):
         if is_dataclass(kinds[entry.name]):
-            yield _section(entry.name, kinds[entry.name])
+            yield from _variants(entry.name, kinds[entry.name])
         if entry.name == "search":
+            yield _section("search.blockwise", BlockSearch)
+            yield _section("search.polish", Polish)
             for method in METHODS:
                 yield _of_method(method)
         if entry.name == "comparators":
             for name in COMPARATORS:
                 yield _section(f"comparators.{name}", COMPARATORS.find(name))
+
+
+def _variants(name: str, cls: Any) -> Iterator[Section]:
+    """Return a section, and its other forms, whose keys depend on its name."""
+    if not hasattr(cls, "choose"):
+        yield _section(name, cls)
+        return
+    usual, text = _FORMS[name]
+    yield _section(name, usual)
+    said = {"data": "name: text", "model": "name: transformers/..."}
+    yield replace(_section(name, text), choice=said[name])
 
 
 def _section(name: str, cls: Any) -> Section:

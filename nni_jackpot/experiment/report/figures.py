@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nni_jackpot.experiment.folder.result import load_result
-from nni_jackpot.experiment.report.measures import INIT, RECIPE, SPARSITY, Measure, labels
+from nni_jackpot.experiment.report.measures import INIT, RECIPE, SPARSITY, Measure, families, labels
 from nni_jackpot.experiment.report.runs import Run
 from nni_jackpot.experiment.report.wording import percent
 from nni_jackpot.masks import Masks, load_masks, mask_overlap
@@ -78,6 +78,8 @@ def figures(measures: Sequence[Measure]) -> list[Figure]:
     CheckpointError
         If a file of masks is damaged.
     """
+    if any(one.measure != "accuracy" for one in measures):  # the paper's figures are about accuracies
+        return []
     made = [make(measures) for make in (weights, criteria, overlaps, convergence, methods, tuning)]
     return [figure for figure in made if figure is not None]
 
@@ -109,10 +111,10 @@ def criteria(measures: Sequence[Measure]) -> Figure | None:
 
 def overlaps(measures: Sequence[Measure]) -> Figure | None:
     """Return Fig. 4: overlap of the criteria's masks with jackpots, against sparsity."""
-    families: dict[str, list[list[Measure]]] = defaultdict(list)
+    alike: dict[str, list[list[Measure]]] = defaultdict(list)
     for group in _series(one for one in measures if one.kind == "jackpot" and one.is_pretrained):
-        families[group[0].without(INIT, SPARSITY)].append(group)
-    compared = [(family, group) for family in families.values() if len(family) > 1 for group in family]
+        alike[group[0].without(INIT, SPARSITY)].append(group)
+    compared = [(family, group) for family in alike.values() if len(family) > 1 for group in family]
     names = labels([jackpots[0] for _, jackpots in compared], SPARSITY)
     panels = []
     for name, (family, jackpots) in zip(names, compared, strict=True):
@@ -133,11 +135,9 @@ def overlaps(measures: Sequence[Measure]) -> Figure | None:
 
 def convergence(measures: Sequence[Measure]) -> Figure | None:
     """Return Fig. 5: accuracy against epochs of search, by the criterion of the initial mask."""
-    families: dict[str, list[Measure]] = defaultdict(list)
-    for one in measures:
-        if one.kind == "jackpot" and one.is_pretrained and all(run.curve for run in one.runs.values()):
-            families[one.without(INIT)].append(one)
-    compared = [family for family in families.values() if len(family) > 1]
+    jackpots = [one for one in measures if one.kind == "jackpot" and one.is_pretrained]
+    drawn = (one for one in jackpots if all(run.curve for run in one.runs.values()))
+    compared = families(drawn, INIT)
     names = labels(_firsts(compared), INIT, SPARSITY)
     panels = []
     for name, family in zip(names, compared, strict=True):
@@ -190,10 +190,7 @@ def _by_the_paper_s_search(measures: Iterable[Measure]) -> list[Measure]:
 
 def _series(measures: Iterable[Measure]) -> list[list[Measure]]:
     """Return groups of at least two measures that differ only in their sparsity."""
-    groups: dict[str, list[Measure]] = defaultdict(list)
-    for one in measures:
-        groups[one.without(SPARSITY)].append(one)
-    return [sorted(group, key=lambda one: one.sparsity) for group in groups.values() if len(group) > 1]
+    return [sorted(group, key=lambda one: one.sparsity) for group in families(measures, SPARSITY)]
 
 
 def _firsts(groups: Iterable[Sequence[Measure]]) -> list[Measure]:
@@ -212,7 +209,7 @@ def _panel(title: str, lines: list[Line], measures: Sequence[Measure], drawn: Se
     dense = [one for one in measures if one.kind == "dense" and one.is_pretrained]
     dense = [one for one in dense if any(map(one.is_part_of, drawn))]
     ends = [end(x for line in lines for x in line.points) for end in (min, max)]
-    levels = [_in_percent(one.accuracies.values()) for one in dense]
+    levels = [_in_percent(one.values.values()) for one in dense]
     across = [
         Line(name, dict.fromkeys(ends, level), is_reference=True)
         for name, level in zip(labels(dense), levels, strict=True)
@@ -226,7 +223,7 @@ def _lines(series: Sequence[Sequence[Measure]]) -> list[Line]:
 
 
 def _line(name: str, group: Sequence[Measure]) -> Line:
-    return Line(name, {_percent(one.sparsity): _in_percent(one.accuracies.values()) for one in group})
+    return Line(name, {_percent(one.sparsity): _in_percent(one.values.values()) for one in group})
 
 
 def _curve(runs: Iterable[Run]) -> dict[float, list[float]]:

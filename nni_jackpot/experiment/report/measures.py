@@ -9,12 +9,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nni_jackpot.experiment.measures import MEASURES, Measured
 from nni_jackpot.experiment.report.runs import Run
 from nni_jackpot.experiment.report.wording import NAMES, name_of, percent
 from nni_jackpot.masking.criteria import CRITERIA
 
 SPARSITY, EPOCHS, INIT, RECIPE = "sparsity", "search.epochs", "search.init", "search.recipe"
-METHOD = "search.method"
+METHOD, BLOCKWISE = "search.method", "search.blockwise"
 TUNING = "finetune.epochs"
 _RATIO = "config_list.0.sparse_ratio"
 
@@ -67,9 +68,24 @@ class Measure:
     runs: dict[int, Run]
 
     @property
-    def accuracies(self) -> dict[int, float]:
-        """Accuracy on the test images, in [0, 1], by seed."""
-        return {seed: run.rows[self.kind].accuracy for seed, run in self.runs.items()}
+    def values(self) -> dict[int, float]:
+        """The main measure by seed, such as the accuracy on the test images in [0, 1]."""
+        return {seed: run.rows[self.kind].main for seed, run in self.runs.items()}
+
+    @property
+    def measured(self) -> Measured:
+        """The main measure's words and direction."""
+        return MEASURES[self.measure]
+
+    @property
+    def column(self) -> str:
+        """Title of a column of the main measure."""
+        return "accuracy %" if self.measure == "accuracy" else self.measured.words
+
+    @property
+    def measure(self) -> str:
+        """Name of the main measure."""
+        return next(iter(next(iter(self.runs.values())).rows[self.kind].values))
 
     @property
     def overlaps(self) -> dict[int, float]:
@@ -88,13 +104,14 @@ class Measure:
     def network(self) -> str:
         """The network's name, with its size if the size is a setting."""
         name = str(self.settings["model.name"])
-        size = f"-{self.settings['model.depth']} of width {self.settings['model.width']}"
-        return name + size if name == "resnet" else name
+        if name != "resnet":
+            return name
+        return f"{name}-{self.settings['model.depth']} of width {self.settings['model.width']}"
 
     @property
     def data(self) -> str:
         """The data set's name, with the numbers of images if not all are used."""
-        images, aside = self.settings["data.train_images"], self.settings["data.validation_images"]
+        images, aside = (self.settings.get(f"data.{key}") for key in ("train_images", "validation_images"))
         said = [] if images is None else [f"{images:,} images"]
         said += [] if aside is None else [f"tested on {aside:,} of the training images kept aside"]
         return str(self.settings["data.name"]) + (f" ({', '.join(said)})" if said else "")
@@ -135,7 +152,8 @@ def measure(runs: Iterable[Run]) -> list[Measure]:
         for kind in run.rows:
             settings = {k: v for k, v in run.settings.items() if k.startswith(_depends_on(kind, run))}
             settings.pop("finetune.under", None)  # the kind tells
-            if kind.startswith("jackpot") and not settings[EPOCHS]:
+            is_blockwise = any(name.startswith(f"{BLOCKWISE}.") for name in run.settings)
+            if kind.startswith("jackpot") and not settings[EPOCHS] and not is_blockwise:
                 continue
             key = json.dumps([kind, settings], sort_keys=True)
             groups.setdefault(key, (kind, settings, {}))[2][run.seed] = run
@@ -168,6 +186,14 @@ def _order(one: Measure) -> tuple[Any, ...]:
     recipe = str(one.settings.get(RECIPE, ""))
     weights = str(one.settings["weights"])
     return (kind, one.kind, weights, init, one.method, recipe, one.epochs, one.sparsity, one.without())
+
+
+def families(measures: Iterable[Measure], *names: str) -> list[list[Measure]]:
+    """Return groups of at least two measures that differ only in the named settings."""
+    groups: dict[str, list[Measure]] = defaultdict(list)
+    for one in measures:
+        groups[one.without(*names)].append(one)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def labels(measures: Sequence[Measure], *shown: str) -> list[str]:

@@ -89,7 +89,8 @@ def by_epochs(one: Measure) -> tuple[Published, float] | None:
 
 def _network(one: Measure) -> str:
     """Return the name of the paper's network that a run's is; empty for others."""
-    name, size = one.settings["model.name"], (one.settings["model.depth"], one.settings["model.width"])
+    name = one.settings["model.name"]
+    size = one.settings.get("model.depth"), one.settings.get("model.width")
     if name == "resnet":
         return "resnet32" if size == (32, 32) else ""
     return {"vgg19": "vgg19", "torchvision/resnet50": "resnet50"}.get(name, "")
@@ -101,7 +102,7 @@ def _method(one: Measure) -> str:
         # SNIP and GraSP prune the network's own random weights and train what is left.
         is_theirs = one.kind == "initial_tuned" and one.settings["weights"] == "random"
         return one.init if is_theirs else ""
-    if one.settings["model.init"] is not None:
+    if one.settings.get("model.init") is not None:
         return ""
     if one.kind in ("dense", "initial"):
         return one.kind

@@ -33,6 +33,7 @@ def of_figure(figure: Figure) -> str:
 
 def _measure(one: Measure) -> dict[str, object]:
     published = paper.accuracy_of(one)
+    scale = 100 if one.measured.is_percent else 1
     return {
         "kind": one.kind,
         "name": name_of(one.kind, one.init),
@@ -42,7 +43,7 @@ def _measure(one: Measure) -> dict[str, object]:
         "recipe": one.settings.get(RECIPE, ""),
         "sparsity %": _rounded(100 * one.sparsity),
         "epochs": one.epochs,
-        **_statistics("accuracy %", [100 * value for value in one.accuracies.values()]),
+        **_statistics(one.column, [scale * value for value in one.values.values()]),
         "overlap %": _rounded(100 * statistics.mean(one.overlaps.values())) if one.overlaps else None,
         "paper, accuracy %": published.accuracy if published else None,
         "paper, standard deviation": published.deviation if published else None,

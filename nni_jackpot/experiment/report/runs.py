@@ -13,7 +13,7 @@ from typing import Any
 
 from nni_jackpot.errors import RunFolderError
 from nni_jackpot.experiment.config import RunConfig, SearchConfig, load_config, settings_of, to_dict
-from nni_jackpot.experiment.folder.result import Row, load_result
+from nni_jackpot.experiment.folder.result import RESULTS, Row, load_result
 from nni_jackpot.masking.methods.method import METHODS
 
 
@@ -129,15 +129,11 @@ def _newest(runs: list[Run]) -> tuple[list[Run], dict[Path, str]]:
     for run in runs:
         key = json.dumps([run.settings, run.seed], sort_keys=True)
         other = newest.get(key)
-        old, new = sorted([other or run, run], key=_time)
+        old, new = sorted([other or run, run], key=lambda run: (run.folder / RESULTS).stat().st_mtime_ns)
         newest[key] = new
         if other is not None:
             replaced[old.folder] = f"repeated, with the same config and seed, in {new.folder}"
     return list(newest.values()), replaced
-
-
-def _time(run: Run) -> int:
-    return (run.folder / "results.json").stat().st_mtime_ns
 
 
 def _read_run(folder: Path) -> Run:
@@ -159,7 +155,8 @@ def _curve(path: Path) -> Iterator[tuple[int, float]]:
     if path.exists():  # the tables do not need it
         with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
-                yield int(row["epoch"]), float(row["accuracy"])
+                if "accuracy" in row:  # text has other measures, which no figure shows
+                    yield int(row["epoch"]), float(row["accuracy"])
 
 
 def _left_to_recipe(config: RunConfig) -> dict[str, None]:
@@ -180,7 +177,9 @@ def _settings(config: RunConfig) -> dict[str, Any]:
     """
     settings = settings_of(config)
     del settings["seed"]
+    settings["search.init"] = config.search.named_init
     start = [settings["pretrain.epochs"], settings["pretrain.checkpoint"], settings.get("model.weights")]
+    start.append("model.task" in settings)  # networks of transformers have their weights
     if any(start):
         return {"weights": "pre-trained", **settings}
     drawn = settings.pop("model.init")

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 
 from prettytable import PrettyTable, TableStyle
 
-from nni_jackpot.experiment.folder.result import Result
+from nni_jackpot.experiment.folder.result import Result, Row
+from nni_jackpot.experiment.measures import MEASURES
 from nni_jackpot.experiment.report.wording import name_of, spread
 
 
 def summary(results: Sequence[Result], init: str) -> str:
-    """Return the table of one run, or of several seeds: mean ± standard deviation.
+    """Return the table of one run, or of several seeds: mean ± standard deviation of a sample (n - 1).
 
-    Accuracies are percentages of the test images; the deviation is that of a sample (n - 1).
+    Accuracies are percentages of the test images. Rows of text tell what each method took.
 
     Parameters
     ----------
@@ -23,14 +24,17 @@ def summary(results: Sequence[Result], init: str) -> str:
     init
         Criterion of the initial masks.
     """
-    table = PrettyTable(["", "test accuracy %", "sparsity %", "epochs"])
+    measures = results[0].rows[0].values
+    is_spent = any(row.spent is not None for row in results[0].rows)
+    last = ["tokens", "seconds", "peak GiB"] if is_spent else ["epochs"]
+    table = PrettyTable(["", *(MEASURES[name].words for name in measures), "sparsity %", *last])
     table.set_style(TableStyle.SINGLE_BORDER)
     table.align = "r"
     table.align[""] = "l"
     for rows in zip(*(result.rows for result in results), strict=True):
-        accuracy = spread([row.accuracy for row in rows])
+        found = [MEASURES[name].spread([row.values[name] for row in rows]) for name in measures]
         name, sparsity = name_of(rows[0].kind, init), f"{100 * rows[0].sparsity:.1f}"
-        table.add_row([name, accuracy, sparsity, rows[0].epochs])
+        table.add_row([name, *found, sparsity, *(_spent(rows) if is_spent else [rows[0].epochs])])
     overlap = spread([result.overlap for result in results])
     seconds = statistics.mean(result.seconds for result in results)
     runs = "" if len(results) == 1 else f" a run, {len(results)} runs"
@@ -44,3 +48,12 @@ def summary(results: Sequence[Result], init: str) -> str:
             *(f"written to {result.folder}" for result in results),
         ]
     )
+
+
+def _spent(rows: Sequence[Row]) -> list[str]:
+    """Return the cells of what a method took: tokens, and the means of seconds and of memory."""
+    spent = [row.spent for row in rows if row.spent is not None]
+    if not spent:
+        return ["-", "-", "-"]
+    means = [statistics.mean(one.seconds for one in spent), statistics.mean(one.gib for one in spent)]
+    return [f"{spent[0].tokens:,}", f"{means[0]:.0f}", f"{means[1]:.1f}"]

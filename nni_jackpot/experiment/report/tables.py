@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from nni_jackpot.experiment.report import paper
-from nni_jackpot.experiment.report.measures import EPOCHS, RECIPE, SPARSITY, TUNING, Measure, labels
+from nni_jackpot.experiment.report.measures import EPOCHS, RECIPE, SPARSITY, TUNING, Measure, families, labels
 from nni_jackpot.experiment.report.wording import percent, spread
 
 _NONE = "-"
@@ -57,25 +57,27 @@ def by_method(measures: Sequence[Measure]) -> Table:
     published = [{s: paper.accuracy_of(one) for s, one in row.items()} for row in rows.values()]
     compared = {s for numbers in published for s, number in numbers.items() if number is not None}
 
-    columns = ["accuracy %"]
+    columns = [measures[0].column]
     for s in sparsities:
         columns += [percent(s), f"paper, {percent(s)}"] if s in compared else [percent(s)]
     lines = []
     for name, row, numbers in zip(names, rows.values(), published, strict=True):
         line = [name]
         for s in sparsities:
-            line.append(spread(row[s].accuracies.values()) if s in row else _NONE)
+            line.append(row[s].measured.spread(row[s].values.values()) if s in row else _NONE)
             if s in compared:
                 line.append(str(numbers.get(s) or _NONE))
         by_column = {percent(s): one for s, one in sorted(row.items())}
         lines.append([*line, _epochs(next(iter(row.values()))), *_origin(by_column)])
     number = {"cifar100": 2, "imagenet": 3}.get(measures[0].settings["data.name"], 1)
+    theirs = f" (the paper's Table {number})" if measures[0].measure == "accuracy" else ""
+    theirs = f" (the paper's Table {number})" if measures[0].measure == "accuracy" else ""
     return Table(
         f"table{number}",
-        f"Accuracy by method and sparsity (the paper's Table {number})",
+        f"{measures[0].measure.capitalize()} by method and sparsity{theirs}",
         [*columns, "epochs", "seeds", "runs"],
         lines,
-        "A column for each sparsity; the dense network's accuracy stands in the first. Epochs are those after"
+        "A column for each sparsity; the dense network stands in the first. Epochs are those after"
         " pre-training: of the search, of tuning, or of both.",
         list(measures),
     )
@@ -83,11 +85,7 @@ def by_method(measures: Sequence[Measure]) -> Table:
 
 def by_epochs(measures: Sequence[Measure]) -> Table | None:
     """Return Table 4: accuracy and overlap with the initial mask, against epochs of search."""
-    searches: dict[str, list[Measure]] = defaultdict(list)
-    for one in measures:
-        if one.kind == "jackpot":
-            searches[one.without(EPOCHS)].append(one)
-    series = [group for group in searches.values() if len(group) > 1]
+    series = families((one for one in measures if one.kind == "jackpot"), EPOCHS)
     if not series:
         return None
     starts = [one for one in measures if one.kind == "initial"]
@@ -101,7 +99,7 @@ def by_epochs(measures: Sequence[Measure]) -> Table | None:
 
     lines = []
     for (name, one), numbers in zip(shown, published, strict=True):
-        ours = [spread(one.accuracies.values()), spread(one.overlaps.values())]
+        ours = [one.measured.spread(one.values.values()), spread(one.overlaps.values())]
         theirs = [str(numbers[0]), f"{numbers[1]:.1f}"] if numbers else [_NONE, _NONE]
         beside = theirs if is_compared else []
         lines.append([name, percent(one.sparsity), str(one.epochs), *ours, *beside, *_origin({"": one})])
@@ -135,7 +133,7 @@ def by_recipe(measures: Sequence[Measure]) -> Table | None:
     lines = []
     names = labels([ours for _, ours in pairs], SPARSITY, EPOCHS)
     for name, (theirs, ours) in zip(names, pairs, strict=True):
-        both = [theirs.accuracies, ours.accuracies]
+        both = [theirs.values, ours.values]
         gains = [both[1][seed] - both[0][seed] for seed in ours.runs if seed in theirs.runs]
         cells = [*(spread(values.values()) for values in both), spread(gains) if gains else _NONE]
         origin = _origin({"paper": theirs, "default": ours})

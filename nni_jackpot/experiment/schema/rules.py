@@ -7,7 +7,6 @@ error messages and the reference page.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -19,7 +18,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import numpy as np
 
 from nni_jackpot.errors import ExperimentConfigError
-from nni_jackpot.runtime.registry import Registry
+from nni_jackpot.runtime.registry import Registry, close_match
 from nni_jackpot.runtime.settings import ANY, Rule, SettingError, allowed, fits, shown, without_none
 
 
@@ -79,6 +78,8 @@ class Reader:
         """Read a mapping as the dataclass ``cls``; raises `Invalid`."""
         if not isinstance(raw, dict):
             raise Invalid(key, f"found {shown(raw)}, allowed: {allowed_text(cls, ANY)}")
+        if hasattr(cls, "choose"):  # the keys depend on a value of the section
+            cls = cls.choose(raw)
         kinds = get_type_hints(cls)
         entries = {entry.name: entry for entry in dataclasses.fields(cls)}
         values = {
@@ -229,10 +230,4 @@ def allowed_text(kind: Any, rule: Rule) -> str:
 
 
 def _unknown(name: object, names: Iterable[str]) -> str:
-    return f"unknown key {name!r}, allowed: {', '.join(names)}{close_match(str(name), names)}"
-
-
-def close_match(name: str, names: Iterable[str]) -> str:
-    """Return the end of a message about an unknown name: the closest known name, if one is close."""
-    close = difflib.get_close_matches(name, list(names), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+    return f"unknown key {name!r}, allowed: {', '.join(names)}{close_match(name, names)}"

@@ -106,7 +106,7 @@ def sparsegpt_update(
         errors = torch.zeros_like(part)
         if pattern is None:
             saliency = part.square() / local.diagonal().square()
-            prune = round(saliency.numel() * (1 - density))
+            prune = round(len(new) * end * (1 - density)) - round(len(new) * start * (1 - density))
             chosen = torch.ones(saliency.numel(), dtype=torch.bool, device=new.device)
             chosen[saliency.flatten().topk(prune, largest=False).indices] = False
             kept[:, start:end] = chosen.view_as(saliency)

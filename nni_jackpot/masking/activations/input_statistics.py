@@ -2,78 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
+from nni_jackpot.errors import CalibrationError
+from nni_jackpot.masking.activations.layers import (
+    first_tensor,
+    from_rows,
+    input_columns,
+    matrix_shape,
+    to_rows,
+)
+from nni_jackpot.runtime.distributed import all_reduce_sum
 
-def is_matrix_layer(module: nn.Module) -> bool:
-    """Return whether a layer multiplies its input by a weight: Linear, Conv2d, or Conv1D of transformers."""
-    return isinstance(module, nn.Linear | nn.Conv2d) or _is_transposed(module)
-
-
-def to_rows(module: nn.Module, values: Tensor) -> Tensor:
-    """Return a tensor of the weight's shape as matrices, one row for each output feature.
-
-    Parameters
-    ----------
-    module
-        Linear, Conv2d, or Conv1D of transformers.
-    values
-        Of the shape of ``module.weight``: the weight, a mask or indices.
-
-    Returns
-    -------
-    Tensor
-        Of shape (groups, out of a group, in of a group); one group except for grouped convolutions. Columns
-        are the input features, for Conv2d in the order of `torch.nn.Unfold`.
-    """
-    if _is_transposed(module):
-        return values.t()[None]
-    groups = module.groups if isinstance(module, nn.Conv2d) else 1
-    return values.reshape(groups, values.shape[0] // groups, -1)
-
-
-def from_rows(module: nn.Module, rows: Tensor) -> Tensor:
-    """Return matrices of `to_rows` as a tensor of the weight's shape."""
-    shape: torch.Size = module.weight.shape  # type: ignore[assignment]
-    return rows[0].t().contiguous() if _is_transposed(module) else rows.reshape(shape)
-
-
-def input_columns(module: nn.Module, inputs: Tensor, tokens: Tensor | None = None) -> Tensor:
-    """Return the inputs that the rows of a weight are multiplied by.
-
-    Parameters
-    ----------
-    module
-        Linear, Conv2d, or Conv1D of transformers.
-    inputs
-        The input of one forward.
-    tokens
-        Boolean, of shape (batch, tokens): those to look at. Ignored where the input has no such dimensions.
-
-    Returns
-    -------
-    Tensor
-        Of shape (groups, samples, in of a group); a sample is a token, or a place that a kernel is put on.
-    """
-    if not isinstance(module, nn.Conv2d):
-        if tokens is not None and inputs.shape[:-1] == tokens.shape:
-            inputs = inputs[tokens]
-        return inputs.reshape(1, -1, inputs.shape[-1])
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    padded = F.pad(inputs, module._reversed_padding_repeated_twice, mode)
-    if padded.dim() == 3:
-        padded = padded[None]
-    kernel: Any = module.kernel_size
-    patches = F.unfold(padded, kernel, module.dilation, 0, module.stride)
-    return patches.unflatten(1, (module.groups, -1)).transpose(0, 1).transpose(2, 3).flatten(1, 2)
+K = TypeVar("K", bound=Hashable)
 
 
 @dataclass
@@ -82,6 +30,8 @@ class InputStatistics:
 
     Attributes
     ----------
+    layer
+        The layer: Linear, Conv1d, Conv2d, Conv3d, or Conv1D of transformers.
     squares
         Sum of squares of every input feature, of shape (groups, in of a group), float32 or wider.
     gram
@@ -90,9 +40,43 @@ class InputStatistics:
         How many inputs ``x`` were seen.
     """
 
+    layer: nn.Module
     squares: Tensor
     gram: Tensor | None
     samples: int = 0
+
+    @classmethod
+    def empty(cls, layer: nn.Module, like: Tensor, gram: bool) -> InputStatistics:
+        """Return statistics of no inputs.
+
+        Parameters
+        ----------
+        layer
+            The layer.
+        like
+            A tensor on the device and of the dtype of the inputs; half precision is summed in float32.
+        gram
+            Whether there is a Gram matrix.
+        """
+        groups, features = matrix_shape(layer)
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        shape = (groups, features, features) if gram else (groups, features)
+        sums = torch.zeros(shape, dtype=dtype, device=like.device)
+        return cls(layer, sums.diagonal(dim1=1, dim2=2), sums) if gram else cls(layer, sums, None)
+
+    def rows(self, values: Tensor) -> Tensor:
+        """Return a tensor of the weight's shape with one row for each output feature.
+
+        Returns
+        -------
+        Tensor
+            Of shape (groups, out of a group, in of a group): the columns are the features of ``squares``.
+        """
+        return to_rows(self.layer, values)
+
+    def from_rows(self, rows: Tensor) -> Tensor:
+        """Return rows as a tensor of the weight's shape."""
+        return from_rows(self.layer, rows)
 
     def add(self, columns: Tensor) -> None:
         """Add inputs of shape (groups, samples, in of a group)."""
@@ -101,26 +85,38 @@ class InputStatistics:
         if self.gram is None:
             self.squares += columns.square().sum(1)
         else:
-            self.gram.baddbmm_(columns.transpose(1, 2), columns)
-            self.squares = self.gram.diagonal(dim1=1, dim2=2)
+            self.gram.baddbmm_(columns.transpose(1, 2), columns)  # squares are its diagonal
+
+    def add_other_ranks(self) -> None:
+        """Add what the other processes of `torch.distributed` have seen."""
+        samples = torch.tensor(self.samples, device=self.squares.device)
+        all_reduce_sum((samples, self.squares if self.gram is None else self.gram))
+        self.samples = int(samples)
 
 
-class InputWatcher:
+Inputs: TypeAlias = Iterable[tuple[Hashable, InputStatistics]]
+"""Evidence of the inputs: the key of every weight, and the statistics of the inputs of its layer."""
+
+
+class InputWatcher(Generic[K]):
     """Context manager that gathers `InputStatistics` of layers from the forwards within it.
 
     Parameters
     ----------
     layers
-        The layers by name: Linear, Conv2d, or Conv1D of transformers.
+        The layers by key: Linear, Conv1d, Conv2d, Conv3d, or Conv1D of transformers. Several layers of one
+        key share a weight; the inputs of all count.
     gram
         Whether to gather Gram matrices, which take ``in * in`` numbers a layer, or squares alone.
+    training_only
+        Whether only forwards with gradients enabled count, so that evaluations within a training loop do not.
 
     Attributes
     ----------
     tokens
         Boolean, of shape (batch, tokens): the tokens of the next forward that count; None for all of them.
     statistics
-        By the names of layers; a layer that saw no input is missing.
+        By the keys of layers; a layer that saw no input is missing.
 
     Examples
     --------
@@ -130,41 +126,109 @@ class InputWatcher:
     >>> importance = wanda(model.fc.weight, watcher.statistics["fc"].squares[0])
     """
 
-    def __init__(self, layers: Mapping[str, nn.Module], gram: bool = False) -> None:
+    def __init__(
+        self,
+        layers: Mapping[K, nn.Module | Sequence[nn.Module]],
+        gram: bool = False,
+        training_only: bool = False,
+    ) -> None:
         self.layers = layers
         self.gram = gram
+        self.training_only = training_only
         self.tokens: Tensor | None = None
-        self.statistics: dict[str, InputStatistics] = {}
+        self.statistics: dict[K, InputStatistics] = {}
         self._handles: list[RemovableHandle] = []
 
-    def __enter__(self) -> InputWatcher:
-        for name, module in self.layers.items():
+    def __enter__(self) -> InputWatcher[K]:
+        for key, layers in self.layers.items():
 
-            def see(module: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
-                self._see(name, module, args[0])
+            def see(module: nn.Module, args: Any, kwargs: dict[str, Any], key: K = key) -> None:
+                self._see(key, module, first_tensor(args, kwargs))
 
-            self._handles.append(module.register_forward_pre_hook(see))
+            for module in [layers] if isinstance(layers, nn.Module) else layers:
+                self._handles.append(module.register_forward_pre_hook(see, with_kwargs=True))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Gather nothing from later forwards."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
 
-    @torch.no_grad()
-    def _see(self, name: str, module: nn.Module, inputs: Tensor) -> None:
-        columns = input_columns(module, inputs.detach(), self.tokens)
-        if name not in self.statistics:
-            groups, _, features = columns.shape
-            dtype = torch.promote_types(columns.dtype, torch.float32)
-            squares = torch.zeros(groups, features, dtype=dtype, device=columns.device)
-            gram = squares.new_zeros(groups, features, features) if self.gram else None
-            self.statistics[name] = InputStatistics(squares, gram)
-        self.statistics[name].add(columns)
+    def _see(self, key: K, module: nn.Module, inputs: Tensor | None) -> None:
+        if inputs is None or (self.training_only and not torch.is_grad_enabled()):
+            return
+        with torch.no_grad():
+            for columns in input_columns(module, inputs.detach(), self.tokens):
+                if key not in self.statistics:
+                    self.statistics[key] = InputStatistics.empty(module, columns, self.gram)
+                self.statistics[key].add(columns)
 
 
-def _is_transposed(module: nn.Module) -> bool:
-    """Return whether a layer is Conv1D of transformers, which stores its weight as (in, out)."""
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+@dataclass(frozen=True)
+class CollectedInputs(Generic[K]):
+    """The statistics of the inputs of layers, from forwards that are run when they are iterated over.
+
+    Squares of all layers take one run. Gram matrices take ``in * in`` numbers each: a run gathers the next
+    layers whose matrices together take no more numbers than all the weights, and one layer at least.
+
+    Parameters
+    ----------
+    weights
+        The weights by key, in the same order on every rank.
+    layers
+        The layers of every weight, as for `InputWatcher`.
+    run
+        Runs the forwards, the same each time. It is given the watcher, to stop it before other forwards.
+    gram
+        Whether to gather Gram matrices.
+
+    Raises
+    ------
+    CalibrationError
+        On iteration, if a layer has seen no input.
+    """
+
+    weights: Mapping[K, Tensor]
+    layers: Mapping[K, Sequence[nn.Module]]
+    run: Callable[[InputWatcher[K]], None]
+    gram: bool
+
+    def __iter__(self) -> Iterator[tuple[K, InputStatistics]]:
+        for keys in self._runs():
+            parts = {key: self.layers[key] for key in keys}
+            with InputWatcher(parts, self.gram, training_only=True) as watcher:
+                self.run(watcher)
+            for key in keys:
+                found = watcher.statistics.pop(key, None)
+                if found is None:
+                    found = InputStatistics.empty(self.layers[key][0], self.weights[key], self.gram)
+                found.add_other_ranks()
+                if not found.samples:
+                    raise CalibrationError(
+                        f"the calibration batches do not reach the layer of {key}, or its weight is read "
+                        "without a call of the layer: give the criterion more batches (init_batches), "
+                        "exclude the layer, or start from 'magnitude'"
+                    )
+                yield key, found
+
+    def _runs(self) -> list[list[K]]:
+        """Return the keys of the layers of every run."""
+        if not self.gram:
+            return [list(self.weights)]
+        most = sum(weight.numel() for weight in self.weights.values())
+        runs: list[list[K]] = []
+        room = 0
+        for key in self.weights:
+            groups, inputs = matrix_shape(self.layers[key][0])
+            if not runs or groups * inputs**2 > room:
+                runs.append([])
+                room = most
+            runs[-1].append(key)
+            room -= groups * inputs**2
+        return runs

@@ -2,6 +2,7 @@
 
 from nni_jackpot.masking.methods.edge_popup import EdgePopup
 from nni_jackpot.masking.methods.method import METHODS, MaskSchedule, Method, register_method
+from nni_jackpot.masking.methods.patterns import Patterns
 from nni_jackpot.masking.methods.supermask import Supermask
 
-__all__ = ["METHODS", "EdgePopup", "MaskSchedule", "Method", "Supermask", "register_method"]
+__all__ = ["METHODS", "EdgePopup", "MaskSchedule", "Method", "Patterns", "Supermask", "register_method"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 from nni_jackpot.masking.masked_parameter import MaskedParameter
@@ -12,6 +12,7 @@ from nni_jackpot.runtime.settings import Rule, option, validate
 # Beyond these a network of float32 computes with numbers that are none, after a step or two.
 RATE = Rule(">= 0 and <= 1e6", lambda value: 0 <= value <= 1e6)
 DECAY = Rule(">= 0 and <= 1e6", lambda value: 0 <= value <= 1e6)
+LR = 0.003
 MOMENTUM = Rule(">= 0 and < 1", lambda value: 0 <= value < 1)
 
 
@@ -54,7 +55,9 @@ class Method:
     name: ClassVar[str]
     parameter_class: ClassVar[type[MaskedParameter]] = MaskedParameter
 
-    lr: float = option("learning rate of the scores at the start", RATE, 0.003)
+    lr: float | None = option(
+        "learning rate of the scores at the start; null for one that suits the network", RATE, None
+    )
     momentum: float = option("momentum of the SGD that trains the scores", MOMENTUM, 0.9)
     weight_decay: float = option("weight decay of the scores", DECAY, 0.0)
     normalize: bool = option(
@@ -68,6 +71,10 @@ class Method:
     def recipes(cls) -> dict[str, Method]:
         """Return the named sets of settings; the first is the default."""
         return {"default": cls()}
+
+    def suited_to(self, has_batch_norm: bool) -> Method:
+        """Return the settings with values that suit a network in place of None."""
+        return self if self.lr is not None else replace(self, lr=LR)
 
     @property
     def initial_scores(self) -> tuple[float, float]:

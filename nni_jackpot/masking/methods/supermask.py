@@ -6,21 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from nni_jackpot.masking.masked_parameter import MaskedParameter
 from nni_jackpot.masking.masked_weights import StraightThrough
 from nni_jackpot.masking.methods.method import RATE, Method, register_method
-from nni_jackpot.masking.refresh import Mode
+from nni_jackpot.masking.methods.sampled import Sampled
 from nni_jackpot.runtime.settings import option
 
 # Newton steps per sample, each from the last result, and the longest step.
 _STEPS, _STRIDE = 3, 1.0
 
 
-class SampledMask(MaskedParameter):
+class SampledMask(Sampled):
     """A masked parameter of which training sees samples, with ``keep`` grains on average.
 
     Scores are logits. A sample keeps every grain with probability ``sigmoid(score + shift)``, and the
@@ -33,25 +31,10 @@ class SampledMask(MaskedParameter):
     def reset(self, keep: int) -> None:
         """Return to the state before a search, with a mask of ``keep`` grains."""
         super().reset(keep)
-        self._samples = 0
         self._shift = torch.zeros(self.grains.rows, 1)
 
-    def read(self, weight: Tensor, is_training: bool, may_write: bool = False) -> Tensor:
-        """Return the weights under a new sample in training, else under the mask."""
-        # Without gradients, as when norm statistics are estimated, the mask itself counts.
-        if is_training and torch.is_grad_enabled():
-            return self.sample(weight, may_write)
-        return self.masked(weight, may_write)
-
-    @torch.compiler.disable
-    def sample(self, weight: Tensor, may_write: bool = False) -> Tensor:
+    def sampled(self, weight: Tensor, score: Tensor, may_write: bool) -> Tensor:
         """Return the weights under a new sample; arguments as for `read`."""
-        if self.keep == self.grains.count:  # no finite shift keeps all of them
-            return self.masked(weight, may_write)
-        self.is_read = True
-        if self.mode is Mode.LAZY:  # an optimizer may follow
-            self.note_change()
-        score = self.score.view(self.grains.score_shape)
         probability = torch.sigmoid(score + self._follow(score.detach()))
         with torch.no_grad():
             sample = self.grains.expand(self._draw(probability) < probability).expand(self.grains.shape)
@@ -71,22 +54,14 @@ class SampledMask(MaskedParameter):
         self._shift = shift
         return self.grains.of_rows(shift.expand_as(by_row))
 
-    def _draw(self, like: Tensor) -> Tensor:
-        """Return the uniform random numbers of the next sample."""
-        state = np.random.SeedSequence([self.seed, self._samples]).generate_state(1, np.uint64)
-        self._samples += 1
-        generator = torch.Generator(like.device).manual_seed(int(state[0]))
-        return torch.rand(like.shape, dtype=like.dtype, device=like.device, generator=generator)
-
     def state_dict(self) -> dict[str, Any]:
         """Return mask and state as plain data."""
-        own = {"seed": self.seed, "samples": self._samples, "shift": self._shift}
-        return {**super().state_dict(), **own}
+        return {**super().state_dict(), "shift": self._shift}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore mask and state."""
         super().load_state_dict(state)
-        self.seed, self._samples, self._shift = state["seed"], state["samples"], state["shift"]
+        self._shift = state["shift"]
 
 
 @register_method("supermask")

@@ -8,7 +8,6 @@ during the trace sees it: the model, PyTorch, imported modules. Newer PyTorch an
 from __future__ import annotations
 
 import builtins
-import functools
 import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import Any
 from torch.fx._symbolic_trace import _Patcher
 
 from .tracer import _tracer
+from .wrapping import wraps_once
 
 
 class ClassPatcher(_Patcher):
@@ -65,19 +65,13 @@ def run_leaves_without_replacements() -> None:
     Newer PyTorch compares types in them, ``type(x) is bool``, which is false for a replacement: "Expected
     bool, got True" in ``F.max_unpool2d``.
     """
-    tracer = _tracer().ConcreteTracer
-    run_target = tracer.run_target
-    if hasattr(run_target, "__wrapped__"):
-        return
 
-    @functools.wraps(run_target)
-    def run_lifted(self: Any, kind: str, *args: Any) -> Any:
+    @wraps_once(_tracer().ConcreteTracer, "run_target")
+    def run_lifted(run_target: Any, self: Any, kind: str, *args: Any) -> Any:
         if kind == "placeholder":  # runs before anything is replaced
             return run_target(self, kind, *args)
         with self.patcher.lifted():
             return run_target(self, kind, *args)
-
-    tracer.run_target = run_lifted
 
 
 def import_without_replacements() -> None:
@@ -86,18 +80,12 @@ def import_without_replacements() -> None:
     Newer PyTorch imports many of its modules on first use. Defining their classes fails, and their tensors
     would become part of the graph.
     """
-    context = _tracer().OperatorPatcherContext
-    enter = context.__enter__
-    if hasattr(enter, "__wrapped__"):
-        return
 
-    @functools.wraps(enter)
-    def enter_with_imports_lifted(self: Any) -> None:
+    @wraps_once(_tracer().OperatorPatcherContext, "__enter__")
+    def enter_with_imports_lifted(enter: Any, self: Any) -> None:
         enter(self)
         for place, name in ((builtins, "__import__"), (importlib, "import_module")):
             self.tracer.patcher.patch_method(place, name, _lifted(getattr(place, name), self.tracer))
-
-    context.__enter__ = enter_with_imports_lifted
 
 
 def _lifted(function: Callable[..., Any], tracer: Any) -> Callable[..., Any]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
 import torch
+
+from .wrapping import wraps_once
 
 Tasks = list[Callable[[], Any]]
 
@@ -37,16 +38,15 @@ def trace_default_optimizer_of_transformers() -> None:
     restored as a plain function. The patch gives the traced class to the trainer directly.
     """
     evaluator = _evaluator()
-    init = evaluator.TransformersEvaluator._init_optimizer_helpers
-    if not evaluator.TRANSFORMERS_INSTALLED or hasattr(init, "__wrapped__"):
+    if not evaluator.TRANSFORMERS_INSTALLED:
         return
     trainer_class = evaluator.HFTrainer
     static_method = vars(trainer_class)["get_optimizer_cls_and_kwargs"]
     if len(inspect.signature(static_method).parameters) == 1:
         return
 
-    @functools.wraps(init)
-    def with_traced_class(self: Any, pure_model: torch.nn.Module) -> None:
+    @wraps_once(evaluator.TransformersEvaluator, "_init_optimizer_helpers")
+    def with_traced_class(init: Any, self: Any, pure_model: torch.nn.Module) -> None:
         trainer = self.traced_trainer
         given = trainer.optimizer_cls_and_kwargs
         optimizer_class, kwargs = given or trainer.get_optimizer_cls_and_kwargs(trainer.args, trainer.model)
@@ -57,8 +57,6 @@ def trace_default_optimizer_of_transformers() -> None:
             trainer.optimizer_cls_and_kwargs = given
             trainer_class.get_optimizer_cls_and_kwargs = static_method
 
-    evaluator.TransformersEvaluator._init_optimizer_helpers = with_traced_class
-
 
 def patch_loss_of_any_signature() -> None:
     """nni/compression/utils/evaluator.py:1064 replaces ``Trainer.compute_loss`` by one of three arguments.
@@ -66,14 +64,15 @@ def patch_loss_of_any_signature() -> None:
     Transformers also passes ``num_items_in_batch``: "got an unexpected keyword argument".
     """
     evaluator = _evaluator()
-    patch_loss = evaluator.TransformersEvaluator.patch_loss
-    if not evaluator.TRANSFORMERS_INSTALLED or hasattr(patch_loss, "__wrapped__"):
+    if not evaluator.TRANSFORMERS_INSTALLED:
         return
     if len(inspect.signature(evaluator.HFTrainer.compute_loss).parameters) == 4:
         return
 
-    @functools.wraps(patch_loss)
-    def patch_loss_with_all_arguments(self: Any, patch: Callable[[torch.Tensor, Any], torch.Tensor]) -> None:
+    @wraps_once(evaluator.TransformersEvaluator, "patch_loss")
+    def patch_loss_with_all_arguments(
+        _: Any, self: Any, patch: Callable[[torch.Tensor, Any], torch.Tensor]
+    ) -> None:
         compute_loss = self.trainer.compute_loss
 
         def patched(model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
@@ -81,8 +80,6 @@ def patch_loss_of_any_signature() -> None:
             return (patch(result[0], inputs), result[1]) if return_outputs else patch(result, inputs)
 
         self.trainer.compute_loss = patched
-
-    evaluator.TransformersEvaluator.patch_loss = patch_loss_with_all_arguments
 
 
 def patch_step_of_transformers() -> None:
@@ -94,19 +91,16 @@ def patch_step_of_transformers() -> None:
     patched. A gradient scaler calls this step too, after unscaling the gradients.
     """
     evaluator = _evaluator()
-    transformers_evaluator = evaluator.TransformersEvaluator
-    patch_step = transformers_evaluator.patch_optimizer_step
-    if not evaluator.TRANSFORMERS_INSTALLED or hasattr(patch_step, "__wrapped__"):
+    if not evaluator.TRANSFORMERS_INSTALLED:
         return
-    revert_step = transformers_evaluator.revert_optimizer_step
 
     def unwrap_optimizer(self: Any) -> Any:
         # Training leaves Accelerate's wrapper around the optimizer, which keeps calling the old step.
         self.trainer.optimizer = self._ori_trainer_attr["optimizer.step"].__self__
         return self.trainer.optimizer
 
-    @functools.wraps(patch_step)
-    def patch_own_step(self: Any, before_step_tasks: Tasks, after_step_tasks: Tasks) -> None:
+    @wraps_once(evaluator.TransformersEvaluator, "patch_optimizer_step")
+    def patch_own_step(patch_step: Any, self: Any, before_step_tasks: Tasks, after_step_tasks: Tasks) -> None:
         if self.trainer.args.deepspeed:
             patch_step(self, before_step_tasks, after_step_tasks)
             return
@@ -124,13 +118,10 @@ def patch_step_of_transformers() -> None:
         # PyTorch's schedulers require a bound method.
         optimizer.step = MethodType(patched, optimizer)
 
-    @functools.wraps(revert_step)
-    def revert_own_step(self: Any) -> None:
+    @wraps_once(evaluator.TransformersEvaluator, "revert_optimizer_step")
+    def revert_own_step(revert_step: Any, self: Any) -> None:
         unwrap_optimizer(self)
         revert_step(self)
-
-    transformers_evaluator.patch_optimizer_step = patch_own_step
-    transformers_evaluator.revert_optimizer_step = revert_own_step
 
 
 def add_parameters_beside_those_of_the_model() -> None:
@@ -139,20 +130,14 @@ def add_parameters_beside_those_of_the_model() -> None:
     A parameter of the model itself (a class token) is in no submodule: "list index out of range". The patch
     makes the model the only child of another module.
     """
-    evaluator = _evaluator().Evaluator
-    add = evaluator._optimizer_add_param_group
-    if hasattr(add, "__wrapped__"):
-        return
 
-    @functools.wraps(add)
+    @wraps_once(_evaluator().Evaluator, "_optimizer_add_param_group")
     def add_with_parent(
-        self: Any, model: torch.nn.Module, parameters: dict[str, Any], optimizers: Any
+        add: Any, self: Any, model: torch.nn.Module, parameters: dict[str, Any], optimizers: Any
     ) -> None:
         parent = torch.nn.Module()
         parent.add_module("model", model)
         add(self, parent, {f"model.{name}": added for name, added in parameters.items()}, optimizers)
-
-    evaluator._optimizer_add_param_group = add_with_parent
 
 
 def _evaluator() -> Any:

@@ -7,12 +7,13 @@ import io
 import pickle
 import sys
 from collections import defaultdict
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.fx
 from torch.utils import _pytree
+
+from .wrapping import wraps_once
 
 
 def import_without_registering_twice() -> None:
@@ -79,18 +80,15 @@ def load_masks_files() -> None:
     """
     from nni.compression.speedup import ModelSpeedup
 
-    init = ModelSpeedup.__init__
-    if hasattr(init, "__wrapped__") or _loads_defaultdict():
+    if _loads_defaultdict():
         return
     # As in `runtime.files.load_tensors`. Not imported: importing nni_jackpot applies all patches.
     allowed: list[Any] = [(lambda factory=None: {}, "collections.defaultdict"), (dict, "builtins.dict")]
 
-    @functools.wraps(init)
-    def with_defaultdict(*args: Any, **kwargs: Any) -> None:
+    @wraps_once(ModelSpeedup, "__init__")
+    def with_defaultdict(init: Any, *args: Any, **kwargs: Any) -> None:
         with torch.serialization.safe_globals(allowed):
             init(*args, **kwargs)
-
-    ModelSpeedup.__init__ = with_defaultdict
 
 
 def pass_back_no_gradient() -> None:
@@ -102,17 +100,12 @@ def pass_back_no_gradient() -> None:
     """
     from nni.compression.speedup.mask_updater import NoChangeMaskUpdater
 
-    def where_there_is_one(pass_back: Callable[[Any, Any, torch.fx.Node], None]) -> Any:
-        @functools.wraps(pass_back)
-        def pass_back_gradient(self: Any, speedup: Any, node: torch.fx.Node) -> None:
-            if any(grad is not None for grad in _pytree.tree_leaves(speedup.node_infos[node].output_grad)):
-                pass_back(self, speedup, node)
+    def where_there_is_one(pass_back: Any, self: Any, speedup: Any, node: torch.fx.Node) -> None:
+        if any(grad is not None for grad in _pytree.tree_leaves(speedup.node_infos[node].output_grad)):
+            pass_back(self, speedup, node)
 
-        return pass_back_gradient
-
-    if not hasattr(NoChangeMaskUpdater.indirect_getitem, "__wrapped__"):
-        for name in ("indirect_activation", "indirect_getitem"):
-            setattr(NoChangeMaskUpdater, name, where_there_is_one(getattr(NoChangeMaskUpdater, name)))
+    for name in ("indirect_activation", "indirect_getitem"):
+        wraps_once(NoChangeMaskUpdater, name)(where_there_is_one)
 
 
 def find_dimension_of_concatenations() -> None:

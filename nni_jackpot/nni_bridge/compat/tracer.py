@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from .wrapping import wraps_once
+
 
 def wrap_types_without_their_parameters() -> None:
     """concrete_tracer.py:889 applies ``functools.wraps(type)`` to a function.
@@ -109,15 +111,12 @@ def call_functions_as_documented() -> None:
     "norm() received an invalid combination of arguments" in ``F.normalize``, "broadcast_tensors() takes 1
     positional argument but 2 were given" in ``F.mse_loss``.
     """
-    create = _tracer()._create_wrapped_leaf_func
-    if hasattr(create, "__wrapped__"):
-        return
 
-    @functools.wraps(create)
-    def create_of_python_function(tracer: Any, function: Any, to_func: Any, *init_tracers: Any) -> Any:
+    @wraps_once(_tracer(), "_create_wrapped_leaf_func")
+    def create_of_python_function(
+        create: Any, tracer: Any, function: Any, to_func: Any, *init_tracers: Any
+    ) -> Any:
         return create(tracer, to_func or function, to_func, *init_tracers)
-
-    _tracer()._create_wrapped_leaf_func = create_of_python_function
 
 
 def leave_annotations_unread() -> None:

@@ -149,7 +149,7 @@ def capture(model: nn.Module, blocks: Sequence[str], batches: Iterable[Any]) -> 
         )
         handles.append(module.register_forward_hook(lambda _, args, out, i=i: after(i, out)))
     try:
-        with _without_caches(model):
+        with without_caches(model):
             for batch in batches:
                 seen.clear()
                 outputs.clear()
@@ -200,7 +200,7 @@ def _weights(module: nn.Module) -> int:
 
 
 @contextmanager
-def _without_caches(model: nn.Module) -> Iterator[None]:
+def without_caches(model: nn.Module) -> Iterator[None]:
     """Let a model of transformers keep no keys and values for later tokens."""
     config = getattr(model, "config", None)
     before = getattr(config, "use_cache", None)

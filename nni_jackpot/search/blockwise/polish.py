@@ -9,50 +9,55 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
 
 from nni_jackpot.errors import MaskError
 from nni_jackpot.masks import Masks
 from nni_jackpot.modules.batches import inputs_of
 from nni_jackpot.modules.modes import restored_modes
-from nni_jackpot.search.blockwise.blocks import blocks_of
-from nni_jackpot.search.blockwise.scores import NOTHING, ScoreTraining, masked_weights
-from nni_jackpot.search.blockwise.search import held_out_of, nni_masks, order_of
+from nni_jackpot.runtime.settings import between, option
+from nni_jackpot.search.blockwise.best_masks import (
+    CHECKS,
+    RATE,
+    STEPS,
+    MaskTraining,
+    OnCheck,
+    best_masks,
+    held_out_of,
+    order_of,
+)
+from nni_jackpot.search.blockwise.blocks import blocks_of, without_caches
+from nni_jackpot.search.blockwise.scores import NOTHING, ScoreTraining
+from nni_jackpot.search.blockwise.search import nni_masks
 from nni_jackpot.search.blockwise.targets import Target, chosen_targets
 
 Loss = Callable[[Any, Any, Any], Tensor]
 """Of the output of the sparse network, that of the dense one, and the batch."""
 
 
-@dataclass(frozen=True)
-class Polish:
+@dataclass(frozen=True, kw_only=True)
+class Polish(MaskTraining):
     """Settings of a polish.
 
     Attributes
     ----------
-    steps
-        Number of steps, of one batch each.
-    lr, momentum
-        Of the SGD that trains the scores.
-    checks
-        How often the masks are compared on the held-out batches.
-    held_out
-        Share of the batches that masks are compared on, and not trained on; one batch at least.
-    seed
-        Decides the order of batches.
+    steps, lr, momentum, checks, held_out, seed
+        As for `nni_jackpot.search.blockwise.best_masks.MaskTraining`.
+    cache_gib
+        Memory for outputs of the dense network, in GiB. Outputs beyond that are computed again for each step.
+
+    Raises
+    ------
+    SettingError
+        If a setting is out of range.
     """
 
-    steps: int = 400
-    lr: float = 0.002
-    momentum: float = 0.9
-    checks: int = 8
-    held_out: float = 0.1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.steps < 0 or self.checks < 1:
-            raise ValueError("steps must be 0 at least, and checks 1 at least")
-        if self.lr <= 0 or not 0 <= self.momentum < 1 or not 0 < self.held_out < 1:
-            raise ValueError("lr must be positive, momentum in [0, 1) and held_out in (0, 1)")
+    steps: int = option("steps, of one batch each; 0 to keep the masks of the start", STEPS, 400)
+    lr: float = option("learning rate of the scores at the start", RATE, 0.002)
+    checks: int = option("how often masks are compared on the held-out batches", CHECKS, 8)
+    cache_gib: float = option(
+        "memory for outputs of the dense network, in GiB", between(0, 1e6), 1.0, affects="nothing"
+    )
 
 
 def polish(
@@ -66,7 +71,7 @@ def polish(
     sparse_ratio: float | None = None,
     blocks: Sequence[str] | None = None,
     settings: Polish | None = None,
-    on_check: Callable[[int, float], None] | None = None,
+    on_check: OnCheck | None = None,
 ) -> Masks:
     """Train masks end to end, from given ones, and return the best on held-out batches.
 
@@ -105,44 +110,69 @@ def polish(
     targets = chosen_targets(model, names, targets, sparse_pattern, sparse_ratio)
     weights = {name: model.get_parameter(name) for name in targets}
     kept = _grains_kept(masks, targets)
-    with restored_modes(model):
+    with restored_modes(model), without_caches(model):
         model.eval()
 
-        def loss_of(i: int, parameters: dict[str, Tensor]) -> Tensor:
-            args, kwargs = inputs_of(model, batches[i])
-            with torch.no_grad():
-                dense = model(*args, **kwargs)
-            return loss(functional_call(model, parameters, args, kwargs), dense, batches[i])
-
-        def held_out_loss(kept: Mapping[str, Tensor]) -> float:
-            masked = masked_weights(weights, targets, kept)
-            with torch.no_grad():
-                return sum(loss_of(i, masked).item() for i in held_out) / len(held_out)
-
         trained, held_out = held_out_of(len(batches), settings.held_out)
-        best, lowest = kept, held_out_loss(kept)
-        if on_check is not None:
-            on_check(0, lowest)
-        scores = {
-            name: target.grains.reduce(weights[name].detach().abs(), lambda values: values.mean(-1))
-            for name, target in targets.items()
-        }
-        for name, score in scores.items():
-            score /= 2 * score.mean(targets[name].scale_dims, keepdim=True).clamp_min(NOTHING)
-            score += kept[name]
-        training = ScoreTraining(
-            weights, targets, kept, scores, settings.lr, settings.momentum, settings.steps
+        dense = _DenseOutputs(model, batches, settings.cache_gib)
+
+        def loss_of(i: int, masked: dict[str, Tensor]) -> Tensor:
+            args, kwargs = inputs_of(model, batches[i])
+            return loss(functional_call(model, masked, args, kwargs), dense[i], batches[i])
+
+        def held_out_loss(masked: dict[str, Tensor]) -> float:
+            return sum(loss_of(i, masked).item() for i in held_out) / len(held_out)
+
+        best = best_masks(
+            ScoreTraining(
+                weights,
+                targets,
+                kept,
+                _scores_of(weights, targets, kept),
+                settings.lr,
+                settings.momentum,
+                settings.steps,
+            ),
+            order_of(trained, settings.steps, settings.seed),
+            settings.checks,
+            loss_of,
+            held_out_loss,
+            on_check,
         )
-        check = max(1, settings.steps // settings.checks)
-        for step, i in enumerate(order_of(trained, settings.steps, settings.seed), 1):
-            training.step(loss_of(i, training.masked()))
-            if step % check == 0 or step == settings.steps:
-                found = held_out_loss(training.kept)
-                if on_check is not None:
-                    on_check(step, found)
-                if found < lowest:
-                    best, lowest = dict(training.kept), found
-    return nni_masks(model, targets, best)
+    return nni_masks(model, targets, best.kept)
+
+
+class _DenseOutputs:
+    """The dense network's outputs by the number of the batch; those that fit in memory are computed once."""
+
+    def __init__(self, model: nn.Module, batches: Sequence[Any], gib: float) -> None:
+        self._model, self._batches = model, batches
+        self._room = gib * 2**30
+        self._found: dict[int, Any] = {}
+
+    @torch.no_grad()
+    def __getitem__(self, i: int) -> Any:
+        if i in self._found:
+            return self._found[i]
+        args, kwargs = inputs_of(self._model, self._batches[i])
+        output = self._model(*args, **kwargs)
+        size = sum(x.nbytes for x in tree_leaves(output) if isinstance(x, Tensor))
+        if size <= self._room:
+            self._room -= size
+            self._found[i] = output
+        return output
+
+
+def _scores_of(
+    weights: Mapping[str, Tensor], targets: Mapping[str, Target], kept: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return initial scores: half the size of a grain relative to the mean, and 1 more for kept grains."""
+    scores = {}
+    for name, target in targets.items():
+        size = target.grains.reduce(weights[name].detach().abs(), lambda values: values.mean(-1))
+        mean = size.mean(target.scale_dims, keepdim=True)
+        scores[name] = kept[name] + size / (2 * mean.clamp_min(NOTHING))
+    return scores
 
 
 def _grains_kept(masks: Masks, targets: Mapping[str, Target]) -> dict[str, Tensor]:

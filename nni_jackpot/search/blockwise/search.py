@@ -9,62 +9,63 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from nni_jackpot.errors import CheckpointError, SearchDivergedError
+from nni_jackpot.errors import CheckpointError
 from nni_jackpot.masking.activations.input_statistics import InputStatistics, InputWatcher
 from nni_jackpot.masks import Masks
+from nni_jackpot.modules.batches import inputs_of
 from nni_jackpot.modules.modes import restored_modes
+from nni_jackpot.runtime.resume import digest
+from nni_jackpot.runtime.settings import between, one_of, option
+from nni_jackpot.search.blockwise.best_masks import (
+    BestMasks,
+    MaskTraining,
+    best_masks,
+    held_out_of,
+    order_of,
+)
 from nni_jackpot.search.blockwise.blocks import Call, blocks_of, capture
 from nni_jackpot.search.blockwise.scores import ScoreTraining, masked_weights
 from nni_jackpot.search.blockwise.start import STARTS, layers_of, start_masks
 from nni_jackpot.search.blockwise.targets import Target, as_numbers, by_block, chosen_targets
 
+AIMS = ("dense", "own")
 
-@dataclass(frozen=True)
-class BlockSearch:
+
+@dataclass(frozen=True, kw_only=True)
+class BlockSearch(MaskTraining):
     """Settings of the search of every block.
 
     Attributes
     ----------
     start
         The mask to start from: ``"swaps"``, ``"wanda"`` or ``"magnitude"``.
-    steps
-        Steps of a block, of one batch each; 0 keeps the mask of the start.
-    lr, momentum
-        Of the SGD that trains the scores, whose mean size is 1 at the start.
+    steps, lr, momentum, checks, held_out, seed
+        Of the training of one block's masks: see `nni_jackpot.search.blockwise.best_masks.MaskTraining`.
     aim
         What a block shall compute: ``"dense"``, the output of the dense network; or ``"own"``, the output of
         the dense block on the input that the sparse blocks before it give.
-    checks
-        How often a mask is compared on the held-out batches.
-    held_out
-        Share of the batches that masks are compared on, and not trained on; one batch at least.
     skip_tokens
         First tokens of a sequence that do not count, such as those of massive activations in causal language
         models.
-    seed
-        Decides the order of batches.
+
+    Raises
+    ------
+    SettingError
+        If a setting is out of range.
     """
 
-    start: str = "swaps"
-    steps: int = 100
-    lr: float = 0.01
-    momentum: float = 0.9
-    aim: str = "dense"
-    checks: int = 4
-    held_out: float = 0.1
-    skip_tokens: int = 0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.start not in STARTS:
-            raise ValueError(f"start must be one of {', '.join(STARTS)}, got {self.start!r}")
-        if self.aim not in ("dense", "own"):
-            raise ValueError(f"aim must be 'dense' or 'own', got {self.aim!r}")
-        if self.steps < 0 or self.checks < 1 or self.skip_tokens < 0:
-            raise ValueError("steps and skip_tokens must be 0 at least, and checks 1 at least")
-        if self.lr <= 0 or not 0 <= self.momentum < 1 or not 0 < self.held_out < 1:
-            raise ValueError("lr must be positive, momentum in [0, 1) and held_out in (0, 1)")
+    start: str = option("mask that the search of a block starts from", one_of(STARTS), "swaps")
+    aim: str = option(
+        "what a block shall compute: the dense network's output (dense), or the dense block's output on the "
+        "input that the sparse blocks before give (own)",
+        one_of(AIMS),
+        "dense",
+    )
+    skip_tokens: int = option(
+        "first tokens of a sequence that do not count, as those of massive activations", between(0, 10**6), 0
+    )
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,8 @@ def search_blocks(
         Calibration data, held in memory; see `nni_jackpot.modules.batches.call_model`. A step of the search
         takes one batch.
     targets
-        What is searched, by the names of parameters; None for the weights of all Linear, Conv2d and Conv1D
-        layers within the blocks, at ``sparse_pattern`` or ``sparse_ratio`` (see `targets_of`).
+        What is searched, by the names of parameters; None for the weights of all Linear, convolution and
+        Conv1D layers within the blocks, at ``sparse_pattern`` or ``sparse_ratio`` (see `targets_of`).
     sparse_pattern, sparse_ratio
         Pattern ``"N:M"``, or share of zeros in every row.
     blocks
@@ -163,7 +164,11 @@ def search_blocks(
     names = list(blocks) if blocks is not None else blocks_of(model)
     targets = chosen_targets(model, names, targets, sparse_pattern, sparse_ratio)
     per_block = by_block(names, targets)
-    kept = _restored(state, settings, targets)
+    batches = list(batches)
+    depends_on = {}
+    if state is not None or on_block is not None:
+        depends_on = _fingerprint(model, batches, settings, targets)
+    kept = {} if state is None else _restored(state, depends_on, targets)
     with restored_modes(model):
         model.eval()
         captured = capture(model, names, batches)
@@ -190,7 +195,7 @@ def search_blocks(
                 if on_block is not None:
                     seconds = time.monotonic() - began
                     report = BlockReport(name, i + 1, len(names), start_loss, loss, seconds)
-                    on_block(report, _state(settings, targets, kept))
+                    on_block(report, {**depends_on, "kept": dict(kept)})
             sparse = task.outputs(sparse, done)
             dense = goal
     return nni_masks(model, targets, kept)
@@ -213,30 +218,30 @@ class _Task:
         masked = masked_weights(self._weights(), self.targets, kept)
         return [call.run(self.block, h, masked) for call, h in zip(self.calls, hidden, strict=True)]
 
-    def search(
-        self, inputs: Sequence[Tensor], goal: Sequence[Tensor]
-    ) -> tuple[dict[str, Tensor], float, float]:
-        """Return the best masks, the loss of the masks at the start, and that of the best ones."""
+    def search(self, inputs: Sequence[Tensor], goal: Sequence[Tensor]) -> BestMasks:
+        """Return the best masks for inputs of the block, and outputs that it shall give."""
         settings = self.settings
         trained, held_out = held_out_of(len(inputs), settings.held_out)
         statistics = {} if settings.start == "magnitude" else self._statistics(inputs, trained)
         kept, scores = start_masks(self.block, self.targets, settings.start, statistics)
-        best, loss = kept, self._held_out_loss(inputs, goal, held_out, kept)
-        start_loss = loss
-        if settings.steps:
-            training = ScoreTraining(
+
+        def errors(i: int, masked: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+            return _error(self.calls[i].run(self.block, inputs[i], masked), goal[i], self.counted[i])
+
+        def held_out_loss(masked: Mapping[str, Tensor]) -> float:
+            found = [errors(i, masked) for i in held_out]
+            error, scale = (sum(part.item() for part in parts) for parts in zip(*found, strict=True))
+            return error / scale if scale else error
+
+        return best_masks(
+            ScoreTraining(
                 self._weights(), self.targets, kept, scores, settings.lr, settings.momentum, settings.steps
-            )
-            order = order_of(trained, settings.steps, self.seed)
-            check = max(1, settings.steps // settings.checks)
-            for step, i in enumerate(order, 1):
-                output = self.calls[i].run(self.block, inputs[i], training.masked())
-                training.step(_error(output, goal[i], self.counted[i])[0])
-                if step % check == 0 or step == settings.steps:
-                    found = self._held_out_loss(inputs, goal, held_out, training.kept)
-                    if found < loss:
-                        best, loss = dict(training.kept), found
-        return dict(best), start_loss, loss
+            ),
+            order_of(trained, settings.steps, self.seed),
+            settings.checks,
+            lambda i, masked: errors(i, masked)[0],
+            held_out_loss,
+        )
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: self.block.get_parameter(name) for name in self.targets}
@@ -249,24 +254,6 @@ class _Task:
                 watcher.tokens = self.counted[i]
                 self.calls[i].run(self.block, inputs[i])
         return watcher.statistics
-
-    @torch.no_grad()
-    def _held_out_loss(
-        self,
-        inputs: Sequence[Tensor],
-        goal: Sequence[Tensor],
-        which: Sequence[int],
-        kept: Mapping[str, Tensor],
-    ) -> float:
-        masked = masked_weights(self._weights(), self.targets, kept)
-        error = scale = 0.0
-        for i in which:
-            output = self.calls[i].run(self.block, inputs[i], masked)
-            parts = _error(output, goal[i], self.counted[i])
-            error, scale = error + parts[0].item(), scale + parts[1].item()
-        if not error < float("inf"):
-            raise SearchDivergedError(f"the error of a block on the held-out batches is {error}")
-        return error / scale if scale else error
 
 
 def _error(output: Tensor, goal: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -285,44 +272,34 @@ def _counted(tokens: Tensor | None, skip: int, hidden: Tensor) -> Tensor | None:
     return counted.to(hidden.device)
 
 
-def held_out_of(n: int, share: float) -> tuple[list[int], list[int]]:
-    """Return the batches to train on, and those to compare masks on; a single batch serves for both."""
-    held_out = max(1, round(n * share))
-    return list(range(n - held_out)) or [0], list(range(n - held_out, n))
-
-
-def order_of(batches: Sequence[int], steps: int, seed: int) -> list[int]:
-    """Return the batch of every step: all batches in random order, again and again."""
-    generator = torch.Generator().manual_seed(seed)
-    order: list[int] = []
-    while len(order) < steps:
-        order += [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
-    return order[:steps]
-
-
-def _fingerprint(settings: BlockSearch, targets: Mapping[str, Target]) -> dict[str, Any]:
-    keeps = {name: [list(t.grains.shape), t.grains.rows, t.keep] for name, t in targets.items()}
-    return {"settings": asdict(settings), "targets": keeps}
-
-
-def _state(
-    settings: BlockSearch, targets: Mapping[str, Target], kept: Mapping[str, Tensor]
+def _fingerprint(
+    model: nn.Module, batches: Sequence[Any], settings: BlockSearch, targets: Mapping[str, Target]
 ) -> dict[str, Any]:
-    return {**_fingerprint(settings, targets), "kept": dict(kept)}
+    """Return what the masks of a search depend on, as plain data."""
+    leaves = (x for batch in batches for x in tree_leaves(inputs_of(model, batch)) if isinstance(x, Tensor))
+    return {
+        "settings": asdict(settings),
+        "targets": {name: [list(t.grains.shape), t.grains.rows, t.keep] for name, t in targets.items()},
+        "weights": digest(model.get_parameter(name) for name in targets),
+        "batches": digest(part for x in leaves for part in (torch.tensor(x.shape), x)),
+    }
 
 
 def _restored(
-    state: Mapping[str, Any] | None, settings: BlockSearch, targets: Mapping[str, Target]
+    state: Mapping[str, Any], expected: Mapping[str, Any], targets: Mapping[str, Target]
 ) -> dict[str, Tensor]:
-    if state is None:
-        return {}
-    expected = _fingerprint(settings, targets)
+    """Return the masks of a state, if it is one of this search."""
     for part, value in expected.items():
         if state.get(part) != value:
-            raise CheckpointError(
-                f"the state belongs to another search: its {part} are {state.get(part)}, not {value}"
-            )
-    return dict(state["kept"])
+            are_digests = isinstance(value, str)
+            differ = "others, or in another order" if are_digests else f"{state.get(part)}, not {value}"
+            raise CheckpointError(f"the state belongs to another search: its {part} are {differ}")
+    kept = dict(state["kept"])
+    for name, mask in kept.items():
+        shape = targets[name].grains.score_shape
+        if mask.shape != shape or not torch.equal(targets[name].select(mask.float()), mask):
+            raise CheckpointError(f"the state's mask of {name} does not keep {targets[name].keep} grains")
+    return kept
 
 
 def nni_masks(model: nn.Module, targets: Mapping[str, Target], kept: Mapping[str, Tensor]) -> Masks:

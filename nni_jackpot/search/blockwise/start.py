@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from nni_jackpot.masking.activations.criteria import wanda
-from nni_jackpot.masking.activations.input_statistics import (
-    InputStatistics,
-    from_rows,
-    is_matrix_layer,
-    to_rows,
-)
+from nni_jackpot.masking.activations.input_statistics import InputStatistics
+from nni_jackpot.masking.activations.layers import is_matrix_layer
 from nni_jackpot.masking.activations.swaps import benefit_of_keeping, swap_in_groups, swap_in_rows
+from nni_jackpot.masking.criteria import magnitude, wanda
 from nni_jackpot.search.blockwise.targets import Target, row_groups
 
 STARTS = ("swaps", "wanda", "magnitude")
@@ -62,36 +58,31 @@ def start_masks(
         By how much a weight lowers the squared error of its layer: exactly after swaps; if inputs were
         uncorrelated for Wanda, or of equal size as well for magnitude.
     """
-    layers = layers_of(block, targets)
+    weights: dict[Hashable, Tensor] = {name: block.get_parameter(name).detach() for name in targets}
+    importance = magnitude(weights)
+    if start != "magnitude":
+        importance |= wanda(weights, statistics.items())
     kept, scores = {}, {}
     for name, target in targets.items():
-        weight = block.get_parameter(name).detach()
-        seen = statistics.get(name) if start != "magnitude" else None
-        importance = weight.abs()
-        if seen is not None:
-            layer = layers[name]
-            importance = from_rows(layer, wanda(to_rows(layer, weight), seen.squares))
-        scores[name] = target.grains.reduce(importance.square(), lambda values: values.sum(-1))
+        scores[name] = target.grains.reduce(importance[name].square(), lambda values: values.sum(-1))
         kept[name] = target.select(scores[name])
-        if start == "swaps" and seen is not None:
-            found = _swapped(layers[name], weight, target, kept[name], seen)
+        if start == "swaps" and name in statistics:
+            found = _swapped(weights[name], target, kept[name], statistics[name])
             if found is not None:
                 kept[name], scores[name] = found
     return kept, scores
 
 
 def _swapped(
-    layer: nn.Module, weight: Tensor, target: Target, kept: Tensor, seen: InputStatistics
+    weight: Tensor, target: Target, kept: Tensor, seen: InputStatistics
 ) -> tuple[Tensor, Tensor] | None:
     """Return a mask improved by swaps, and scores; None if the grains of the target allow no swaps."""
     assert seen.gram is not None
     if target.grains.scaler is not None:
         return None
-    indices = to_rows(layer, torch.arange(weight.numel(), device=weight.device).view(weight.shape))
+    indices = seen.rows(torch.arange(weight.numel(), device=weight.device).view(weight.shape))
     masks, scores = [], []
-    for rows, mask, gram, places in zip(
-        to_rows(layer, weight), to_rows(layer, kept), seen.gram, indices, strict=True
-    ):
+    for rows, mask, gram, places in zip(seen.rows(weight), seen.rows(kept), seen.gram, indices, strict=True):
         groups = row_groups(target, places)
         if groups is None or (len(groups) > 1 and groups.shape[1] > _LONGEST):
             return None
@@ -99,4 +90,4 @@ def _swapped(
         better = swap_in_rows(rows, mask, gram) if is_whole else swap_in_groups(rows, mask, gram, groups)
         masks.append(better)
         scores.append(benefit_of_keeping(rows, better, gram))
-    return from_rows(layer, torch.stack(masks)), from_rows(layer, torch.stack(scores))
+    return seen.from_rows(torch.stack(masks)), seen.from_rows(torch.stack(scores))

@@ -16,8 +16,9 @@ from nni_jackpot.errors import (
     SparseRatioError,
     TargetWithoutParametersError,
 )
-from nni_jackpot.masking.activations.input_statistics import is_matrix_layer
+from nni_jackpot.masking.activations.layers import is_matrix_layer
 from nni_jackpot.masking.granularity import Grains, parse_pattern
+from nni_jackpot.modules.layouts import layout_of
 from nni_jackpot.modules.parameters import names_of_all
 
 
@@ -71,7 +72,7 @@ def targets_of(
     sparse_pattern: str | None = None,
     sparse_ratio: float | None = None,
 ) -> dict[str, Target]:
-    """Return targets for the weights of all Linear, Conv2d and Conv1D layers within blocks.
+    """Return targets for the weights of all Linear and convolution layers, and Conv1D, within blocks.
 
     Parameters
     ----------
@@ -109,7 +110,7 @@ def targets_of(
             if not is_matrix_layer(layer):
                 continue
             weight: Tensor = layer.weight
-            shape, inputs = tuple(weight.shape), _input_dim(layer)
+            shape, inputs = tuple(weight.shape), layout_of(layer, "weight").input_dim
             if sparse_pattern is not None:
                 n, m = parse_pattern(sparse_pattern)
                 if shape[inputs] % m:
@@ -131,7 +132,7 @@ def targets_of(
             targets[f"{name}.weight"] = Target(grains, keep, output_dim=1 - inputs)
     if not targets:
         raise TargetWithoutParametersError(
-            f"the blocks {blocks[0]} to {blocks[-1]} have no Linear, Conv2d or Conv1D layer that "
+            f"the blocks {blocks[0]} to {blocks[-1]} have no Linear, convolution or Conv1D layer that "
             f"{'sparse_pattern ' + repr(sparse_pattern) if sparse_pattern else 'sparse_ratio'} fits"
         )
     return targets
@@ -187,10 +188,6 @@ def by_block(blocks: Sequence[str], targets: Mapping[str, Target]) -> list[dict[
 def as_numbers(target: Target, kept: Tensor, weight: Tensor) -> Tensor:
     """Return the mask of grains as numbers of the weight's shape and dtype."""
     return target.grains.expand(kept).to(weight.dtype).expand(weight.shape)
-
-
-def _input_dim(layer: nn.Module) -> int:
-    return 1 if isinstance(layer, nn.Linear | nn.Conv2d) else 0
 
 
 def row_groups(target: Target, indices: Tensor) -> Tensor | None:

@@ -122,7 +122,7 @@ def read_sealed(path: str | os.PathLike[str], kind: str, version: int) -> tuple[
     TicketError
         If the file is missing, damaged, of another kind, or of a newer version than ``version``.
     """
-    return _read(path, kind, version, _tensor, digest_of)
+    return _read(path, kind, version, read_tensor, digest_of)
 
 
 def read_parts(path: str | os.PathLike[str], kind: str, version: int) -> tuple[Any, dict[str, bytes]]:
@@ -190,7 +190,14 @@ def _sealed_in(
     return envelope["content"], tensors
 
 
-def _tensor(file: BufferedReader, entry: Entry, name: str) -> Tensor:
+def read_tensor(file: BufferedReader, entry: Entry, name: str) -> Tensor:
+    """Read the tensor that begins at the current byte of a file.
+
+    Raises
+    ------
+    TicketError
+        If the file ends before the tensor does, or a boolean is neither 0 nor 1.
+    """
     tensor = torch.empty(entry.shape, dtype=entry.dtype)
     raw = tensor.view(-1).view(torch.uint8).numpy()
     if file.readinto(raw.data) != raw.size:

@@ -17,7 +17,6 @@ from torchvision.datasets import CIFAR10, CIFAR100, MNIST, FashionMNIST
 from torchvision.transforms import v2
 
 from nni_jackpot.errors import DatasetNotFoundError
-from nni_jackpot.experiment.config import DataConfig
 from nni_jackpot.experiment.data import datasets
 from nni_jackpot.experiment.data.datasets import (
     FASHION_MNIST_ROOT,
@@ -26,6 +25,7 @@ from nni_jackpot.experiment.data.datasets import (
     Loaded,
 )
 from nni_jackpot.experiment.data.images import Images
+from nni_jackpot.experiment.data.section import DataConfig
 from nni_jackpot.experiment.data.spec import DATASETS
 
 NAMES = [

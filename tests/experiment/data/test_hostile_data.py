@@ -18,10 +18,10 @@ from torchvision.transforms import v2
 
 from nni_jackpot.cli.boundary import Exit, way_out
 from nni_jackpot.errors import DatasetNotFoundError
-from nni_jackpot.experiment.config import DataConfig
 from nni_jackpot.experiment.data.idx import read_idx
 from nni_jackpot.experiment.data.images import ImageFiles, Images
 from nni_jackpot.experiment.data.loading import Loader, load_data
+from nni_jackpot.experiment.data.section import DataConfig
 
 # -- images
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from nni_jackpot.errors import DatasetNotFoundError, ExperimentConfigError
-from nni_jackpot.experiment.config import DataConfig
 from nni_jackpot.experiment.data.images import Images, ImageTensors
 from nni_jackpot.experiment.data.loading import EpochShuffle, Loader, TrainLoader, load_data
+from nni_jackpot.experiment.data.section import DataConfig
 
 DIGITS = DataConfig(name="digits")
 

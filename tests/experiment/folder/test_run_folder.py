@@ -19,6 +19,8 @@ from nni_jackpot.experiment.config import load_config
 from nni_jackpot.experiment.folder.result import load_result
 from nni_jackpot.experiment.overlap import overlap
 from nni_jackpot.experiment.run import search
+from nni_jackpot.experiment.running import context
+from nni_jackpot.experiment.running import image_task as images
 
 MISTAKES = [
     ("data.name=fashion_mnist", "data.root=/nowhere"),
@@ -168,7 +170,7 @@ def test_an_interrupted_tuning_of_other_settings_is_left_as_it_was(
 def test_a_place_that_is_no_file_is_known_before_the_search(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    monkeypatch.setattr(run, "train_weights", None)
+    monkeypatch.setattr(context, "train_weights", None)
     (tmp_path / "out" / name).mkdir(parents=True)
     said = refused(capsys, command("search", write_file(tmp_path)))
     assert name in said
@@ -241,7 +243,9 @@ def test_a_run_that_fails_replaces_nothing(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = files_in(root / "out")
-    monkeypatch.setattr(run, "cross_entropy_step", lambda batch, model: model(batch[0]).sum() * float("nan"))
+    monkeypatch.setattr(
+        images, "cross_entropy_step", lambda batch, model: model(batch[0]).sum() * float("nan")
+    )
     assert command("search", root / "run.yml", "search.epochs=3", flags=("--overwrite",)) == 1
     assert "the loss became nan" in capsys.readouterr().err
     after = files_in(root / "out")

@@ -146,6 +146,6 @@ def test_published_weights_on_a_folder_of_images(folder_file: Path) -> None:
 def test_a_start_that_will_not_do(
     folder_file: Path, monkeypatch: pytest.MonkeyPatch, overrides: dict, words: str
 ) -> None:
-    monkeypatch.setattr("nni_jackpot.experiment.run.train_weights", None)
+    monkeypatch.setattr("nni_jackpot.experiment.running.context.train_weights", None)
     with pytest.raises(ExperimentConfigError, match=words):
         search(load_config(folder_file, overrides))

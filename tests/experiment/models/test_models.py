@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nni_jackpot.errors import CheckpointError, ExperimentConfigError
-from nni_jackpot.experiment.config import ModelConfig
 from nni_jackpot.experiment.models import build_model, has_new_classifier, validate_model
 from nni_jackpot.experiment.models.resnet import ResNet, pad_shortcut
+from nni_jackpot.experiment.models.section import ModelConfig
 from nni_jackpot.experiment.models.vgg import VGG19
 
 

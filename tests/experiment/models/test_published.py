@@ -13,9 +13,9 @@ import torch
 from published_weights import publish
 
 from nni_jackpot.errors import CheckpointError
-from nni_jackpot.experiment.config import ModelConfig
 from nni_jackpot.experiment.models import build_model
 from nni_jackpot.experiment.models.published import state_of
+from nni_jackpot.experiment.models.section import ModelConfig
 
 NAME = "squeezenet1_1"
 URL = "https://download.pytorch.org/models/"

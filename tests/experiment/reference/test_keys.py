@@ -42,4 +42,4 @@ def test_keys_of_every_method_and_comparator_are_there() -> None:
     assert all(key.doc and key.allowed for section in sections() for key in section.keys)
     assert "recipe paper: 100.0" in yaml_text()
     assert RunConfig.__name__ not in yaml_text()
-    assert yaml.safe_load(yaml_text())["search"]["lr"] == 0.003
+    assert yaml.safe_load(yaml_text())["search"]["momentum"] == 0.9

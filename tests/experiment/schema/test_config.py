@@ -10,13 +10,10 @@ import yaml
 from minimal_run import MINIMAL, message, write
 
 from nni_jackpot.errors import MissingLibraryError
-from nni_jackpot.experiment.config import (
-    DataConfig,
-    ModelConfig,
-    RunConfig,
-    load_config,
-)
+from nni_jackpot.experiment.config import RunConfig, load_config
+from nni_jackpot.experiment.data.section import DataConfig
 from nni_jackpot.experiment.data.spec import DATASETS
+from nni_jackpot.experiment.models.section import ModelConfig
 from nni_jackpot.masking.methods.edge_popup import EdgePopup
 
 
@@ -195,7 +192,7 @@ BAD_VALUES: list[tuple[str, Any, str]] = [
     ("pretrain.checkpoint", 5, "null or a string"),
     ("pretrain.cache", None, "a string"),
     ("search.epochs", -1, "an integer >= 0"),
-    ("search.init", "oracle", "a string out of magnitude, random, snip, grasp"),
+    ("search.init", "oracle", "a string out of magnitude, random, wanda, sparsegpt, snip"),
     ("search.lr", float("nan"), "null or a number >= 0"),
     ("search.lr", float("inf"), "null or a number >= 0"),
     ("search.lr", 10**400, "null or a number >= 0"),
@@ -203,7 +200,7 @@ BAD_VALUES: list[tuple[str, Any, str]] = [
     ("search.weight_decay", -1e-9, "null or a number >= 0"),
     ("search.kept_score", "one", "a number"),
     ("model.init", "xavier", "null or a string out of kaiming, signed_constant"),
-    ("search.method", "lottery", "a string out of edge_popup, supermask"),
+    ("search.method", "lottery", "a string out of edge_popup, patterns, supermask"),
     ("search.swap_limit", 0, "null or a number > 0 and <= 1"),
     ("search.swap_limit", 1.01, "null or a number > 0 and <= 1"),
     ("search.recipe", "soup", "a string out of default, paper"),

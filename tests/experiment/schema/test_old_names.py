@@ -44,7 +44,7 @@ def test_old_names_in_overrides(tmp_path: Path) -> None:
         changed = load_config(path, {f"search.{old}": value})
         assert changed == load_config(path, {f"search.{new}": "adapt" if value is True else value})
     whole = load_config(path, {"search": {"epochs": 3, "growth": 0.5}})
-    assert whole.search.settings == EdgePopup()
+    assert whole.search.settings == EdgePopup(ramp_end=0.5)
 
 
 def test_wrong_values_of_old_names(tmp_path: Path) -> None:
@@ -89,4 +89,4 @@ def test_what_a_setting_affects_is_said_on_its_field(tmp_path: Path) -> None:
         *("search.checkpoint_every", "search.checkpoint_minutes"),
     }
     assert settings_of(config).keys() - settings_of(config, ["weights"]).keys() == {"data.eval_batch_size"}
-    assert to_dict(config)["search"]["lr"] == 0.003
+    assert to_dict(config)["search"]["momentum"] == 0.9

@@ -65,7 +65,7 @@ def test_an_outside_method_searches_by_its_name(model: ConvNet, batches: Batches
 @pytest.mark.usefixtures("leaky")
 def test_its_settings_are_checked_and_its_name_is_taken() -> None:
     kind = METHODS["leaky"]
-    assert kind().lr == 0.003
+    assert kind().suited_to(has_batch_norm=True).lr == 0.003
     with pytest.raises(SettingError, match=r"share: found 2 \(int\), allowed: a number >= 0 and <= 1"):
         kind(share=2)  # type: ignore[call-arg]
     with pytest.raises(ValueError, match="the method 'leaky' is registered already"):

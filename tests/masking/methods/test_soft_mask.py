@@ -152,7 +152,7 @@ def test_masks_harden_in_the_course_of_a_search(
     model.conv2.register_forward_hook(look)
     config_list = [{"op_names": ["conv2"], **entry}]
     pruner = LotteryJackpotPruner(model, config_list, make_evaluator(model, batches, step))
-    _, masks = pruner.compress(max_steps=20, max_epochs=None)
+    _, masks = pruner.compress(max_steps=20, held_out=0)
     assert max(trained_on[:10]) > 0
     assert not any(trained_on[19:])
     assert looked_at == [0] * 20
@@ -179,8 +179,8 @@ def test_masks_wait_until_somebody_asks(
         return training_step(batch, model)
 
     evaluator = make_evaluator(model, batches, step)
-    pruner = LotteryJackpotPruner(model, CONFIG_LIST, evaluator, lr=0.1, hardening=0.8)
-    pruner.compress(max_steps=20, max_epochs=None)
+    pruner = LotteryJackpotPruner(model, CONFIG_LIST, evaluator, method=EdgePopup(lr=0.1, anneal_end=0.8))
+    pruner.compress(max_steps=20, held_out=0)
     waits = [after - before for before, after in itertools.pairwise(calls)]
     assert waits[1:5] == [0] * 4
     assert waits[5] == 2  # by get_masks
@@ -189,10 +189,10 @@ def test_masks_wait_until_somebody_asks(
 
 
 def test_without_softness(model: ConvNet, batches: Batches) -> None:
-    with pytest.raises(ValueError, match=r"temperature: found -1.0 .float., allowed: a number >= 0"):
+    with pytest.raises(ValueError, match=r"temperature: found -1.0 .float., allowed: null or a number >= 0"):
         LotteryJackpotPruner(model, CONFIG_LIST, method=EdgePopup(temperature=-1.0))
     with pytest.raises(ValueError, match=r"temperature: found 0.5, allowed with anneal_end > 0"):
-        EdgePopup(anneal_end=0.0)
+        LotteryJackpotPruner(model, CONFIG_LIST, method=EdgePopup(anneal_end=0.0))
     with pytest.raises(ValueError, match=r"temperature: found 0.5, allowed with anneal_end > 0"):
         EdgePopup.paper(temperature=0.5)
     pruner = LotteryJackpotPruner(model, CONFIG_LIST, method=EdgePopup.paper())

@@ -12,7 +12,7 @@ from nni.compression.pruning import AGPPruner
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nni_jackpot import LotteryJackpotPruner
+from nni_jackpot import EdgePopup, LotteryJackpotPruner, Supermask
 from nni_jackpot.errors import SearchDivergedError
 from nni_jackpot.masking.masked_parameter import MaskedParameter
 from nni_jackpot.masking.methods import MaskSchedule
@@ -204,7 +204,7 @@ def test_what_keeps_everything_is_whole_in_training() -> None:
 
 
 def found(batches: Batches, seed: int = 0, **options: Any) -> tuple[dict, dict]:
-    _, start, masks, _ = search(batches, seed, **{"method": "supermask", "lr": 0.2, **options})
+    _, start, masks, _ = search(batches, seed, **{"method": Supermask(lr=0.2), **options})
     return start, masks
 
 
@@ -215,7 +215,7 @@ def test_same_seed_same_masks(batches: Batches) -> None:
     assert not same(start, masks)
     assert same(masks, found(batches)[1])
     assert not same(masks, found(batches, seed=1)[1])
-    assert not same(masks, found(batches, method="edge_popup")[1])
+    assert not same(masks, found(batches, method=EdgePopup(lr=0.2))[1])
 
 
 def test_the_method_leaves_the_random_numbers_of_others_alone(model: nn.Module) -> None:
@@ -230,13 +230,14 @@ def test_the_method_leaves_the_random_numbers_of_others_alone(model: nn.Module) 
 
 
 def test_rates_are_of_its_own() -> None:
-    for recipe, others in (("jackpot", 0.003), ("paper", 0.1)):
-        pruner = LotteryJackpotPruner(ConvNet(), CONFIG_LIST, recipe=recipe, method="supermask")
-        own = pruner.method
-        assert own.lr > others
+    assert LotteryJackpotPruner(ConvNet(), CONFIG_LIST, method="supermask").method == Supermask()
+    for own, others in (
+        (Supermask(), EdgePopup().suited_to(has_batch_norm=True)),
+        (Supermask.paper(), EdgePopup.paper()),
+    ):
+        assert own.lr > others.lr
         assert (own.weight_decay, own.schedule) == (0.0, MaskSchedule())
-        assert own.normalize == (recipe == "jackpot")
-    assert LotteryJackpotPruner(ConvNet(), CONFIG_LIST, method="supermask", lr=0.7).method.lr == 0.7
+        assert own.normalize == others.normalize
 
 
 def test_a_sample_a_forward_where_gradients_are_accumulated(model: nn.Module, batches: Batches) -> None:
@@ -300,18 +301,9 @@ def test_a_copy_draws_the_same(model: nn.Module) -> None:
 # -- what is refused
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"method": "lottery"}, "method must be one of edge_popup, supermask, got 'lottery'"),
-        ({"growth": 0.5}, "ramp_end is not a setting of supermask"),
-        ({"hardening": 0.5}, "anneal_end is not a setting of supermask"),
-        ({"swap_limit": 0.1, "recipe": "paper"}, "swap_limit is not a setting of supermask"),
-        ({"kept_score": 3.0}, "kept_score is not a setting of supermask"),
-        ({"pruned_score": 0.5}, "pruned_score is not a setting of supermask"),
-    ],
-)
-def test_what_does_not_go(model: nn.Module, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        LotteryJackpotPruner(model, CONFIG_LIST, **{"method": "supermask", **options})
+def test_there_is_no_such_method(model: nn.Module) -> None:
+    with pytest.raises(
+        ValueError, match="method must be one of edge_popup, patterns, supermask, got 'lottery'"
+    ):
+        LotteryJackpotPruner(model, CONFIG_LIST, method="lottery")
     assert all(parameter.requires_grad for parameter in model.parameters())

@@ -16,6 +16,7 @@ from torchvision.models import VisionTransformer, resnet18
 from nni_jackpot import apply_masks
 from nni_jackpot.errors import BlocksError, CheckpointError, MaskError, NothingKeptError, SparseRatioError
 from nni_jackpot.masking.granularity import Grains
+from nni_jackpot.runtime.settings import SettingError
 from nni_jackpot.search.blockwise import BlockReport, BlockSearch, Target, blocks_of, search_blocks
 from nni_jackpot.search.blockwise.blocks import capture
 from nni_jackpot.search.blockwise.polish import Polish, polish
@@ -215,6 +216,30 @@ def test_a_resumed_search_ends_as_the_whole_one(tmp_path: Any) -> None:
         search_blocks(model, batches, sparse_ratio=0.5, settings=QUICK, state=state)
 
 
+def test_a_search_is_resumed_with_the_same_weights_and_batches_alone() -> None:
+    torch.manual_seed(0)
+    model, batches = llama(), texts()
+    states: list[Mapping[str, Any]] = []
+    options: dict[str, Any] = {"sparse_pattern": "2:4", "settings": QUICK}
+    search_blocks(model, batches, **options, on_block=lambda r, s: states.append(s))
+    search_blocks(model, copy.deepcopy(batches), **options, state=states[0])
+    joined = [
+        {name: torch.cat([a[name], b[name]]) for name in a}
+        for a, b in zip(batches[::2], batches[1::2], strict=True)
+    ]
+    others = {"order": batches[::-1], "fewer": batches[:3], "sizes": joined}
+    for other in others.values():
+        with pytest.raises(CheckpointError, match="batches are others, or in another order"):
+            search_blocks(model, other, **options, state=states[0])
+    wrong = {name: mask.clone().fill_(True) for name, mask in states[0]["kept"].items()}
+    with pytest.raises(CheckpointError, match="does not keep"):
+        search_blocks(model, batches, **options, state={**states[0], "kept": wrong})
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight.mul_(2)
+    with pytest.raises(CheckpointError, match="weights are others"):
+        search_blocks(model, batches, **options, state=states[0])
+
+
 @pytest.mark.parametrize("aim", ["dense", "own"])
 def test_tokens_that_do_not_count_decide_nothing(aim: str) -> None:
     torch.manual_seed(0)
@@ -285,6 +310,9 @@ def test_what_cannot_be_searched_is_refused() -> None:
     for settings in ({"start": "best"}, {"aim": "loss"}, {"steps": -1}, {"lr": 0.0}, {"held_out": 1.0}):
         with pytest.raises(ValueError, match=next(iter(settings))):
             BlockSearch(**settings)
+    for kind in (BlockSearch, Polish):
+        with pytest.raises(SettingError, match=r"momentum: found 1\.0"):
+            kind(momentum=1.0)
 
 
 def test_a_polish_never_ends_worse_than_it_began() -> None:
@@ -316,6 +344,30 @@ def test_a_polish_never_ends_worse_than_it_began() -> None:
         assert end == pytest.approx(min(losses), rel=1e-4)
         assert all((mask.view(-1, 4).sum(1) == 2).all() for mask in flat(found).values())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("make", [bert, llama])
+def test_a_polish_finds_the_same_masks_with_and_without_a_cache(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model, batches = make(), texts()
+    masks = search_blocks(model, batches, sparse_pattern="2:4", settings=BlockSearch(steps=0))
+    forwards: list[int] = []
+    model.register_forward_pre_hook(lambda *_: forwards.append(1))
+
+    def loss(output: Any, dense: Any, batch: Any) -> Tensor:
+        return (output[0] - dense[0]).square().mean()
+
+    found, calls = [], []
+    for gib in (0.0, 1.0):
+        forwards.clear()
+        settings = Polish(steps=12, lr=0.01, checks=2, cache_gib=gib)
+        found.append(flat(polish(model, batches, masks, loss, sparse_pattern="2:4", settings=settings)))
+        calls.append(len(forwards))
+    assert all(torch.equal(mask, found[1][name]) for name, mask in found[0].items())
+    assert calls == [
+        2 * (12 + 3),
+        12 + 3 + len(batches),
+    ]  # steps and checks: sparse and dense, or sparse alone
 
 
 def test_masks_that_do_not_fit_the_targets_are_refused() -> None:

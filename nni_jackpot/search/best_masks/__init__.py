@@ -1,0 +1,1 @@
+"""The best masks of a search, and the losses by which they are compared."""
