@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -31,6 +31,8 @@ class Step:
         What the comparator keeps from one step to the next: tensors and plain data, saved in checkpoints.
     seed
         Seed of the run.
+    budgets
+        Numbers of kept weights by name, as of the masks that the search starts from, or of the jackpot's.
     """
 
     number: int
@@ -39,6 +41,7 @@ class Step:
     momentum: Mapping[str, Tensor]
     memory: dict[str, Any]
     seed: int = 0
+    budgets: Mapping[str, int] = field(default_factory=dict)
 
     def generator(self) -> torch.Generator:
         """Return a generator on the CPU, which depends on seed and step alone: equal on all processes."""

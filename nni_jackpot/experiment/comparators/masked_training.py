@@ -31,7 +31,7 @@ class MaskedTraining:
     optimizer
         Trains the weights.
     masks
-        Masks at the start, in NNI's form.
+        Masks at the start, in NNI's form; a comparator that starts dense takes their budgets alone.
     comparator
         Updates the masks; None for fixed masks.
     total
@@ -57,7 +57,11 @@ class MaskedTraining:
             if mask is not None
         }
         self._weights = {name: parameters[name] for name in given}
+        self._budgets = {name: int((mask != 0).sum()) for name, mask in given.items()}
         self._masks = {name: mask.to(parameters[name].device) != 0 for name, mask in given.items()}
+        if comparator is not None and comparator.start == "dense":
+            for mask in self._masks.values():
+                mask.fill_(True)
         self._pruned = {name: ~mask for name, mask in self._masks.items()}
         self._comparator, self._optimizer, self._total = comparator, optimizer, total
         self._seed = seed
@@ -96,7 +100,7 @@ class MaskedTraining:
         }
         versions = {name: mask._version for name, mask in self._masks.items()}
         lr = self._optimizer.param_groups[0]["lr"]
-        step = Step(self._steps, self._total, lr, momentum, self._memory, self._seed)
+        step = Step(self._steps, self._total, lr, momentum, self._memory, self._seed, self._budgets)
         comparator.update(self._masks, self._weights, gradients, step)
         for name, mask in self._masks.items():
             if mask._version == versions[name]:
