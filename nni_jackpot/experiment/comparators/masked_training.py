@@ -13,14 +13,6 @@ from nni_jackpot.masks import Masks
 from nni_jackpot.runtime.distributed import broadcast_tensors
 
 
-def all_kept(masks: Masks) -> Masks:
-    """Return masks of the same targets that keep all weights."""
-    return {
-        module: {target: None if mask is None else torch.ones_like(mask) for target, mask in own.items()}
-        for module, own in masks.items()
-    }
-
-
 class MaskedTraining:
     """Keep pruned weights at zero after each optimizer step, and let a comparator update the masks.
 
