@@ -18,7 +18,6 @@ from torch.optim import SGD
 from nni_jackpot.errors import TrainingDivergedError
 from nni_jackpot.experiment.checks import check_frozen, pruner_options
 from nni_jackpot.experiment.comparators import Comparator
-from nni_jackpot.experiment.comparators.masked_training import all_kept
 from nni_jackpot.experiment.config import RunConfig
 from nni_jackpot.experiment.folder.result import Result, Row
 from nni_jackpot.experiment.folder.run_folder import (
@@ -284,8 +283,6 @@ def _compare(
             assert isinstance(config.model, ModelConfig)  # the config has checked it
             drawn = build_model(replace(config.model, weights=None), data.num_classes, data.shape[0])
         model.load_state_dict(drawn.state_dict())
-    if comparator.start == "dense":
-        masks = all_kept(masks)
     try:
         file = context.run.work / checkpoint_of(name)
         masks = context.train(model, comparator, phase_of(name), file, masks)

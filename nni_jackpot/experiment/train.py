@@ -13,7 +13,7 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
 
-from nni_jackpot.errors import TrainingDivergedError
+from nni_jackpot.errors import SearchDivergedError, TrainingDivergedError
 from nni_jackpot.experiment.comparators import Comparator
 from nni_jackpot.experiment.comparators.masked_training import MaskedTraining
 from nni_jackpot.experiment.data.images import Batch
@@ -88,6 +88,7 @@ def train_weights(
     on_skip: Callable[[int], None],
     masks: Masks | None = None,
     training_step: Callable[..., Tensor] = cross_entropy_step,
+    seed: int = 0,
 ) -> Masks:
     """Train weights by SGD with a cosine schedule; under masks, pruned weights stay zero (Eq. 9).
 
@@ -112,6 +113,8 @@ def train_weights(
         Masks at the start; weights without a mask are not pruned.
     training_step
         Returns the loss of a batch and the model.
+    seed
+        Seed of what a comparator draws.
 
     Returns
     -------
@@ -121,7 +124,7 @@ def train_weights(
     Raises
     ------
     TrainingDivergedError
-        If the loss is not finite at the end of an epoch.
+        If the loss is not finite at the end of an epoch, or a comparator ranks a NaN.
     CheckpointError
         If the file is damaged, or belongs to another training.
     """
@@ -129,7 +132,7 @@ def train_weights(
     total_steps = max(1, config.epochs * len(loader))  # without epochs, the weights stay at their start
     scheduler = LambdaLR(optimizer, lambda step: cosine(min(1.0, step / total_steps)))
     comparator = config if isinstance(config, Comparator) else None
-    masked = MaskedTraining(model, optimizer, masks or {}, comparator, total_steps)
+    masked = MaskedTraining(model, optimizer, masks or {}, comparator, total_steps, seed)
     parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "masks": masked}
     epochs = loader.order.epoch = file.load(parts)
     on_skip(epochs)
@@ -153,16 +156,22 @@ def train_weights(
 
     masked.zero_pruned()
     optimizer.register_step_post_hook(masked.after_step)
-    fit(
-        averaged(model),
-        optimizer,
-        training_step,
-        scheduler,
-        max_epochs=config.epochs - epochs,
-        loader=loader,
-        on_step=remember,
-        on_epoch=end_epoch,
-    )
+    try:
+        fit(
+            averaged(model),
+            optimizer,
+            training_step,
+            scheduler,
+            max_epochs=config.epochs - epochs,
+            loader=loader,
+            on_step=remember,
+            on_epoch=end_epoch,
+        )
+    except SearchDivergedError as error:  # of the ranking
+        file.remove()
+        raise TrainingDivergedError(
+            f"a weight or gradient became NaN: lower the lr, which is {config.lr}"
+        ) from error
     return masked.masks()
 
 

@@ -53,7 +53,7 @@ class SparsitySchedule:
 
     def follow(self, progress: float) -> None:
         """Set budgets and temperature for a progress in [0, 1]; the next update of the masks uses them."""
-        surplus = _remaining(progress, self.settings.ramp_end) ** 3
+        surplus = cubic_surplus(progress, self.settings.ramp_end)
         self._set_temperature(self.settings.temperature * _remaining(progress, self.settings.anneal_end))
         for group in self._alone:
             pruned = (group.grains.count - self._budgets[group]) // group.grains.rows  # per row
@@ -88,6 +88,11 @@ class SparsitySchedule:
         self.follow(1.0)
         for group in self._budgets:
             group.prune_to(group.keep, group.reduce({m: m.weight.detach().abs() for m in group.members}))
+
+
+def cubic_surplus(progress: float, end: float) -> float:
+    """Return the share of zeros yet to come at a progress in [0, 1] (Zhu and Gupta 2017, Eq. 1)."""
+    return _remaining(progress, end) ** 3
 
 
 def _remaining(progress: float, end: float) -> float:

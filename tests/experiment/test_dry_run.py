@@ -54,6 +54,13 @@ def test_the_command_prints_and_trains_nothing(
     assert not list(tmp_path.iterdir())
 
 
+def test_the_arena_names_every_comparator() -> None:
+    text = plan(runs_of(CONFIGS / "digits" / "arena.yml"))
+    for name in ("gradual", "rigl", "set", "sparse_momentum", "dsr", "deep_r"):
+        assert f"{name}: 20" in " ".join(text.replace("│", " ").split())
+    assert "40 epochs" in text  # of tuning, under the initial masks and the jackpot's
+
+
 def test_steps_are_counted(tmp_path: Path) -> None:
     fixed = {"search.epochs": 3, "finetune.epochs": 2, "finetune.under": "both", "data.batch_size": 100}
     fixed |= {"pretrain.epochs": 5, "pretrain.cache": str(tmp_path)}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from nni_jackpot.experiment.schema.training import TrainConfig
@@ -27,6 +29,10 @@ class Step:
         Momentum buffers of the optimizer by name of the weight; those that exist.
     memory
         What the comparator keeps from one step to the next: tensors and plain data, saved in checkpoints.
+    seed
+        Seed of the run.
+    budgets
+        Numbers of kept weights by name, as of the masks that the search starts from, or of the jackpot's.
     """
 
     number: int
@@ -34,6 +40,13 @@ class Step:
     lr: float
     momentum: Mapping[str, Tensor]
     memory: dict[str, Any]
+    seed: int = 0
+    budgets: Mapping[str, int] = field(default_factory=dict)
+
+    def generator(self) -> torch.Generator:
+        """Return a generator on the CPU, which depends on seed and step alone: equal on all processes."""
+        state = np.random.SeedSequence((self.seed, self.number)).generate_state(1)
+        return torch.Generator().manual_seed(int(state[0]))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,14 +13,6 @@ from nni_jackpot.masks import Masks
 from nni_jackpot.runtime.distributed import broadcast_tensors
 
 
-def all_kept(masks: Masks) -> Masks:
-    """Return masks of the same targets that keep all weights."""
-    return {
-        module: {target: None if mask is None else torch.ones_like(mask) for target, mask in own.items()}
-        for module, own in masks.items()
-    }
-
-
 class MaskedTraining:
     """Keep pruned weights at zero after each optimizer step, and let a comparator update the masks.
 
@@ -31,15 +23,23 @@ class MaskedTraining:
     optimizer
         Trains the weights.
     masks
-        Masks at the start, in NNI's form.
+        Masks at the start, in NNI's form; a comparator that starts dense takes their budgets alone.
     comparator
         Updates the masks; None for fixed masks.
     total
         Steps of the whole training.
+    seed
+        Seed of what the comparator draws.
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: Optimizer, masks: Masks, comparator: Comparator | None, total: int
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        masks: Masks,
+        comparator: Comparator | None,
+        total: int,
+        seed: int = 0,
     ) -> None:
         parameters = dict(model.named_parameters())
         given = {
@@ -49,9 +49,14 @@ class MaskedTraining:
             if mask is not None
         }
         self._weights = {name: parameters[name] for name in given}
+        self._budgets = {name: int((mask != 0).sum()) for name, mask in given.items()}
         self._masks = {name: mask.to(parameters[name].device) != 0 for name, mask in given.items()}
+        if comparator is not None and comparator.start == "dense":
+            for mask in self._masks.values():
+                mask.fill_(True)
         self._pruned = {name: ~mask for name, mask in self._masks.items()}
         self._comparator, self._optimizer, self._total = comparator, optimizer, total
+        self._seed = seed
         self._steps = 0
         self._memory: dict[str, Any] = {}
 
@@ -74,6 +79,7 @@ class MaskedTraining:
         """Update the masks and set pruned weights to zero; a hook of the optimizer."""
         self._steps += 1
         if self._comparator is not None:
+            self.zero_pruned()  # weights that the update adds start from zero, not from the optimizer's step
             self._update(self._comparator)
         self.zero_pruned()
 
@@ -86,7 +92,7 @@ class MaskedTraining:
         }
         versions = {name: mask._version for name, mask in self._masks.items()}
         lr = self._optimizer.param_groups[0]["lr"]
-        step = Step(self._steps, self._total, lr, momentum, self._memory)
+        step = Step(self._steps, self._total, lr, momentum, self._memory, self._seed, self._budgets)
         comparator.update(self._masks, self._weights, gradients, step)
         for name, mask in self._masks.items():
             if mask._version == versions[name]:

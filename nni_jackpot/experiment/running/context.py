@@ -177,6 +177,7 @@ class RunContext:
                 on_skip=lambda epochs: tracker.skip_epochs(epochs, len(loader)),
                 masks=masks,
                 training_step=self.task.loss,
+                seed=self.config.seed,
             )
 
     def _what_a_training_depends_on(self, config: TrainConfig) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nni_jackpot.experiment.comparators import COMPARATORS, Comparator, Step
 from nni_jackpot.experiment.comparators import masked_training as module
-from nni_jackpot.experiment.comparators.masked_training import MaskedTraining, all_kept
+from nni_jackpot.experiment.comparators.masked_training import MaskedTraining
 
 Update = Callable[[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor], Step], object]
 
@@ -90,11 +90,22 @@ def test_a_state_is_restored() -> None:
 
 
 def test_dense_masks_have_the_same_targets() -> None:
-    masks = all_kept({"a": {"weight": torch.zeros(3), "bias": None}})
-    assert masks["a"]["weight"].tolist() == [1, 1, 1]
-    assert masks["a"]["bias"] is None
+    model = nn.ModuleDict({"a": nn.Linear(3, 1)})
+    masks = {"a": {"weight": torch.zeros(1, 3), "bias": None}}
+    comparator = Comparator(epochs=1, lr=0.1, start="dense")
+    training = MaskedTraining(model, torch.optim.SGD(model.parameters()), masks, comparator, 1)
+    assert training.masks()["a"].keys() == {"weight"}
+    assert training.masks()["a"]["weight"].tolist() == [[1, 1, 1]]
 
 
 def test_a_name_belongs_to_one_comparator() -> None:
     with pytest.raises(ValueError, match="the comparator 'jackpot_tuned' is registered already"):
         COMPARATORS.register("jackpot_tuned")(Comparator)
+
+
+def test_weights_that_enter_start_from_zero() -> None:
+    seen: list[Any] = []
+    trained(lambda masks, weights, *_: seen.append(weights["0.weight"].tolist()))
+    assert seen[0][0][2:] == [0, 0]
+    _, model, _ = trained(swap)
+    assert model[0].weight[0, 2] == 0
