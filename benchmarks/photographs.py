@@ -200,9 +200,10 @@ def main() -> None:
     parser.add_argument("--backgrounds", type=Path, default=BACKGROUNDS)
     parser.add_argument("--smoke", action="store_true", help="only check that it runs")
     args = parser.parse_args()
-    torch.set_num_threads(1)
     size = 224
-    if args.smoke:
+    if not args.smoke:
+        torch.set_num_threads(1)
+    else:
         args.steps, args.batch, args.norm_batches, args.crops, args.held_out, size = 2, 2, 1, 2, 2, 32
         args.zeros = ["2:4"]
     print(f"$ python benchmarks/photographs.py {' '.join(sys.argv[1:])}".rstrip())
