@@ -125,8 +125,8 @@ class Comparison:
         reestimate(model, self._batches)
         self._print("0%", "dense, norm re-estimated", model.eval(), 0, 0)
 
-    def masks(self, zeros: str, criterion: str, norm: str) -> None:
-        """Print the rows of a criterion's mask, unless another call did, and of the jackpot found from it."""
+    def masks(self, zeros: str, criterion: str) -> None:
+        """Print the rows of a criterion's mask, and of the jackpot found from it."""
         model = copy.deepcopy(self._model)
         loss_of = MatchDense(model, "kl")
         names = [name for name, layer in model.named_modules() if is_pointwise(layer)]
@@ -137,11 +137,11 @@ class Comparison:
             self._evaluator(model, loss_of),
             init=criterion,
             init_batches=len(self._batches),
-            norm=norm,
+            norm=self._args.norm,
         )
-        adapts = norm == "adapt"
+        adapts = self._args.norm == "adapt"
+        self._print(zeros, criterion, model.eval(), 0, 0)
         if adapts:
-            self._print(zeros, criterion, model.eval(), 0, 0)
             pruner.reestimate_norm(self._batches)
             self._print(zeros, f"{criterion}, norm re-estimated", model.eval(), 0, 0)
 
@@ -156,7 +156,7 @@ class Comparison:
             search.step(loss)
         search.finish(norm_batches=self._batches if adapts else None)
         seconds = time.process_time() - began
-        method = f"jackpot from {criterion}" + ("" if adapts else ', norm="freeze"')
+        method = f"jackpot from {criterion}" + ("" if adapts else ", norm frozen")
         self._print(zeros, method, model.eval(), steps, seconds)
 
     def _batch(self, step: int) -> Tensor:
@@ -190,6 +190,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="of the split, the crops and the search")
     parser.add_argument("--zeros", nargs="+", choices=ZEROS, default=list(ZEROS))
+    parser.add_argument("--criteria", nargs="+", default=["magnitude", "wanda"])
+    parser.add_argument("--norm", choices=("adapt", "freeze"), default="adapt", help="as for the pruner")
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--norm_batches", type=int, default=8)
@@ -223,8 +225,8 @@ def main() -> None:
     comparison = Comparison(model, crops, args)
     comparison.dense()
     for zeros in args.zeros:
-        for criterion, norm in (("magnitude", "adapt"), ("wanda", "adapt"), ("wanda", "freeze")):
-            comparison.masks(zeros, criterion, norm)
+        for criterion in args.criteria:
+            comparison.masks(zeros, criterion)
 
 
 def is_pointwise(layer: nn.Module) -> bool:

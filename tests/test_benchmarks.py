@@ -96,9 +96,10 @@ def test_photographs(run) -> None:
         "wanda",
         "wanda, norm re-estimated",
         "jackpot from wanda",
-        'jackpot from wanda, norm="freeze"',
     ]
     assert rows[0][2:6] == ["100.0%", "0.000"] * 2
+    rows = run("photographs", "--backgrounds", "none", "--criteria", "wanda", "--norm", "freeze")
+    assert [row[1] for row in rows[2:]] == ["wanda", "jackpot from wanda, norm frozen"]
 
 
 def test_start_and_end(run) -> None:
