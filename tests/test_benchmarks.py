@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 PAGE = ROOT / "docs" / "performance.md"
+OTHERS = ["photographs", "revisions", "start_and_end"]
 SCRIPTS = ["step", "selection", "ranking", "memory", "deployment", "ticket", "fuzz_tickets"]
 
 
@@ -82,6 +83,32 @@ def test_fuzz_tickets(run) -> None:
     assert total[4:] == ["0", "0"]
 
 
+def test_photographs(run) -> None:
+    for library in ("timm", "sklearn", "matplotlib"):  # the last two carry three photographs
+        pytest.importorskip(library)
+    rows = run("photographs", "--backgrounds", "none")
+    assert [row[1] for row in rows] == [
+        "dense",
+        "dense, norm re-estimated",
+        "magnitude",
+        "magnitude, norm re-estimated",
+        "jackpot from magnitude",
+        "wanda",
+        "wanda, norm re-estimated",
+        "jackpot from wanda",
+    ]
+    assert rows[0][2:6] == ["100.0%", "0.000"] * 2
+    rows = run("photographs", "--backgrounds", "none", "--criteria", "wanda", "--norm", "freeze")
+    assert [row[1] for row in rows[2:]] == ["wanda", "jackpot from wanda, norm frozen"]
+
+
+def test_start_and_end(run) -> None:
+    pytest.importorskip("sklearn")
+    rows = run("start_and_end")
+    assert [row[0] for row in rows] == ["batch norm"] * 3 + ["no norm"] * 3 + ["transformer"] * 3
+    assert all(float(cell) >= 0 for row in rows for cell in row[2:])
+
+
 def test_saved_into_the_page(run, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     page = tmp_path / PAGE.name
@@ -113,7 +140,7 @@ def test_revisions() -> None:
 
 
 def test_every_benchmark_is_run_here_and_has_its_place() -> None:
-    assert sorted([*SCRIPTS, "revisions"]) == sorted(
+    assert sorted([*SCRIPTS, *OTHERS]) == sorted(
         p.stem for p in BENCHMARKS.glob("*.py") if "__main__" in p.read_text()
     )
     pages = (PAGE, PAGE.with_name("deployment.md"), PAGE.with_name("tickets.md"))
