@@ -337,7 +337,7 @@ def test_swaps_are_limited_and_annealed() -> None:
         pruner = LotteryJackpotPruner(
             model, config, evaluator, method=EdgePopup.paper(lr=1.0, swap_limit=swap_limit)
         )
-        masks = pruner.compress(18, None)[1]
+        masks = pruner.compress(18, held_out=0)[1]
         assert int((masks["0"]["weight"] == 0).sum()) == 432
         return found
 

@@ -64,7 +64,7 @@ def test_a_forward_in_inference_mode_changes_nothing(method: EdgePopup, batches:
             with torch.inference_mode():
                 model.eval()(batches[0][0])
                 pruner.get_masks(), model.state_dict()
-        found.append(pruner.compress(12, None)[1])
+        found.append(pruner.compress(12, held_out=0)[1])
         assert len(looks) == 12 * in_inference
     assert all(torch.equal(found[0][name]["weight"], found[1][name]["weight"]) for name in found[0])
 
