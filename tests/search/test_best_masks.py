@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -32,6 +33,23 @@ class Encoder(nn.Module):
         return self.head(self.block(self.embed(x)).mean(1))
 
 
+class Llama(nn.Module):
+    """A Llama of one layer, and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        transformers = pytest.importorskip("transformers")
+        sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 8}
+        config = transformers.LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=2)
+        self.embed = nn.Linear(4, 16)
+        self.layers = transformers.LlamaModel(config)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.layers(inputs_embeds=self.embed(x), use_cache=False).last_hidden_state
+        return self.head(hidden.mean(1))
+
+
 def perceptron() -> nn.Module:
     return nn.Sequential(
         nn.Flatten(), nn.Linear(24, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3)
@@ -42,11 +60,17 @@ def with_norm() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(24, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 3))
 
 
-NETWORKS = {"perceptron": perceptron, "batch norm": with_norm, "transformer": Encoder}
+NETWORKS = {"perceptron": perceptron, "batch norm": with_norm, "transformer": Encoder, "Llama": Llama}
 
 
 def trained(kind: str) -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
-    """Return a network that has learnt its batches, and the batches."""
+    """Return a copy of a network that has learnt its batches, and the batches."""
+    model, batches = _trained(kind)
+    return copy.deepcopy(model), batches
+
+
+@lru_cache
+def _trained(kind: str) -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
     torch.manual_seed(0)
     model = NETWORKS[kind]()
     batches = [(torch.randn(16, 6, 4), torch.randint(3, (16,))) for _ in range(6)]
