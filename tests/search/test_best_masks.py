@@ -204,7 +204,7 @@ def test_the_first_steps_lower_a_rate_that_harms(caplog: pytest.LogCaptureFixtur
     from nni_jackpot.masking.methods import edge_popup
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(edge_popup.WITHOUT_BATCH_NORM, "lr", 1.0)
+        patch.setattr(edge_popup, "LR", 1.0)
         pruner, model, loss, before, _ = search("transformer", EdgePopup(), 64)
     assert "the search returns to its best masks, with lr 0.1" in caplog.text
     assert pruner._search is not None

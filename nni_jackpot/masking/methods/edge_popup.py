@@ -10,8 +10,6 @@ from nni_jackpot.runtime.settings import Rule, SettingError, between, option
 
 _PROGRESS = between(0, 1)
 _SCORE = between(-1e6, 1e6)
-WITH_BATCH_NORM = {"lr": LR, "ramp_end": 0.5, "temperature": 0.5}
-WITHOUT_BATCH_NORM = {"lr": LR, "ramp_end": 0.0, "temperature": 0.0}
 _SHARE = Rule("> 0 and <= 1", lambda value: 0 < value <= 1)
 
 
@@ -101,9 +99,13 @@ class EdgePopup(Method):
 
     def suited_to(self, has_batch_norm: bool) -> EdgePopup:
         """Return the settings with values that suit a network in place of None."""
-        suited = WITH_BATCH_NORM if has_batch_norm else WITHOUT_BATCH_NORM
-        missing: dict[str, Any] = {name: v for name, v in suited.items() if getattr(self, name) is None}
-        return replace(self, **missing)
+        value = 0.5 if has_batch_norm else 0.0
+        return replace(
+            self,
+            lr=LR if self.lr is None else self.lr,
+            ramp_end=value if self.ramp_end is None else self.ramp_end,
+            temperature=value if self.temperature is None else self.temperature,
+        )
 
     @property
     def initial_scores(self) -> tuple[float, float]:
