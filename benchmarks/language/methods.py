@@ -16,13 +16,14 @@ from torch import nn
 
 from nni_jackpot import apply_masks
 from nni_jackpot.search.blockwise import BlockReport, BlockSearch, search_blocks
-from nni_jackpot.search.blockwise.polish import Loss, Polish, polish
+from nni_jackpot.search.blockwise.polish import Polish, polish
+from nni_jackpot.search.match_dense import MatchingLoss
 
 METHODS = ["wanda", "sparsegpt-mask", "sparsegpt", "swaps", "blocks", "polish"]
 
 
 def add_options(parser: argparse.ArgumentParser, **defaults: Any) -> None:
-    """Add the options of methods; ``defaults`` replace those of `BlockSearch` and `Polish`."""
+    """Add the options of methods; ``defaults`` replace defaults of `BlockSearch` and `Polish`."""
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--pattern", help="such as 2:4")
     kind.add_argument("--ratio", type=float, help="share of zeros in every row")
@@ -73,7 +74,7 @@ def print_rows(
     args: argparse.Namespace,
     model: nn.Module,
     batches: list[Any],
-    loss: Loss,
+    loss: MatchingLoss,
     cells_of: Callable[[nn.Module], list[str]],
 ) -> None:
     """Find masks by each method, and print its row.

@@ -38,7 +38,7 @@ from nni_jackpot.masking.criteria import CRITERIA
 from nni_jackpot.masking.methods.method import LR, METHODS, Method
 from nni_jackpot.runtime.files import replace_file
 from nni_jackpot.runtime.registry import close_match
-from nni_jackpot.runtime.settings import Rule, between, one_of, option, shown
+from nni_jackpot.runtime.settings import SEED, Rule, between, one_of, option, shown
 from nni_jackpot.search.blockwise import BlockSearch
 from nni_jackpot.search.blockwise.polish import Polish
 from nni_jackpot.search.match_dense import MATCHING_LOSSES
@@ -46,7 +46,6 @@ from nni_jackpot.search.match_dense import MATCHING_LOSSES
 # -- the schema
 
 _NOT_EMPTY = Rule("that is not empty", lambda value: len(value) > 0)
-_SEED = Rule(">= 0 and < 2**32", lambda value: 0 <= value < 2**32)
 _DEVICE = Rule(
     "out of auto, cpu, cuda, cuda:N", lambda value: bool(re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", value))
 )
@@ -177,7 +176,7 @@ class RunConfig:
     ``config_list`` is NNI's, plain dicts passed on unchanged: ``list(config.config_list)``.
     """
 
-    seed: int = option("seed of all random numbers", _SEED, 0)
+    seed: int = option("seed of all random numbers", SEED, 0)
     output: str = option("folder for everything the run writes", PATH, affects="nothing")
     device: str = option("where the run computes", _DEVICE, "auto", affects="nothing")
     plugins: tuple[str, ...] = option(

@@ -70,6 +70,8 @@ def one_of(choices: Iterable[str]) -> Rule:
 
 
 ANY = Rule("", lambda value: True)
+# NumPy takes no larger seeds.
+SEED = Rule(">= 0 and < 2**32", lambda value: 0 <= value < 2**32)
 
 
 Affects = Literal["weights", "accuracy", "nothing"]

@@ -14,7 +14,7 @@ from nni_jackpot.modules.batches import call_model
 from nni_jackpot.runtime.registry import Registry
 
 MatchingLoss = Callable[[Any, Any, Any], Tensor]
-"""Of the output of the sparse network, that of the dense one, and the batch."""
+"""Loss of the sparse network's output, the dense network's output and the batch."""
 
 MATCHING_LOSSES: Registry[MatchingLoss] = Registry("loss")
 

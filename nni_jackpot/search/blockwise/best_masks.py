@@ -12,14 +12,13 @@ from torch import Tensor
 
 from nni_jackpot.errors import SearchDivergedError
 from nni_jackpot.masking.methods.method import MOMENTUM
-from nni_jackpot.runtime.settings import Rule, between, option, validate
+from nni_jackpot.runtime.settings import SEED, Rule, between, option, validate
 from nni_jackpot.search.blockwise.scores import ScoreTraining
 
 STEPS = between(0, 10**9)
 RATE = Rule("> 0 and <= 1e6", lambda value: 0 < value <= 1e6)
 CHECKS = between(1, 10**9)
 _SHARE = Rule("> 0 and < 1", lambda value: 0 < value < 1)
-_SEED = Rule(">= 0 and < 2**32", lambda value: 0 <= value < 2**32)
 
 OnCheck = Callable[[int, float], None]
 """Called with the number of steps and the loss on the held-out batches."""
@@ -53,7 +52,7 @@ class MaskTraining:
     momentum: float = option("momentum of the SGD that trains the scores", MOMENTUM, 0.9)
     checks: int = option("how often masks are compared on the held-out batches", CHECKS, 4)
     held_out: float = option("share of the batches that masks are compared on", _SHARE, 0.1)
-    seed: int = option("decides the order of batches", _SEED, 0)
+    seed: int = option("decides the order of batches", SEED, 0)
 
     def __post_init__(self) -> None:
         validate(self)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,9 +30,7 @@ from nni_jackpot.search.blockwise.blocks import blocks_of, without_caches
 from nni_jackpot.search.blockwise.scores import NOTHING, ScoreTraining
 from nni_jackpot.search.blockwise.search import nni_masks
 from nni_jackpot.search.blockwise.targets import Target, chosen_targets
-
-Loss = Callable[[Any, Any, Any], Tensor]
-"""Of the output of the sparse network, that of the dense one, and the batch."""
+from nni_jackpot.search.match_dense import MatchingLoss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +62,7 @@ def polish(
     model: nn.Module,
     batches: Iterable[Any],
     masks: Masks,
-    loss: Loss,
+    loss: MatchingLoss,
     targets: Mapping[str, Target] | None = None,
     *,
     sparse_pattern: str | None = None,
