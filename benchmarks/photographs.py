@@ -160,7 +160,7 @@ class Comparison:
         self._print(zeros, method, model.eval(), steps, seconds)
 
     def _batch(self, step: int) -> Tensor:
-        """Return a batch of calibration crops; those of negative steps are for statistics."""
+        """Return a batch of calibration crops; negative steps give crops for norm statistics."""
         return self._calibration(self._args.batch, 1_000_000 * (self._args.seed + 1) + step)
 
     def _evaluator(self, model: nn.Module, loss_of: MatchDense) -> TorchEvaluator:
@@ -237,7 +237,7 @@ def is_pointwise(layer: nn.Module) -> bool:
 def load(allow_random: bool) -> nn.Module:
     """Return the network with the package's weights, or random ones if these are allowed.
 
-    The package's parameters are those of timm's network in the same order, under other names.
+    The package and timm name the parameters differently; the order is the same.
     """
     model = timm.create_model("tf_efficientnet_lite0").eval()
     package, name = WEIGHTS

