@@ -33,7 +33,7 @@ from nni_jackpot.experiment.schema.training import TrainConfig
 from nni_jackpot.experiment.sight import tell_start
 from nni_jackpot.experiment.tracking import Tracker
 from nni_jackpot.experiment.train import train_weights
-from nni_jackpot.masks import Masks
+from nni_jackpot.masks import Masks, named_masks
 from nni_jackpot.runtime.distributed import barrier, rank
 from nni_jackpot.runtime.files import check_folder
 from nni_jackpot.runtime.resume import check_state, digest
@@ -149,11 +149,10 @@ class RunContext:
     ) -> Masks:
         """Train weights, tracked under the name of the phase; resume from a file if it exists."""
         loader = self.data.train
-        found = [mask for of_module in (masks or {}).values() for mask in of_module.values()]
         depends_on = {
             **self._what_a_training_depends_on(config),
             "weights": digest(model.state_dict().values()),
-            "masks": digest(mask for mask in found if mask is not None),
+            "masks": digest(named_masks(masks or {}).values()),
         }
         file = EpochFile(interrupted, depends_on)
         if not interrupted.exists():
