@@ -27,6 +27,11 @@ class LanguageTask:
 
     Language models are measured by perplexity. Classifiers and embeddings are compared with the dense
     network, which is the first one that is measured.
+
+    Attributes
+    ----------
+    measures, has_labels
+        As for `nni_jackpot.experiment.running.image_task.ImageTask`.
     """
 
     def __init__(self, name: str) -> None:
