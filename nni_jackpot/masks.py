@@ -234,6 +234,15 @@ def named_masks(masks: Masks) -> dict[str, Tensor]:
     return named
 
 
+def by_module(named: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor | None]]:
+    """Return masks by the names of parameters in NNI's form: the inverse of `named_masks`."""
+    masks: dict[str, dict[str, Tensor | None]] = {}
+    for name, mask in named.items():
+        module, _, target = name.rpartition(".")
+        masks.setdefault(module, {})[target] = mask
+    return masks
+
+
 def match_names(names: Iterable[str], known: Iterable[str]) -> dict[str, str]:
     """Map names to known names: the equal one, or the only one that is equal without wrappers."""
     known = set(known)

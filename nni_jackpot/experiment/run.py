@@ -152,10 +152,7 @@ def _search(context: RunContext, run: RunFolder) -> Result:
 def _searched_blockwise(context: RunContext, run: RunFolder) -> Result:
     if not (run.work / SEARCH).exists():
         run.delete_stale_logs("")
-    found = search_blockwise(context)
-    overlap = mask_overlap(found.start, found.masks).total
-    result = Result(found.rows, overlap, found.seconds, run.folder, found.resumed_step)
-    return _finished(context, run, result, found.start, found.masks)
+    return _finished(context, run, *search_blockwise(context))
 
 
 def _finished(context: RunContext, run: RunFolder, result: Result, start: Masks, masks: Masks) -> Result:

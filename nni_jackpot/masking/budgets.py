@@ -109,12 +109,7 @@ def register_budget(name: str, needs: str | None = None) -> Callable[[R], R]:
     """
     if needs is not None:
         CRITERIA.find(needs)
-
-    def decorate(rule: R) -> R:
-        rule.needs = needs  # type: ignore[attr-defined]
-        return BUDGETS.register(name)(rule)
-
-    return decorate
+    return BUDGETS.register(name, needs=needs)
 
 
 def criterion_of_budget(rule: Rule) -> Criterion | None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from nni_jackpot.experiment.comparators.comparator import Comparator, Step
-from nni_jackpot.masks import Masks
+from nni_jackpot.masks import Masks, by_module, named_masks
 from nni_jackpot.runtime.distributed import broadcast_tensors
 
 
@@ -42,12 +42,7 @@ class MaskedTraining:
         seed: int = 0,
     ) -> None:
         parameters = dict(model.named_parameters())
-        given = {
-            f"{module}.{target}": mask
-            for module, targets in masks.items()
-            for target, mask in targets.items()
-            if mask is not None
-        }
+        given = named_masks(masks)
         self._weights = {name: parameters[name] for name in given}
         self._budgets = {name: int((mask != 0).sum()) for name, mask in given.items()}
         self._masks = {name: mask.to(parameters[name].device) != 0 for name, mask in given.items()}
@@ -62,11 +57,7 @@ class MaskedTraining:
 
     def masks(self) -> Masks:
         """Return the masks as they are now, in NNI's form."""
-        found: dict[str, dict[str, Tensor | None]] = {}
-        for name, mask in self._masks.items():
-            module, _, target = name.rpartition(".")
-            found.setdefault(module, {})[target] = mask.to(self._weights[name].dtype)
-        return found
+        return by_module({name: mask.to(self._weights[name].dtype) for name, mask in self._masks.items()})
 
     @torch.no_grad()
     def zero_pruned(self) -> None:

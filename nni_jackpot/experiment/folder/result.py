@@ -163,9 +163,7 @@ def _read_result(folder: Path) -> Result:
         raw = json.loads(path.read_bytes())
         compared = (raw.get("settings") or {}).get("comparators") or {}
         rows = [_checked(_row(row), [*KINDS, *compared]) for row in raw["rows"]]
-        if lacking := [
-            kind for kind in ("dense", "initial", "jackpot") if kind not in {row.kind for row in rows}
-        ]:
+        if lacking := [kind for kind in _REQUIRED if kind not in {row.kind for row in rows}]:
             raise ValueError(f"found no row of kind {', '.join(lacking)}")
         settings = raw.get("settings")
         if raw.pop(_HASH, config_hash(settings)) != config_hash(settings):

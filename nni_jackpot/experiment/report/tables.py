@@ -71,7 +71,6 @@ def by_method(measures: Sequence[Measure]) -> Table:
         lines.append([*line, _epochs(next(iter(row.values()))), *_origin(by_column)])
     number = {"cifar100": 2, "imagenet": 3}.get(measures[0].settings["data.name"], 1)
     theirs = f" (the paper's Table {number})" if measures[0].measure == "accuracy" else ""
-    theirs = f" (the paper's Table {number})" if measures[0].measure == "accuracy" else ""
     return Table(
         f"table{number}",
         f"{measures[0].measure.capitalize()} by method and sparsity{theirs}",

@@ -6,19 +6,20 @@ import copy
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from nni_jackpot.experiment.comparators.one_shot import OneShot
-from nni_jackpot.experiment.folder.result import Row, Spent
+from nni_jackpot.experiment.folder.result import Result, Row, Spent
 from nni_jackpot.experiment.folder.run_folder import SEARCH
 from nni_jackpot.experiment.running.context import RunContext
 from nni_jackpot.experiment.running.targets import targets_in
 from nni_jackpot.experiment.sight import tell_search
 from nni_jackpot.experiment.tracking import Tracker
-from nni_jackpot.masks import Masks, apply_masks, sparsity_of
+from nni_jackpot.masks import Masks, apply_masks, mask_overlap, sparsity_of
+from nni_jackpot.modules.batches import moved
 from nni_jackpot.runtime.distributed import rank
 from nni_jackpot.runtime.resume import digest, read_state, write_state
 from nni_jackpot.search.blockwise import BlockReport, Target, blocks_of, search_blocks
@@ -29,31 +30,16 @@ from nni_jackpot.search.match_dense import MATCHING_LOSSES
 START = "wanda"
 
 
-@dataclass(frozen=True)
-class BlockwiseResult:
-    """Masks found block by block.
-
-    Attributes
-    ----------
-    rows
-        Dense network, initial masks, comparators without training, and the jackpot.
-    start, masks
-        Initial masks and found masks.
-    seconds
-        Time of the search.
-    resumed_step
-        Number of blocks that an interrupted process had searched.
-    """
-
-    rows: list[Row]
-    start: Masks
-    masks: Masks
-    seconds: float
-    resumed_step: int
-
-
-def search_blockwise(context: RunContext) -> BlockwiseResult:
+def search_blockwise(context: RunContext) -> tuple[Result, Masks, Masks]:
     """Search the masks of a run block by block, and measure them beside those of comparators.
+
+    Returns
+    -------
+    result : Result
+        Rows of the dense network, the initial masks, comparators without training, and the jackpot; resumed
+        at a number of blocks.
+    start, masks : Masks
+        Initial masks and found masks.
 
     Raises
     ------
@@ -63,7 +49,7 @@ def search_blockwise(context: RunContext) -> BlockwiseResult:
     config, model = context.config, context.model.eval()
     before = digest(model.state_dict().values())
     context.data.restart()
-    batches = [_moved(batch, context.device) for batch in context.data.train]
+    batches = [moved(batch, context.device) for batch in context.data.train]
     tokens = _tokens(batches)
     targets = targets_in(config, model)
     rows = [context.row("dense", model, 0.0)]
@@ -90,18 +76,19 @@ def search_blockwise(context: RunContext) -> BlockwiseResult:
             )
     rows.append(_masked_row(context, "jackpot", masks, spent))
     assert digest(model.state_dict().values()) == before
-    return BlockwiseResult(rows, start, masks, spent[0].seconds, resumed)
+    overlap = mask_overlap(start, masks).total
+    return Result(rows, overlap, spent[0].seconds, context.run.folder, resumed), start, masks
 
 
 def _search(context: RunContext, batches: list[Any], targets: Mapping[str, Target]) -> tuple[Masks, int]:
     """Search all blocks; continue after the last block of an interrupted process."""
     config, file = context.config, context.run.work / SEARCH
     # Equal to what `RunContext.open` checks.
-    depends_on = {**context.what_a_search_depends_on(), "max_steps": context.steps}
-    depends_on["max_epochs"] = config.search.epochs
+    depends_on = context.what_a_search_depends_on()
     state = read_state(file, "search", depends_on)["search"] if file.exists() else None
     blocks = blocks_of(context.model)
-    done = 0 if state is None else len({_block_of(name, blocks) for name in state["kept"]})
+    found = () if state is None else state["kept"]
+    done = sum(any(name.startswith(f"{block}.") for name in found) for block in blocks)
     with Tracker(
         context.run.work,
         len(blocks),
@@ -130,10 +117,6 @@ def _search(context: RunContext, batches: list[Any], targets: Mapping[str, Targe
     return masks, done
 
 
-def _block_of(name: str, blocks: list[str]) -> str:
-    return next(block for block in blocks if name.startswith(f"{block}."))
-
-
 def _masked_row(context: RunContext, kind: str, masks: Masks, spent: list[Spent]) -> Row:
     sparse = apply_masks(copy.deepcopy(context.model), masks)
     return context.row(kind, sparse, sparsity_of(masks), 0, spent[0])
@@ -160,12 +143,6 @@ def _peak_gib(device: torch.device) -> float:
     except ImportError:  # not on this system
         return 0.0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def _moved(batch: Any, device: torch.device) -> Any:
-    if isinstance(batch, Mapping):
-        return {name: values.to(device) for name, values in batch.items()}
-    return tuple(values.to(device) for values in batch)
 
 
 def _tokens(batches: list[Any]) -> int:

@@ -28,12 +28,11 @@ from nni_jackpot.experiment.models.language import load_language_model
 from nni_jackpot.experiment.models.section import LanguageModelConfig, ModelConfig
 from nni_jackpot.experiment.running.image_task import ImageTask
 from nni_jackpot.experiment.running.language_task import LanguageTask
-from nni_jackpot.experiment.running.task import Task
 from nni_jackpot.experiment.schema.training import TrainConfig
 from nni_jackpot.experiment.sight import tell_start
 from nni_jackpot.experiment.tracking import Tracker
 from nni_jackpot.experiment.train import train_weights
-from nni_jackpot.masks import Masks
+from nni_jackpot.masks import Masks, named_masks
 from nni_jackpot.runtime.distributed import barrier, rank
 from nni_jackpot.runtime.files import check_folder
 from nni_jackpot.runtime.resume import check_state, digest
@@ -58,7 +57,7 @@ class RunContext:
 
     data: Data
     model: nn.Module
-    task: Task
+    task: ImageTask | LanguageTask
     run: RunFolder
 
     def __init__(self, config: RunConfig) -> None:
@@ -95,8 +94,7 @@ class RunContext:
         if run.finished is not None:
             return
         config = self.config
-        length = {"max_steps": self.steps, "max_epochs": config.search.epochs}
-        check_state(run.work / SEARCH, "search", {**self.what_a_search_depends_on(), **length})
+        check_state(run.work / SEARCH, "search", self.what_a_search_depends_on())
         if (run.work / SEARCH).exists() or not self.steps:  # else they belong to another search
             for name, comparator in config.compared.items():
                 known = self._what_a_training_depends_on(comparator)
@@ -149,11 +147,10 @@ class RunContext:
     ) -> Masks:
         """Train weights, tracked under the name of the phase; resume from a file if it exists."""
         loader = self.data.train
-        found = [mask for of_module in (masks or {}).values() for mask in of_module.values()]
         depends_on = {
             **self._what_a_training_depends_on(config),
             "weights": digest(model.state_dict().values()),
-            "masks": digest(mask for mask in found if mask is not None),
+            "masks": digest(named_masks(masks or {}).values()),
         }
         file = EpochFile(interrupted, depends_on)
         if not interrupted.exists():
@@ -191,7 +188,8 @@ class RunContext:
         others = "pretrain.", "finetune.", "comparators."
         settings = settings_of(self.config).items()
         own = {name: value for name, value in settings if not name.startswith(others)}
-        return {**own, "device": self.device.type}
+        length = {"max_steps": self.steps, "max_epochs": self.config.search.epochs}
+        return {**own, **length, "device": self.device.type}
 
 
 def is_language(config: RunConfig) -> bool:
@@ -199,7 +197,7 @@ def is_language(config: RunConfig) -> bool:
     return isinstance(config.model, LanguageModelConfig)
 
 
-def _images(config: RunConfig) -> tuple[Data, nn.Module, Task]:
+def _images(config: RunConfig) -> tuple[Data, nn.Module, ImageTask]:
     assert isinstance(config.data, DataConfig)  # the config has checked it
     assert isinstance(config.model, ModelConfig)
     data = load_data(config.data, config.seed)
@@ -211,7 +209,7 @@ def _images(config: RunConfig) -> tuple[Data, nn.Module, Task]:
     return data, model, ImageTask()
 
 
-def _language(config: RunConfig) -> tuple[Data, nn.Module, Task]:
+def _language(config: RunConfig) -> tuple[Data, nn.Module, LanguageTask]:
     assert isinstance(config.data, TextConfig)  # the config has checked it
     assert isinstance(config.model, LanguageModelConfig)
     loaded = load_language_model(config.model)
