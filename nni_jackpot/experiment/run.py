@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from nni_jackpot.experiment.models.section import ModelConfig
 from nni_jackpot.experiment.processes import averaged
 from nni_jackpot.experiment.running.blockwise import search_blockwise
 from nni_jackpot.experiment.running.context import RunContext, is_language
+from nni_jackpot.experiment.running.cost import Cost, changes_weights, measured, with_overlap
 from nni_jackpot.experiment.sight import tell_search
 from nni_jackpot.experiment.tracking import Tracker
 from nni_jackpot.experiment.train import fit
@@ -120,32 +120,37 @@ def _search(context: RunContext, run: RunFolder) -> Result:
             run.delete_stale_comparators()
     with Tracker(run.work, steps, description="search", rank=rank(), measure=context.measure) as tracker:
         loop = _SearchLoop(context, tracker)
-        pruner, start = loop.start()
+        with measured(context.device) as started:
+            pruner, start = loop.start()
         tell_search(rows[0], start)
         sparsity = sparsity_of(start)
-        rows.append(context.row("initial", model, sparsity))
+        rows.append(context.row("initial", model, sparsity, cost=started))
         if not is_language(config):
             rows.append(_with_norm_reestimated(context, sparsity))
-        began = time.perf_counter()
         masks = start
-        if steps:
-            _, masks = pruner.compress(
-                max_steps=steps, max_epochs=config.search.epochs, held_out=loop.sample_loss
-            )
-        seconds = time.perf_counter() - began
+        with measured(context.device) as searched:
+            if steps:
+                _, masks = pruner.compress(
+                    max_steps=steps, max_epochs=config.search.epochs, held_out=loop.sample_loss
+                )
         if config.search.reestimate_norm and steps:
             context.data.restart()
             pruner.reestimate_norm(context.data.train)
-        rows.append(context.row("jackpot", model, sparsity, config.search.epochs))
-        tracker.final(rows[-1].main)
+        until = started + (replace(searched, seconds=None) if pruner.resumed_step else searched)
+        jackpot = context.row("jackpot", model, sparsity, config.search.epochs, until)
+        tracker.final(jackpot.main)
+    rows = [row if row.kind == "dense" else with_overlap(row, start, masks) for row in rows]
+    rows.append(with_overlap(jackpot, masks, masks))
     pruner.unwrap_model()
     check_frozen(model, dense)
 
     found = copy.deepcopy(model.state_dict())  # with its normalisation statistics
     for name, comparator in config.compared.items():
-        state, under = (found, masks) if comparator.start == "jackpot" else (dense, start)
-        rows.append(_compare(context, name, comparator, state, under))
-    result = Result(rows, mask_overlap(start, masks).total, seconds, run.folder, pruner.resumed_step)
+        begin = (found, masks, until) if comparator.start == "jackpot" else (dense, start, started)
+        row, kept = _compare(context, name, comparator, *begin)
+        rows.append(with_overlap(row, kept, masks))
+    overlap = mask_overlap(start, masks).total
+    result = Result(rows, overlap, searched.seconds or 0.0, run.folder, pruner.resumed_step)
     return _finished(context, run, result, start, masks)
 
 
@@ -270,9 +275,24 @@ def _with_norm_reestimated(context: RunContext, sparsity: float) -> Row:
 
 
 def _compare(
-    context: RunContext, name: str, comparator: Comparator, state: dict[str, Tensor], masks: Masks
-) -> Row:
-    """Train weights as a comparator does, from a state dict and masks; return its row."""
+    context: RunContext,
+    name: str,
+    comparator: Comparator,
+    state: dict[str, Tensor],
+    masks: Masks,
+    until: Cost,
+) -> tuple[Row, Masks]:
+    """Train weights as a comparator does; return its row and its masks.
+
+    Parameters
+    ----------
+    context
+        The run.
+    name, comparator
+        The comparator.
+    state, masks, until
+        State dict and masks at its start, and what the masks have cost.
+    """
     config, data = context.config, context.data
     data.restart()
     model = copy.deepcopy(context.model)
@@ -283,13 +303,17 @@ def _compare(
             assert isinstance(config.model, ModelConfig)  # the config has checked it
             drawn = build_model(replace(config.model, weights=None), data.num_classes, data.shape[0])
         model.load_state_dict(drawn.state_dict())
+    file = context.run.work / checkpoint_of(name)
+    is_resumed = file.exists()
     try:
-        file = context.run.work / checkpoint_of(name)
-        masks = context.train(model, comparator, phase_of(name), file, masks)
+        with measured(context.device) as cost:
+            masks = context.train(model, comparator, phase_of(name), file, masks)
     except TrainingDivergedError:
         # The remedy is another lr, for all comparators with these settings.
         same = [other for other, own in config.compared.items() if own.lr == comparator.lr]
         context.run.delete_stale(*map(checkpoint_of, same))
         raise
     before = config.search.epochs if comparator.start == "jackpot" else 0
-    return context.row(name, model, sparsity_of(masks), before + comparator.epochs)
+    cost = until + (replace(cost, seconds=None) if is_resumed else cost)
+    row = context.row(name, model, sparsity_of(masks), before + comparator.epochs, cost)
+    return replace(row, weights_changed=changes_weights(model, state, masks)), masks
