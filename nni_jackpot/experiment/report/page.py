@@ -13,7 +13,6 @@ from nni_jackpot.experiment.report.figures import Figure
 from nni_jackpot.experiment.report.runs import Found
 from nni_jackpot.experiment.report.tables import Table
 
-
 Drawn = tuple[Figure, dict[str, bytes] | None]
 """A figure and its files by suffix, ``png`` and ``svg``; None if it could not be drawn."""
 

@@ -48,7 +48,7 @@ def tables(measures: Sequence[Measure]) -> list[Table]:
 
 
 def by_cost(measures: Sequence[Measure]) -> Table | None:
-    """Return a row for each method and sparsity, with all that it costs; None for runs that did not record it.
+    """Return a row for each method and sparsity, with its costs; None for runs that did not record them.
 
     Cells are empty where a run did not record the number.
     """
@@ -76,8 +76,8 @@ def by_cost(measures: Sequence[Measure]) -> Table | None:
         ["", measures[0].column, *compared, *more, "sparsity", *costs, "seeds", "runs"],
         lines,
         "Epochs include those of pre-training where a method needs it; seconds do not. Overlap (Eq. 7) is"
-        " that with the jackpot. Peak memory is that of the GPU, or else of the process. A cell is empty where"
-        " a run did not record the number.",
+        " that with the jackpot. Peak memory is that of the GPU, or else of the process. A cell is empty if a"
+        " run did not record the number.",
         ordered,
     )
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nni_jackpot.errors import ExperimentConfigError
 from nni_jackpot.experiment.checks import device_of, validate_config_list
@@ -34,10 +35,13 @@ from nni_jackpot.experiment.schema.training import TrainConfig
 from nni_jackpot.experiment.sight import tell_start
 from nni_jackpot.experiment.tracking import Tracker
 from nni_jackpot.experiment.train import train_weights
+from nni_jackpot.masking.criteria import Losses
 from nni_jackpot.masks import Masks
+from nni_jackpot.modules.batch_norm import preserve_stats
+from nni_jackpot.modules.modes import restored_modes
 from nni_jackpot.runtime.distributed import barrier, rank
 from nni_jackpot.runtime.files import check_folder
-from nni_jackpot.runtime.resume import check_state, digest
+from nni_jackpot.runtime.resume import check_state, digest, same_random_states
 from nni_jackpot.search.match_dense import MATCHING_LOSSES
 
 
@@ -202,7 +206,19 @@ class RunContext:
                 masks=masks,
                 training_step=self.task.loss,
                 seed=self.config.seed,
+                losses=self.losses_of(model),
             )
+
+    def losses_of(self, model: nn.Module) -> Losses:
+        """Return the losses of a model on the first few training batches; nothing else of it changes."""
+
+        def losses(visit: Callable[[Tensor], None]) -> None:
+            with same_random_states(), preserve_stats(model), restored_modes(model), torch.enable_grad():
+                model.train()
+                for batch in self.data.sample:
+                    visit(self.task.loss(batch, model))
+
+        return losses
 
     def _what_a_training_depends_on(self, config: TrainConfig) -> dict[str, Any]:
         own = to_dict(config, ["weights"])

@@ -124,4 +124,9 @@ def changes_weights(model: nn.Module, dense: Mapping[str, Tensor], masks: Masks)
 
 def with_overlap(row: Row, masks: Masks | None, jackpot: Masks) -> Row:
     """Return a row with the overlap of its masks with the jackpot's; without masks, the row itself."""
-    return row if masks is None else replace(row, overlap=mask_overlap(masks, jackpot).total)
+    if masks is None:
+        return row
+    same = {
+        module: {name: jackpot[module][name] for name in targets} for module, targets in masks.items()
+    }  # the jackpot's masks have some of ones for what is not pruned, such as biases
+    return replace(row, overlap=mask_overlap(masks, same).total)
