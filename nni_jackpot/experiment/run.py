@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from nni_jackpot.experiment.processes import averaged
 from nni_jackpot.experiment.running.blockwise import search_blockwise
 from nni_jackpot.experiment.running.compare import compare
 from nni_jackpot.experiment.running.context import RunContext, is_language
+from nni_jackpot.experiment.running.cost import measured, with_overlap
 from nni_jackpot.experiment.sight import tell_search
 from nni_jackpot.experiment.tracking import Tracker
 from nni_jackpot.experiment.train import fit
@@ -124,33 +125,38 @@ def _search(context: RunContext, run: RunFolder) -> Result:
             run.delete_stale_comparators()
     with Tracker(run.work, steps, description="search", rank=rank(), measure=context.measure) as tracker:
         loop = _SearchLoop(context, tracker)
-        pruner, start = loop.start()
+        with measured(context.device) as started:
+            pruner, start = loop.start()
         tell_search(rows[0], start)
         targets = loop.targets()
         sparsity = sparsity_of(start, targets)
-        rows.append(context.row("initial", model, sparsity))
+        rows.append(context.row("initial", model, sparsity, cost=started))
         if not is_language(config):
             rows.append(_with_norm_reestimated(context, sparsity))
-        began = time.perf_counter()
         masks = start
-        if steps:
-            _, masks = pruner.compress(
-                max_steps=steps, max_epochs=config.search.epochs, held_out=loop.sample_loss
-            )
-        seconds = time.perf_counter() - began
+        with measured(context.device) as searched:
+            if steps:
+                _, masks = pruner.compress(
+                    max_steps=steps, max_epochs=config.search.epochs, held_out=loop.sample_loss
+                )
         if config.search.reestimate_norm and steps:
             context.data.restart()
             pruner.reestimate_norm(context.data.train)
-        rows.append(context.row("jackpot", model, sparsity, config.search.epochs))
-        tracker.final(rows[-1].main)
+        until = started + (replace(searched, seconds=None) if pruner.resumed_step else searched)
+        jackpot = context.row("jackpot", model, sparsity, config.search.epochs, until)
+        tracker.final(jackpot.main)
+    rows = [row if row.kind == "dense" else with_overlap(row, start, masks) for row in rows]
+    rows.append(with_overlap(jackpot, masks, masks))
     pruner.unwrap_model()
     check_frozen(model, dense)
 
     found = copy.deepcopy(model.state_dict())  # with its normalisation statistics
     for name, comparator in config.compared.items():
-        state, under = (found, masks) if comparator.start == "jackpot" else (dense, start)
-        rows.append(compare(context, name, comparator, state, under, targets))
-    result = Result(rows, mask_overlap(start, masks).total, seconds, run.folder, pruner.resumed_step)
+        begin = (found, masks, until) if comparator.start == "jackpot" else (dense, start, started)
+        row, kept = compare(context, name, comparator, *begin, targets)
+        rows.append(with_overlap(row, kept, masks))
+    overlap = mask_overlap(start, masks).total
+    result = Result(rows, overlap, searched.seconds or 0.0, run.folder, pruner.resumed_step)
     return _finished(context, run, result, start, masks)
 
 

@@ -182,20 +182,31 @@ def train_weights(
     return masked.finish()
 
 
-@torch.no_grad()
 def accuracy(model: nn.Module, loader: DataLoader[Any], device: torch.device) -> float:
-    """Return the share of images classified correctly, in [0, 1]; the model's mode is preserved.
+    """Return the share of images classified correctly, in [0, 1]; as `top_accuracies`."""
+    return top_accuracies(model, loader, device, 1)[0]
 
-    Each process evaluates a share of the images, with the norm statistics of the first process.
+
+@torch.no_grad()
+def top_accuracies(
+    model: nn.Module, loader: DataLoader[Any], device: torch.device, *tops: int
+) -> list[float]:
+    """Return the share of images whose class is among the k likeliest, in [0, 1], for each k.
+
+    The model's mode is preserved. Each process evaluates a share of the images, with the norm statistics of
+    the first process.
     """
     training = model.training
     model.eval()
     broadcast_stats(model)
-    right, total = torch.zeros((2,), dtype=torch.int64, device=device)
+    *right, total = torch.zeros((len(tops) + 1,), dtype=torch.int64, device=device)
     for batch in loader:
         images, labels = to_device(batch, device)
-        right += (model(images).argmax(1) == labels).sum()
+        outputs = model(images)
+        for i, top in enumerate(tops):
+            likeliest = outputs.argmax(1, keepdim=True) if top == 1 else outputs.topk(top, 1).indices
+            right[i] += (likeliest == labels[:, None]).sum()
         total += len(labels)
-    all_reduce_sum((right, total))
+    all_reduce_sum((*right, total))
     model.train(training)
-    return right.item() / total.item()
+    return [count.item() / total.item() for count in right]

@@ -16,6 +16,7 @@ from nni_jackpot.experiment.folder.run_folder import checkpoint_of, phase_of
 from nni_jackpot.experiment.models import build_model
 from nni_jackpot.experiment.models.section import ModelConfig
 from nni_jackpot.experiment.running.context import RunContext
+from nni_jackpot.experiment.running.cost import Cost, changes_weights, measured
 from nni_jackpot.masks import Masks, named_masks, sparsity_of
 from nni_jackpot.modules.parameters import join, names_of_all
 from nni_jackpot.runtime.resume import same_random_states
@@ -28,9 +29,10 @@ def compare(
     comparator: Comparator,
     state: Mapping[str, Tensor],
     masks: Masks,
+    until: Cost,
     targets: Collection[str],
-) -> Row:
-    """Train weights as a comparator does, and return its row.
+) -> tuple[Row, Masks]:
+    """Train weights as a comparator does, and return its row and its masks.
 
     Parameters
     ----------
@@ -42,6 +44,8 @@ def compare(
         Weights at the start, unless they are random.
     masks
         Masks at the start, or their numbers of kept weights.
+    until
+        Cost of these masks.
     targets
         Names of what is pruned.
 
@@ -60,18 +64,23 @@ def compare(
         module: {target: mask for target, mask in of.items() if join(module, target) in targets}
         for module, of in masks.items()
     }
-    if comparator.has_own_masks:
-        masks = _own_masks(context, comparator, model, masks)
+    file = context.run.work / checkpoint_of(name)
+    is_resumed = file.exists()
     try:
-        file = context.run.work / checkpoint_of(name)
-        masks = context.train(model, comparator, phase_of(name), file, masks)
+        with measured(context.device) as cost:
+            if comparator.has_own_masks:
+                masks = _own_masks(context, comparator, model, masks)
+            masks = context.train(model, comparator, phase_of(name), file, masks)
     except TrainingDivergedError:
         # The remedy is another lr, for all comparators with these settings.
         same = [other for other, own in config.compared.items() if own.lr == comparator.lr]
         context.run.delete_stale(*map(checkpoint_of, same))
         raise
     before = config.search.epochs if comparator.start == "jackpot" else 0
-    return context.row(name, model, sparsity_of(masks, targets), before + comparator.all_epochs)
+    cost = replace(cost, seconds=None) if is_resumed else cost
+    cost = cost if comparator.has_own_masks else until + cost
+    row = context.row(name, model, sparsity_of(masks, targets), before + comparator.all_epochs, cost)
+    return replace(row, weights_changed=changes_weights(model, state, masks)), masks
 
 
 def _randomize(context: RunContext, model: nn.Module) -> None:
