@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
+from torch import nn
 
 from nni_jackpot.experiment.comparators.one_shot import OneShot
-from nni_jackpot.experiment.folder.result import Result, Row, Spent
+from nni_jackpot.experiment.folder.result import Result, Row
 from nni_jackpot.experiment.folder.run_folder import SEARCH
 from nni_jackpot.experiment.running.context import RunContext
+from nni_jackpot.experiment.running.cost import Cost, changes_weights, measured, with_overlap
 from nni_jackpot.experiment.running.targets import targets_in
 from nni_jackpot.experiment.sight import tell_search
 from nni_jackpot.experiment.tracking import Tracker
@@ -55,29 +54,35 @@ def search_blockwise(context: RunContext) -> tuple[Result, Masks, Masks]:
     rows = [context.row("dense", model, 0.0)]
     own = config.search.blockwise
     assert own is not None  # else the run searches the network as a whole
-    with _measured(context, tokens) as spent:
+    with measured(context.device, tokens) as cost:
         plain = replace(own, steps=0, start=START)
         start = search_blocks(model, batches, targets, settings=plain)
     sparsity = sparsity_of(start)
     tell_search(rows[0], start)
-    rows.append(_masked_row(context, "initial", start, spent))
+    rows.append(_masked_row(context, "initial", start, cost))
+    masks_of = {"initial": start}
     for name, comparator in config.compared.items():
         if isinstance(comparator, OneShot):
-            with _measured(context, tokens) as spent:
+            with measured(context.device, tokens) as cost:
                 pruned = comparator.prune(copy.deepcopy(model), batches, targets)
-            rows.append(context.row(name, pruned, sparsity, 0, spent[0]))
+            masks_of[name] = _zeros_of(pruned, start)
+            is_changed = changes_weights(pruned, model.state_dict(), masks_of[name])
+            rows.append(replace(context.row(name, pruned, sparsity, 0, cost), weights_changed=is_changed))
             del pruned
-    with _measured(context, tokens) as spent:
+    with measured(context.device, tokens) as cost:
         masks, resumed = _search(context, batches, targets)
         if config.search.polish is not None:
             loss = MATCHING_LOSSES.find(config.search.loss)
             masks = polish(
                 model, batches, masks, loss, targets, settings=config.search.polish, on_check=_tell_check
             )
-    rows.append(_masked_row(context, "jackpot", masks, spent))
+    jackpot = _masked_row(context, "jackpot", masks, cost)
+    rows.append(replace(jackpot, seconds=None) if resumed else jackpot)
+    masks_of["jackpot"] = masks
     assert digest(model.state_dict().values()) == before
+    rows = [with_overlap(row, masks_of.get(row.kind), masks) for row in rows]
     overlap = mask_overlap(start, masks).total
-    return Result(rows, overlap, spent[0].seconds, context.run.folder, resumed), start, masks
+    return Result(rows, overlap, cost.seconds or 0.0, context.run.folder, resumed), start, masks
 
 
 def _search(context: RunContext, batches: list[Any], targets: Mapping[str, Target]) -> tuple[Masks, int]:
@@ -117,32 +122,20 @@ def _search(context: RunContext, batches: list[Any], targets: Mapping[str, Targe
     return masks, done
 
 
-def _masked_row(context: RunContext, kind: str, masks: Masks, spent: list[Spent]) -> Row:
+def _masked_row(context: RunContext, kind: str, masks: Masks, cost: Cost) -> Row:
     sparse = apply_masks(copy.deepcopy(context.model), masks)
-    return context.row(kind, sparse, sparsity_of(masks), 0, spent[0])
+    return context.row(kind, sparse, sparsity_of(masks), 0, cost)
 
 
-@contextmanager
-def _measured(context: RunContext, tokens: int) -> Iterator[list[Spent]]:
-    """Yield a list that gets what the block took."""
-    spent: list[Spent] = []
-    began = time.perf_counter()
-    if context.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(context.device)
-    yield spent
-    seconds = time.perf_counter() - began
-    spent.append(Spent(tokens, seconds, _peak_gib(context.device)))
-
-
-def _peak_gib(device: torch.device) -> float:
-    """Return the peak memory of a GPU since its last reset, or of this process so far."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    try:
-        import resource
-    except ImportError:  # not on this system
-        return 0.0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+def _zeros_of(pruned: nn.Module, like: Masks) -> Masks:
+    """Return the masks of a pruned network, for the targets of other masks."""
+    return {
+        module: {
+            name: None if mask is None else (getattr(pruned.get_submodule(module), name) != 0).to(mask)
+            for name, mask in targets.items()
+        }
+        for module, targets in like.items()
+    }
 
 
 def _tokens(batches: list[Any]) -> int:

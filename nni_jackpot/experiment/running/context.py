@@ -21,22 +21,25 @@ from nni_jackpot.experiment.folder.pretrained import (
     ensure_pretrained,
     interrupted_training,
 )
-from nni_jackpot.experiment.folder.result import Row, Spent
+from nni_jackpot.experiment.folder.result import Row
 from nni_jackpot.experiment.folder.run_folder import SEARCH, RunFolder, checkpoint_of, place_of
 from nni_jackpot.experiment.models import build_model, validate_model
 from nni_jackpot.experiment.models.language import load_language_model
 from nni_jackpot.experiment.models.section import LanguageModelConfig, ModelConfig
+from nni_jackpot.experiment.running.cost import Cost, total_epochs
 from nni_jackpot.experiment.running.image_task import ImageTask
 from nni_jackpot.experiment.running.language_task import LanguageTask
 from nni_jackpot.experiment.schema.training import TrainConfig
 from nni_jackpot.experiment.sight import tell_start
 from nni_jackpot.experiment.tracking import Tracker
 from nni_jackpot.experiment.train import train_weights
+from nni_jackpot.masking.criteria import Losses
 from nni_jackpot.masks import Masks, named_masks
 from nni_jackpot.runtime.distributed import barrier, rank
 from nni_jackpot.runtime.files import check_folder
 from nni_jackpot.runtime.resume import check_state, digest
 from nni_jackpot.search.match_dense import MATCHING_LOSSES
+from nni_jackpot.training.losses import losses_on
 
 
 class RunContext:
@@ -114,11 +117,34 @@ class RunContext:
         return self.task.measure(model, self.data.test, self.device)[self.measure]
 
     def row(
-        self, kind: str, model: nn.Module, sparsity: float, epochs: int = 0, spent: Spent | None = None
+        self, kind: str, model: nn.Module, sparsity: float, epochs: int = 0, cost: Cost | None = None
     ) -> Row:
-        """Return the row of a model, with all its measures."""
+        """Return the row of a model, with all its measures; its weights count as unchanged.
+
+        Parameters
+        ----------
+        kind
+            Kind of the row.
+        model
+            The network.
+        sparsity
+            Share of zeros of its masks.
+        epochs
+            Epochs after pre-training.
+        cost
+            Cost of the method; None if not known.
+        """
         found = self.task.measure(model, self.data.test, self.device)
-        return Row(kind, found.pop("accuracy", None), sparsity, epochs, found, spent)
+        return Row(
+            kind,
+            found.pop("accuracy", None),
+            sparsity,
+            epochs,
+            found,
+            total_epochs(self.config, kind, epochs),
+            weights_changed=False,
+            **({} if cost is None else vars(cost)),
+        )
 
     def pretrain(self) -> Path | None:
         """Load the pre-trained weights into the model; train them first if they are not cached.
@@ -175,7 +201,12 @@ class RunContext:
                 masks=masks,
                 training_step=self.task.loss,
                 seed=self.config.seed,
+                losses=self.losses_of(model),
             )
+
+    def losses_of(self, model: nn.Module) -> Losses:
+        """Return the losses of a model on the first few training batches."""
+        return losses_on(model, self.data.sample, self.task.loss)
 
     def _what_a_training_depends_on(self, config: TrainConfig) -> dict[str, Any]:
         own = to_dict(config, ["weights"])
@@ -206,7 +237,7 @@ def _images(config: RunConfig) -> tuple[Data, nn.Module, ImageTask]:
     model = build_model(config.model, data.num_classes, data.shape[0])
     channels, height, width = data.shape
     validate_model(config.model, model, data.num_classes, (channels, height, width))
-    return data, model, ImageTask()
+    return data, model, ImageTask(data.num_classes)
 
 
 def _language(config: RunConfig) -> tuple[Data, nn.Module, LanguageTask]:
