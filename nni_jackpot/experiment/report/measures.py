@@ -219,8 +219,7 @@ def _differences(one: Measure, said: set[str]) -> Iterator[str]:
         said = said - {INIT}
     for name, value in one.settings.items():
         if name in said and value not in _NOT_SAID:
-            text = (
-                percent(value) if name == SPARSITY else value if isinstance(value, str) else json.dumps(value)
-            )
+            shown = percent(value) if name == SPARSITY else value
+            text = shown if isinstance(shown, str) else json.dumps(shown)
             words = _WORDS.get(name, f"{name}={{}}")
             yield (words.replace("epochs", "epoch") if value == 1 else words).format(text)

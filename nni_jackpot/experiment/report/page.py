@@ -12,6 +12,7 @@ from prettytable import PrettyTable, TableStyle
 from nni_jackpot.experiment.report.figures import Figure
 from nni_jackpot.experiment.report.runs import Found
 from nni_jackpot.experiment.report.tables import Table
+from nni_jackpot.experiment.report.wording import table_of
 
 
 @dataclass(frozen=True)
@@ -133,11 +134,8 @@ def _fence(text: str, least: int) -> str:
 
 
 def _pretty(table: Table, shown: Callable[[str], str] = str) -> PrettyTable:
-    pretty = PrettyTable(table.columns)
+    pretty = table_of(table.columns, TableStyle.MARKDOWN)
     pretty.add_rows([[shown(cell) for cell in row] for row in table.rows])
-    pretty.set_style(TableStyle.MARKDOWN)
-    pretty.align = "r"
-    pretty.align[table.columns[0]] = "l"
     return pretty
 
 
