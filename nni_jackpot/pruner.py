@@ -395,5 +395,6 @@ class LotteryJackpotPruner(LiveMaskPruner):
             self.method,
             FinalStatistics(self.bound_model) if collects else None,
             finds_lr,
+            compares,
         )
         return self._search

@@ -6,7 +6,6 @@ import math
 import textwrap
 from collections.abc import Sequence
 
-from prettytable import PrettyTable, TableStyle
 from tqdm import tqdm
 
 from nni_jackpot.errors import JackpotError
@@ -21,6 +20,7 @@ from nni_jackpot.experiment.folder.run_folder import check_free
 from nni_jackpot.experiment.models import validate_model
 from nni_jackpot.experiment.models.section import ModelConfig
 from nni_jackpot.experiment.rehearsal import Pace, Shape, check_here, measure, untrained
+from nni_jackpot.experiment.report.wording import table_of
 from nni_jackpot.experiment.running.context import RunContext, is_language
 from nni_jackpot.experiment.sight import network_of
 from nni_jackpot.experiment.sweep import named
@@ -73,6 +73,7 @@ def plan(
         pretrain = 0 if pretrained else config.pretrain.epochs
         tuned = sum(comparator.epochs for comparator in config.finetune.comparators().values())
         compared = sum(comparator.epochs for comparator in config.compared.values())
+        before = f"{pretrain} epochs" if pretrain else "cached" if config.pretrain.epochs else "none"
         epochs = 0 if is_finished else pretrain + config.search.epochs + compared
         steps = epochs * math.ceil(images / config.data.batch_size)
         total += steps
@@ -81,11 +82,7 @@ def plan(
             "data": config.data.name,
             "images": f"{images:,}",
             "network": network_of(config.model),
-            "pre-training": f"{pretrain} epochs"
-            if pretrain
-            else "none"
-            if not config.pretrain.epochs
-            else "cached",
+            "pre-training": before,
             "search": f"{config.search.epochs} epochs, {_how(config)}",
             "tuning": f"{tuned} epochs",
             "comparators": ", ".join(
@@ -130,7 +127,7 @@ def _tables(rows: Sequence[dict[str, str]]) -> str:
     common = {name: v for name, v in rows[0].items() if v and all(row.get(name) == v for row in rows)}
     tables = []
     if common:
-        table = _table([])
+        table = table_of([])
         table.header = False
         table.add_rows([list(item) for item in common.items()])
         table.max_width = _WIDTH - 24  # beside the names
@@ -142,20 +139,12 @@ def _tables(rows: Sequence[dict[str, str]]) -> str:
         for name in rows[0]
         if name not in {*common, "data", "network", "search", "tuning", "comparators"}
     ]:
-        table = _table(differing)
+        table = table_of(differing)
         table.add_rows([[row[name] for name in differing] for row in rows])
-        table.align = "r"
-        table.align["run"] = "l"
         others = len(table.get_string().split("\n")[0]) - max(len(row["run"]) for row in rows)
         table.max_width["run"] = _WIDTH - others
         tables.append(table)
     return "\n".join(table.get_string() for table in tables)
-
-
-def _table(columns: Sequence[str]) -> PrettyTable:
-    table = PrettyTable(columns)
-    table.set_style(TableStyle.SINGLE_BORDER)
-    return table
 
 
 def _size(config: RunConfig) -> tuple[int, Shape, int]:

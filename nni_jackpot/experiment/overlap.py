@@ -20,6 +20,7 @@ from nni_jackpot.experiment.config import RunConfig
 from nni_jackpot.experiment.folder.result import Result
 from nni_jackpot.experiment.folder.run_folder import check_free
 from nni_jackpot.experiment.report.plot import COLORS, blank
+from nni_jackpot.experiment.report.wording import table_of
 from nni_jackpot.experiment.run import search
 from nni_jackpot.experiment.tracking import running_as_nni_trial
 from nni_jackpot.masking.criteria import CRITERIA
@@ -58,10 +59,7 @@ class Comparison:
     def table(self) -> PrettyTable:
         """Return a row for each criterion, in percent."""
         jackpots = [f"{criterion}'s" for criterion in self.overlaps]
-        table = PrettyTable(["mask", "alone", "norm re-estimated", "its jackpot", "overlap", *jackpots])
-        table.set_style(TableStyle.SINGLE_BORDER)
-        table.align = "r"
-        table.align["mask"] = "l"
+        table = table_of(["mask", "alone", "norm re-estimated", "its jackpot", "overlap", *jackpots])
         for criterion, overlaps in self.overlaps.items():
             accuracies = [row.main for row in self.results[criterion].rows[1:]]
             values = [*accuracies, overlaps[criterion], *overlaps.values()]

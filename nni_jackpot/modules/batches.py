@@ -49,7 +49,8 @@ def inputs_of(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, 
         return _by_name(parameters, batch)
     if not isinstance(batch, list | tuple) or not batch:
         return (batch,), {}
-    needed = _needed(parameters)
+    # Number of required positional arguments.
+    needed = sum(p.kind in _POSITIONAL and p.default is inspect.Parameter.empty for p in parameters)
     first = batch[0]
     if isinstance(first, Mapping):
         return _by_name(parameters, first)
@@ -66,11 +67,6 @@ def _by_name(
         names.update(batch)
     given = {name: value for name, value in batch.items() if name in names}
     return ((), given) if given else ((batch,), {})
-
-
-def _needed(parameters: list[inspect.Parameter]) -> int:
-    """Return the number of required positional arguments."""
-    return sum(p.kind in _POSITIONAL and p.default is inspect.Parameter.empty for p in parameters)
 
 
 def _signature(model: nn.Module) -> list[inspect.Parameter]:

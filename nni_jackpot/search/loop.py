@@ -44,6 +44,8 @@ class Search:
         Collects batch-norm statistics of the final masks after the soft ones; None to leave statistics alone.
     finds_lr
         Whether the search lowers a learning rate that makes its masks worse (`BestMasks`).
+    compares
+        Whether losses of masks will be measured; the best masks are kept only then.
 
     Attributes
     ----------
@@ -59,7 +61,8 @@ class Search:
         lr_schedule: Callable[[float], float],
         method: Method,
         statistics: FinalStatistics | None,
-        finds_lr: bool = False,
+        finds_lr: bool,
+        compares: bool,
     ) -> None:
         self.groups = groups
         self.optimizer = optimizer
@@ -71,6 +74,8 @@ class Search:
         self.method = method
         self._statistics = statistics
         self._finds_lr = finds_lr
+        self._compares = compares
+        self._best: BestMasks | None = None
         self._parameters = [member for group in groups for member in group.members]
         self._without_gradient = list(groups)
 
@@ -92,7 +97,10 @@ class Search:
             Length in epochs, if the number of steps is not known (`SearchClock`).
         """
         self.clock = SearchClock(max_steps, max_epochs)
-        self._best = BestMasks(self.groups, self.method.initial_scores, self._finds_lr)
+        for parameter in self._parameters:
+            parameter.refresh()
+        if self._compares:
+            self._best = BestMasks(self.groups, self.method.initial_scores, self._finds_lr)
         self.schedule.follow(0.0)
         refresh(self._parameters)
         self._set_mode(is_searched=True)
@@ -145,12 +153,12 @@ class Search:
 
     def compare_if_due(self, measure: Callable[[], float]) -> None:
         """Compare the masks with the best so far, if it is time to (`BestMasks.compare`)."""
-        if self._best.is_due(self.clock.step):
+        if self._best is not None and self._best.is_due(self.clock.step):
             self._best.compare(measure, self.optimizer)
 
     def choose(self, measure: Callable[[], float]) -> bool:
         """After `finish`, replace the masks by better ones of this search; return whether there were any."""
-        return self._best.choose(measure)
+        return self._best is not None and self._best.choose(measure)
 
     def finish(self) -> None:
         """Update the masks a last time.
@@ -243,7 +251,7 @@ class Search:
             "rankings": self.schedule.rankings,
             "masks": {str(parameter): parameter.state_dict() for parameter in self._parameters},
             "optimizer": self.optimizer.state_dict(),
-            "best": self._best.state_dict(),
+            "best": {} if self._best is None else self._best.state_dict(),
         }
 
     def check_state(self, state: Mapping[str, Any]) -> None:
@@ -260,7 +268,8 @@ class Search:
             raise ValueError("the masks are those of other targets")
         for name, parameter in parameters.items():
             parameter.check_state(state["masks"][name])
-        self._best.check_state(state["best"])
+        if self._best is not None and state["best"]:
+            self._best.check_state(state["best"])
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state; the scores have been restored before."""
@@ -272,7 +281,8 @@ class Search:
         self._set_mode(is_searched=True)
         build_caches(self._parameters)
         self.optimizer.load_state_dict(state["optimizer"])
-        self._best.load_state_dict(state["best"])
+        if self._best is not None and state["best"]:
+            self._best.load_state_dict(state["best"])
         is_hard = all(parameter.temperature == 0 for parameter in self._parameters)
         if self._statistics is not None and is_hard:
             self._statistics.start(is_resumed=True)

@@ -268,9 +268,16 @@ def test_the_best_masks_of_another_search_are_refused(change: dict[str, Any], re
         loop.load_state_dict({**state, "best": {**state["best"], **change}})
 
 
+def test_masks_are_kept_only_where_they_are_compared() -> None:
+    model, batches = trained("perceptron")
+    for held_out in (None, loss_on(model, batches)):
+        loop = LotteryJackpotPruner(copy.deepcopy(model), [LINEAR]).begin(8, held_out=held_out)
+        assert bool(loop.state_dict()["best"]) == (held_out is not None)
+
+
 def test_best_masks_with_other_counts_are_refused() -> None:
     model, batches = trained("perceptron")
-    loop = LotteryJackpotPruner(model, [LINEAR]).begin(8)
+    loop = LotteryJackpotPruner(model, [LINEAR]).begin(8, held_out=loss_on(model, batches))
     F.cross_entropy(model(batches[0][0]), batches[0][1]).backward()
     loop.step()
     state = loop.state_dict()

@@ -12,6 +12,7 @@ from prettytable import PrettyTable, TableStyle
 from nni_jackpot.experiment.report.figures import Figure
 from nni_jackpot.experiment.report.runs import Found
 from nni_jackpot.experiment.report.tables import Table
+from nni_jackpot.experiment.report.wording import table_of
 
 Drawn = tuple[Figure, dict[str, bytes] | None]
 """A figure and its files by suffix, ``png`` and ``svg``; None if it could not be drawn."""
@@ -169,13 +170,10 @@ def _fence(text: str, least: int) -> str:
 
 def _pretty(table: Table, shown: Callable[[str], str], link: str) -> PrettyTable:
     """Return a table of escaped cells; the last column, of numbers of runs, links to the list of runs."""
-    pretty = PrettyTable(table.columns)
+    pretty = table_of(table.columns, TableStyle.MARKDOWN)
     for *cells, runs in table.rows:
         linked = re.sub(r"\d+", lambda number: link.format(number[0]), runs)
         pretty.add_row([*map(shown, cells), linked])
-    pretty.set_style(TableStyle.MARKDOWN)
-    pretty.align = "r"
-    pretty.align[table.columns[0]] = "l"
     return pretty
 
 

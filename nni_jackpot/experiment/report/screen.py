@@ -5,11 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from prettytable import PrettyTable, TableStyle
-
 from nni_jackpot.experiment.folder.result import Result, Row
 from nni_jackpot.experiment.measures import MEASURES
-from nni_jackpot.experiment.report.wording import name_of, spread
+from nni_jackpot.experiment.report.wording import name_of, spread, table_of
 
 
 def summary(results: Sequence[Result], init: str) -> str:
@@ -27,10 +25,7 @@ def summary(results: Sequence[Result], init: str) -> str:
     measures = results[0].rows[0].values
     is_spent = any(row.tokens is not None for row in results[0].rows)
     last = ["tokens", "seconds", "peak GiB"] if is_spent else ["epochs"]
-    table = PrettyTable(["", *(MEASURES[name].words for name in measures), "sparsity %", *last])
-    table.set_style(TableStyle.SINGLE_BORDER)
-    table.align = "r"
-    table.align[""] = "l"
+    table = table_of(["", *(MEASURES[name].words for name in measures), "sparsity %", *last])
     for rows in zip(*(result.rows for result in results), strict=True):
         found = [MEASURES[name].spread([row.values[name] for row in rows]) for name in measures]
         name, sparsity = name_of(rows[0].kind, init), f"{100 * rows[0].sparsity:.1f}"

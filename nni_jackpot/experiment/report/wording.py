@@ -1,8 +1,10 @@
-"""Names of rows, and numbers as text."""
+"""Names of rows, numbers as text, and the form of tables."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+
+from prettytable import PrettyTable, TableStyle
 
 from nni_jackpot.experiment.measures import Measured
 
@@ -25,6 +27,16 @@ def name_of(kind: str, init: str) -> str:
 def spread(values: Collection[float]) -> str:
     """Return the mean of fractions in percent, with the standard deviation of a sample (n - 1) if n > 1."""
     return Measured("").spread(values)
+
+
+def table_of(columns: Sequence[str], style: TableStyle = TableStyle.SINGLE_BORDER) -> PrettyTable:
+    """Return an empty table: the first column on the left, numbers on the right."""
+    table = PrettyTable(columns)
+    table.set_style(style)
+    table.align = "r"
+    for first in columns[:1]:
+        table.align[first] = "l"
+    return table
 
 
 def percent(share: float) -> str:

@@ -154,17 +154,15 @@ def swap_in_rows(weight: Tensor, kept: Tensor, gram: Tensor, max_swaps: int | No
         w, k, c, square = weight[active], kept[active], correlation[active], squares[active]
         add = (square - 2 * w * c).masked_fill_(k, torch.inf)
         drop = (square + 2 * w * c).masked_fill_(~k, torch.inf)
-        best = None
+        found = []
         for first, second in ((add, drop), (drop, add)):
             first_change, i = first.min(1, keepdim=True)
             both = second - 2 * w.gather(1, i) * w * gram[i[:, 0]]
             second_change, j = both.min(1, keepdim=True)
-            change = (first_change + second_change)[:, 0]
-            found = (change, i, j)
-            best = found if best is None else _better(best, found)
-        assert best is not None
-        change, i, j = best
-        accepted = change < -tolerance[active]
+            found.append((first_change + second_change, i, j))
+        is_better = found[0][0] <= found[1][0]
+        change, i, j = (torch.where(is_better, a, b) for a, b in zip(*found, strict=True))
+        accepted = change[:, 0] < -tolerance[active]
         rows, i, j, w = active[accepted], i[accepted], j[accepted], w[accepted]
         for column in (i, j):
             was = kept[rows, column[:, 0]]
@@ -173,17 +171,6 @@ def swap_in_rows(weight: Tensor, kept: Tensor, gram: Tensor, max_swaps: int | No
             kept[rows, column[:, 0]] = ~was
         active = rows
     return kept
-
-
-def _better(
-    a: tuple[Tensor, Tensor, Tensor], b: tuple[Tensor, Tensor, Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
-    first = a[0] <= b[0]
-    return (
-        torch.where(first, a[0], b[0]),
-        torch.where(first[:, None], a[1], b[1]),
-        torch.where(first[:, None], a[2], b[2]),
-    )
 
 
 def _scaled(weight: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:

@@ -29,7 +29,7 @@ class BestMasks:
     Parameters
     ----------
     groups
-        What is searched; their masks now are those of the start, and the best so far.
+        What is searched, with refreshed masks: those of the start, and the best so far.
     initial_scores
         Scores of kept and of pruned grains, for the return to the best masks.
     finds_lr
@@ -43,9 +43,6 @@ class BestMasks:
         self._next = _FIRST if finds_lr else None
         self._loss_of_start: float | None = None
         self._loss: float | None = None
-        for group in groups:
-            for member in group.members:
-                member.refresh()
         self._kept = self._current()
 
     def is_due(self, step: int) -> bool:

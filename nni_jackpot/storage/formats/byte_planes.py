@@ -23,8 +23,6 @@ FORM = Rule(
 PACKED = Rule("packed tensors inflate to the bytes of their types and shapes, and end there")
 
 _MOST_DEFLATED = 1032  # zlib's highest compression ratio
-_PIECE = 1 << 12  # bytes of input per step; zlib copies what it has not consumed
-_MOST_AT_ONCE = 1 << 16  # bytes of output per step
 
 
 @dataclass(frozen=True)
@@ -80,59 +78,26 @@ def unpack(packed: bytes, forms: Sequence[Form]) -> list[Tensor]:
     TicketError
         If the bytes do not match the forms. Memory is bounded by the forms.
     """
-    if sum(form.nbytes for form in forms) > _MOST_DEFLATED * len(packed):
+    total = sum(form.nbytes for form in forms)
+    if total > _MOST_DEFLATED * len(packed):
         raise PACKED.broken("packed tensors are damaged, with too few bytes")
-    inflated = _Inflated(packed)
-    tensors = [torch.empty(form.shape, dtype=DTYPES[form.dtype]) for form in forms]
+    inflate = zlib.decompressobj()
+    try:
+        raw = inflate.decompress(packed, total + 1)
+    except zlib.error as error:
+        raise PACKED.broken(f"packed tensors are damaged, {error}") from None
+    if len(raw) != total or not inflate.eof or inflate.unused_data:
+        raise PACKED.broken("packed tensors are damaged, with too few bytes, or too many")
+    planes, at = from_bytes(raw), 0
+    tensors: dict[int, Tensor] = {}
     for dtype, alike in _by_dtype(forms).items():
-        for plane in range(DTYPES[dtype].itemsize):
-            for i in alike:
-                inflated.read_into(tensors[i].view(-1).view(torch.uint8)[plane :: DTYPES[dtype].itemsize])
-    inflated.finish()
-    return tensors
-
-
-class _Inflated:
-    """A reader that inflates deflated bytes piece by piece."""
-
-    def __init__(self, packed: bytes) -> None:
-        self._packed, self._at = packed, 0
-        self._inflate = zlib.decompressobj()
-
-    def read_into(self, values: Tensor) -> None:
-        """Fill a tensor, (n,), uint8, with the next bytes."""
-        at = 0
-        while at < len(values):
-            raw = self._next(min(_MOST_AT_ONCE, len(values) - at))
-            if not raw:
-                raise PACKED.broken("packed tensors are damaged, with too few bytes")
-            values[at : at + len(raw)] = from_bytes(raw)
-            at += len(raw)
-
-    def finish(self) -> None:
-        """Check that the input ends here."""
-        if (
-            self._next(1)
-            or not self._inflate.eof
-            or self._inflate.unused_data
-            or self._at < len(self._packed)
-        ):
-            raise PACKED.broken("packed tensors are damaged, with too few bytes, or too many")
-
-    def _next(self, most: int) -> bytes:
-        """Return up to ``most`` of the next bytes; empty at the end."""
-        while not self._inflate.eof:
-            piece = self._inflate.unconsumed_tail
-            if not piece:
-                piece = self._packed[self._at : self._at + _PIECE]
-                self._at += len(piece)
-            try:
-                raw = self._inflate.decompress(piece, most)
-            except zlib.error as error:
-                raise PACKED.broken(f"packed tensors are damaged, {error}") from None
-            if raw or not piece:
-                return raw
-        return b""
+        width, sizes = DTYPES[dtype].itemsize, [forms[i].size for i in alike]
+        own = planes[at : at + width * sum(sizes)].view(width, sum(sizes)).T
+        at += own.numel()
+        values = own.clone(memory_format=torch.contiguous_format).view(DTYPES[dtype]).view(-1)
+        for i, part in zip(alike, values.split(sizes), strict=True):
+            tensors[i] = part.clone().view(forms[i].shape)
+    return [tensors[i] for i in range(len(forms))]
 
 
 def _by_dtype(forms: Sequence[Form]) -> dict[str, list[int]]:

@@ -146,7 +146,7 @@ def read_parts(path: str | os.PathLike[str], kind: str, version: int) -> tuple[A
     Raises
     ------
     TicketError
-        As `read_sealed` does; and if a tensor is of another type, or of more than one dimension.
+        As `read_sealed` does; and if a tensor has another type than bytes, or several dimensions.
     """
     content, tensors = read_sealed(path, kind, version)
     for name, tensor in tensors.items():
