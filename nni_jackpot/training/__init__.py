@@ -2,6 +2,7 @@
 
 from nni_jackpot.training.initial import initial_masks
 from nni_jackpot.training.loop import SparseTraining
+from nni_jackpot.training.losses import losses_on
 from nni_jackpot.training.method import (
     DENSE,
     TRAINING_METHODS,
@@ -10,14 +11,29 @@ from nni_jackpot.training.method import (
     TrainingMethod,
     register_training_method,
 )
-from nni_jackpot.training.methods import DSR, SET, DeepR, Gradual, RigL, SparseMomentum
+from nni_jackpot.training.methods import (
+    DSR,
+    LT,
+    OBD,
+    SET,
+    SNIP,
+    DeepR,
+    Gradual,
+    GraSP,
+    RigL,
+    SparseMomentum,
+)
 
 __all__ = [
     "DENSE",
     "DSR",
+    "LT",
+    "OBD",
     "SET",
+    "SNIP",
     "TRAINING_METHODS",
     "DeepR",
+    "GraSP",
     "Gradual",
     "RigL",
     "SparseMomentum",
@@ -26,5 +42,6 @@ __all__ = [
     "Step",
     "TrainingMethod",
     "initial_masks",
+    "losses_on",
     "register_training_method",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 
+import torch
 from torch import Tensor
 
 from nni_jackpot.errors import CalibrationError
@@ -97,4 +98,5 @@ def importance_of(criterion: Criterion, weights: Mapping[str, Tensor], losses: L
         return criterion(weights)
     if needs != "losses" or losses is None:
         raise CalibrationError(f"masks at the start by this criterion need {needs}, and there are none")
-    return criterion(weights, losses)
+    with torch.enable_grad():
+        return criterion(weights, losses)

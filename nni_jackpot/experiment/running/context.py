@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nni_jackpot.errors import ExperimentConfigError
 from nni_jackpot.experiment.checks import device_of, validate_config_list
@@ -37,12 +36,11 @@ from nni_jackpot.experiment.tracking import Tracker
 from nni_jackpot.experiment.train import train_weights
 from nni_jackpot.masking.criteria import Losses
 from nni_jackpot.masks import Masks
-from nni_jackpot.modules.batch_norm import preserve_stats
-from nni_jackpot.modules.modes import restored_modes
 from nni_jackpot.runtime.distributed import barrier, rank
 from nni_jackpot.runtime.files import check_folder
-from nni_jackpot.runtime.resume import check_state, digest, same_random_states
+from nni_jackpot.runtime.resume import check_state, digest
 from nni_jackpot.search.match_dense import MATCHING_LOSSES
+from nni_jackpot.training.losses import losses_on
 
 
 class RunContext:
@@ -210,15 +208,8 @@ class RunContext:
             )
 
     def losses_of(self, model: nn.Module) -> Losses:
-        """Return the losses of a model on the first few training batches; nothing else of it changes."""
-
-        def losses(visit: Callable[[Tensor], None]) -> None:
-            with same_random_states(), preserve_stats(model), restored_modes(model), torch.enable_grad():
-                model.train()
-                for batch in self.data.sample:
-                    visit(self.task.loss(batch, model))
-
-        return losses
+        """Return the losses of a model on the first few training batches."""
+        return losses_on(model, self.data.sample, self.task.loss)
 
     def _what_a_training_depends_on(self, config: TrainConfig) -> dict[str, Any]:
         own = to_dict(config, ["weights"])
