@@ -44,7 +44,8 @@ class SparseTrainingPruner(Pruner):
         NNI's evaluator; `compress` trains through its loop and optimizer.
     method
         A training method by name (``"rigl"``, ``"set"``, ``"gradual"``, ``"sparse_momentum"``, ``"dsr"``,
-        ``"deep_r"``, or one that `register_training_method` has added) for its defaults, or with settings.
+        ``"deep_r"``, ``"snip"``, ``"grasp"``, ``"lt"``, or one that `register_training_method` has added) for
+        its defaults, or with settings. ``"obd"`` ranks by losses, which runs from YAML alone give it.
     init
         Masks at the start, as for `LotteryJackpotPruner`; None for the criterion of the method's paper. A
         method that starts dense takes the numbers of kept weights alone.
@@ -96,11 +97,7 @@ class SparseTrainingPruner(Pruner):
             masks, self._targets = start.get_masks(), _targets_of(start)
         finally:
             start.unwrap_model()
-        self._others = masks
-        self._start = {
-            module: {name: mask for name, mask in targets.items() if (module, name) in self._targets}
-            for module, targets in masks.items()
-        }
+        self._masks: Masks = masks
         self._seed = seed
         self._training: SparseTraining | None = None
         self._driver: Optimizer | None = None
@@ -129,14 +126,14 @@ class SparseTrainingPruner(Pruner):
 
     def get_masks(self) -> dict[str, dict[str, Tensor | None]]:
         """Return a copy of the current masks, ``{module: {target: mask}}``, in model order."""
-        found: Masks = self._start if self._training is None else self._training.finish()
-        is_dense = self._training is None and self.method.is_dense_at_start
-        return {
-            module: {
-                name: _copy(found.get(module, {}).get(name, mask), is_dense) for name, mask in of.items()
-            }
-            for module, of in self._others.items()
-        }
+        masks: dict[str, dict[str, Tensor | None]] = {}
+        trained: Masks = {} if self._training is None else self._training.finish()
+        for module, targets in self._masks.items():
+            masks[module] = {}
+            for name, mask in {**targets, **trained.get(module, {})}.items():
+                is_dense = self._training is None and self.method.is_dense_at_start
+                masks[module][name] = torch.ones_like(mask) if is_dense and mask is not None else _copy(mask)
+        return masks
 
     def compress(
         self, max_steps: int | None = None, max_epochs: int | None = None
@@ -175,11 +172,13 @@ class SparseTrainingPruner(Pruner):
             raise ValueError("say how long to train: compress(max_steps, max_epochs)")
         if self._max_epochs is None and getattr(self.method, "every", 1) is None:
             raise ValueError(
-                f"compress(): {self.method.name} updates once an epoch: give max_epochs, or the method `every`"
+                f"compress(): {self.method.name} updates once an epoch: give max_epochs, or set its `every`"
             )
 
     def _single_compress(self, max_steps: int | None, max_epochs: int | None) -> None:
-        self._start, self._training, self._driver = self._targets_now(), None, None
+        if self._training is not None:  # trained before: continue from the masks of then
+            self._masks = self.get_masks()
+        self._training = self._driver = None
         hooks = [
             register_optimizer_step_pre_hook(self._before_step),
             register_optimizer_step_post_hook(self._after_step),
@@ -200,11 +199,6 @@ class SparseTrainingPruner(Pruner):
     def _fuse_postprocess(self, evaluator: Evaluator) -> None:
         """Do nothing."""
 
-    def _targets_now(self) -> dict[str, dict[str, Tensor | None]]:
-        if self._training is None:
-            return self._start
-        return self._training.finish()
-
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Begin with the first optimizer that holds the targets."""
         if self._training is not None:
@@ -216,24 +210,27 @@ class SparseTrainingPruner(Pruner):
             return
         if missing:
             raise ConfigListError(f"the optimizer does not train {missing[0]}, which is to be pruned")
-        training = SparseTraining(self.bound_model, optimizer, self._start, self.method, seed=self._seed)
-        steps = self._max_steps or EvaluatorLoop(self.evaluator).total_steps()
-        training.begin(steps or 1, self._max_epochs or 1)
+        masks = {
+            module: {name: mask for name, mask in targets.items() if (module, name) in self._targets}
+            for module, targets in self._masks.items()
+        }
+        training = SparseTraining(self.bound_model, optimizer, masks, self.method, seed=self._seed)
+        steps = self._max_steps or EvaluatorLoop(self.evaluator).total_steps() or 1
+        if steps < self.method.trainings:
+            needed = f"{self.method.name} has {self.method.trainings} trainings"
+            raise ValueError(f"compress(): {needed}, and there are only {steps} steps")
+        training.begin(steps, self._max_epochs or 1)
         self._driver, self._training = optimizer, training
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        found_inf = getattr(
-            optimizer, "found_inf", None
-        )  # of a gradient scaler: a fused optimizer then stays
-        if (
-            optimizer is self._driver
-            and self._training is not None
-            and not (found_inf is not None and found_inf.item())
-        ):
+        if optimizer is not self._driver or self._training is None:
+            return
+        found_inf = getattr(optimizer, "found_inf", None)  # of a gradient scaler, if the optimizer is fused
+        if found_inf is None or not found_inf.item():
             self._training.step()
 
 
-def _targets_of(pruner: LotteryJackpotPruner) -> set[tuple[str, str]]:
+def _targets_of(pruner: LotteryJackpotPruner) -> list[tuple[str, str]]:
     """Return module and name of each target; raises ConfigListError for others than single weights."""
     for group in pruner._targets.groups:
         grains = group.grains
@@ -244,8 +241,8 @@ def _targets_of(pruner: LotteryJackpotPruner) -> set[tuple[str, str]]:
             )
         if not isinstance(group.members[0].weight, nn.Parameter):
             raise ConfigListError(f"{group} is computed by a parametrization; a training prunes parameters")
-    return set(by_name(pruner._targets.groups, pruner._target_spaces))
+    return list(by_name(pruner._targets.groups, pruner._target_spaces))
 
 
-def _copy(mask: Tensor | None, is_dense: bool) -> Tensor | None:
-    return None if mask is None else torch.ones_like(mask) if is_dense else mask.clone()
+def _copy(mask: Tensor | None) -> Tensor | None:
+    return None if mask is None else mask.clone()
