@@ -72,7 +72,7 @@ def plan(
         trained.add(once)
         pretrain = 0 if pretrained else config.pretrain.epochs
         tuned = sum(comparator.epochs for comparator in config.finetune.comparators().values())
-        compared = sum(comparator.epochs for comparator in config.compared.values())
+        compared = sum(comparator.all_epochs for comparator in config.compared.values())
         epochs = 0 if is_finished else pretrain + config.search.epochs + compared
         steps = epochs * math.ceil(images / config.data.batch_size)
         total += steps
@@ -89,7 +89,7 @@ def plan(
             "search": f"{config.search.epochs} epochs, {_how(config)}",
             "tuning": f"{tuned} epochs",
             "comparators": ", ".join(
-                f"{name}: {own.epochs} epochs" for name, own in config.comparators.items()
+                f"{name}: {own.all_epochs} epochs" for name, own in config.comparators.items()
             ),
             "steps": "is finished" if is_finished else f"{steps:,}",
         }

@@ -15,6 +15,7 @@ from nni_jackpot.experiment.data.loading import load_data
 from nni_jackpot.experiment.data.spec import DATASETS
 from nni_jackpot.experiment.dry_run import plan
 from nni_jackpot.experiment.sweep import runs_of
+from nni_jackpot.training import TRAINING_METHODS
 
 CONFIGS = ROOT / "configs"
 # Spaces that are not grids need NNI's tuners; all other files have a dry run.
@@ -58,9 +59,11 @@ def test_the_command_prints_and_trains_nothing(
 
 def test_the_arena_names_every_comparator() -> None:
     text = plan(runs_of(CONFIGS / "digits" / "arena.yml"))
-    for name in ("gradual", "rigl", "set", "sparse_momentum", "dsr", "deep_r"):
-        assert f"{name}: 20" in " ".join(text.replace("│", " ").split())
-    assert "40 epochs" in text  # of tuning, under the initial masks and the jackpot's
+    epochs = {"gradual": 10, "obd": 10, "lt": 60}
+    for name in TRAINING_METHODS:
+        assert f"{name}: {epochs.get(name, 30)}" in " ".join(text.replace("│", " ").split())
+    assert "20 epochs" in text  # of tuning, under the initial masks and the jackpot's
+    assert "6 runs" in text
 
 
 def test_steps_are_counted(tmp_path: Path) -> None:

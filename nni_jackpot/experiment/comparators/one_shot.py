@@ -27,6 +27,7 @@ class OneShot:
 
     name: ClassVar[str]
     epochs: ClassVar[int] = 0
+    all_epochs: ClassVar[int] = 0
     start: ClassVar[str] = "initial"
     from_scratch: ClassVar[bool] = False
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from nni_jackpot.errors import ExperimentConfigError
 from nni_jackpot.experiment.checks import device_of, validate_config_list
+from nni_jackpot.experiment.comparators import Comparator
 from nni_jackpot.experiment.config import RunConfig, settings_of, to_dict
 from nni_jackpot.experiment.data.loading import Data, load_data, load_text
 from nni_jackpot.experiment.data.section import DataConfig, TextConfig
@@ -184,7 +185,8 @@ class RunContext:
         file = EpochFile(interrupted, depends_on)
         if not interrupted.exists():
             self.run.delete_stale_logs(name)
-        steps = config.epochs * len(loader)
+        epochs = config.all_epochs if isinstance(config, Comparator) else config.epochs
+        steps = epochs * len(loader)
         with Tracker(
             self.run.work / name,
             steps,
