@@ -15,6 +15,7 @@ from nni_jackpot.masking.methods import EdgePopup, Method, Patterns, Supermask, 
 from nni_jackpot.masks import MaskOverlap, apply_masks, load_masks, mask_overlap, save_masks  # noqa: E402
 from nni_jackpot.pruner import LotteryJackpotPruner  # noqa: E402
 from nni_jackpot.search.match_dense import MatchDense  # noqa: E402
+from nni_jackpot.sparse_training_pruner import SparseTrainingPruner  # noqa: E402
 from nni_jackpot.storage.base_folder import BaseFolder  # noqa: E402
 from nni_jackpot.storage.sparse_checkpoint import load_sparse, save_sparse  # noqa: E402
 from nni_jackpot.storage.ticket import Ticket, load_ticket, save_ticket  # noqa: E402
@@ -31,6 +32,7 @@ __all__ = [
     "MatchDense",
     "Method",
     "Patterns",
+    "SparseTrainingPruner",
     "Supermask",
     "Ticket",
     "TicketBox",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import statistics
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from nni_jackpot.experiment.report.figures import Figure, Line
@@ -37,7 +39,7 @@ def draw(figure: Figure) -> dict[str, bytes] | None:
     drawing, axes = made
     looks: dict[str, int] = {}
     for panel, diagram in zip(figure.panels, axes, strict=True):
-        for line in panel.lines:
+        for line in _side_by_side(panel.lines) if figure.is_log else panel.lines:
             _draw_line(diagram, line, looks)
         diagram.set_title(panel.title, fontsize=10)
         diagram.set_xlabel(figure.x)
@@ -49,6 +51,19 @@ def draw(figure: Figure) -> dict[str, bytes] | None:
         diagram.grid(alpha=0.3)
     _explain(drawing, axes)
     return {"png": _saved(drawing, "png", figure.name), "svg": _saved(drawing, "svg", figure.name)}
+
+
+def _side_by_side(lines: Sequence[Line]) -> list[Line]:
+    """Return lines of which no two begin at the same x, moved by small factors."""
+    results = [line for line in lines if not line.is_reference]
+    xs = [x for line in results for x in line.points]
+    step = max(2.0, max(xs) / min(xs)) ** (1 / 50)
+    moved = []
+    for line in lines:
+        rivals = [other.label for other in results if min(other.points) == min(line.points)]
+        place = rivals.index(line.label) - (len(rivals) - 1) / 2 if line in results else 0.0
+        moved.append(replace(line, points={x * step**place: values for x, values in line.points.items()}))
+    return moved
 
 
 def _scale_by_factors(axes: Any, xs: list[float]) -> None:
@@ -71,6 +86,7 @@ def _explain(drawing: Any, axes: list[Any]) -> None:
     legend = drawing.legend(
         list(handles.values()), list(handles), fontsize=8, loc="outside right upper", frameon=False
     )
+    _take_literally(drawing)
     drawing.set_figwidth(drawing.get_figwidth() + legend.get_window_extent().width / drawing.dpi)
 
 
@@ -78,7 +94,7 @@ def _draw_line(axes: Any, line: Line, looks: dict[str, int]) -> None:
     """Draw the means over seeds, with a band of one standard deviation on both sides."""
     xs = sorted(line.points)
     means = [statistics.mean(line.points[x]) for x in xs]
-    if line.is_reference and len(xs) == 1:
+    if line.is_reference and len(set(means)) == 1:
         axes.axhline(means[0], color="black", linestyle="--", linewidth=1, label=line.label)
         return
     if line.is_reference:
@@ -100,13 +116,18 @@ def _draw_line(axes: Any, line: Line, looks: dict[str, int]) -> None:
         axes.fill_between(xs, low, high, color=color, alpha=0.2, linewidth=0)
 
 
+def _take_literally(drawing: Any) -> None:
+    """Draw all texts as they are written: a name with $ is not a formula."""
+    for text in drawing.findobj(lambda artist: hasattr(artist, "set_parse_math")):
+        text.set_parse_math(False)
+        text.set_text(encodable(text.get_text()))
+
+
 def _saved(drawing: Any, suffix: str, salt: str) -> bytes:
     import matplotlib
 
     file = io.BytesIO()
-    for text in drawing.findobj(lambda artist: hasattr(artist, "set_parse_math")):
-        text.set_parse_math(False)  # a name with $ is not a formula
-        text.set_text(encodable(text.get_text()))
+    _take_literally(drawing)
     # Text stays text, and the salt is fixed: files are small, searchable, and equal in every process.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
         drawing.savefig(file, format=suffix, dpi=150, metadata={"Date": None} if suffix == "svg" else None)

@@ -58,10 +58,13 @@ def test_one_command(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     markdown = Path("out/report.md").read_text()
     assert markdown.count("\n## ") == 3
     assert "nni-jackpot report runs -o out\n" in markdown
-    assert "1. `nni-jackpot search 'runs/<b>/0-0.9/config.yml'`\n" in markdown
-    cells = ["jackpot", "91.00", "90.50 ± 0.71", "20", "1 at 50 %, 2 at 90 %", "1-3"]
+    assert "1. <a id=\"run-1\"></a>`nni-jackpot search 'runs/<b>/0-0.9/config.yml'`\n" in markdown
+    runs_of_the_row = "[1](#run-1)-[3](#run-3)"
+    cells = ["jackpot", "91.00", "90.50 ± 0.71", "20", "1 at 50 %, 2 at 90 %", runs_of_the_row]
     assert f"| {' | '.join(cells)} |" in re.sub(" +", " ", markdown)
-    for file in re.findall(r"\]\((.+?)\)", markdown):
+    links = re.findall(r"\]\((.+?)\)", markdown)
+    assert all(f'<a id="{link[1:]}">' in markdown for link in links if link.startswith("#"))
+    for file in (link for link in links if not link.startswith("#")):
         assert (Path("out") / file).stat().st_size
 
 

@@ -31,7 +31,10 @@ def picture(measures: Sequence[Measure]) -> Figure | None:
     if not panels:
         return None
     measured = shown[0].measured
-    note = "One point for each method and budget; bars and bands are one standard deviation to both sides."
+    note = (
+        "One point for each method and budget, those of equal cost side by side; bars and bands are one"
+        " standard deviation to both sides. The cost axis is logarithmic."
+    )
     return Figure(
         "cost", f"{shown[0].measure.capitalize()} against cost", words, measured.words, panels, note, True
     )
