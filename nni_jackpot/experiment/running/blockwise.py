@@ -23,7 +23,7 @@ from nni_jackpot.runtime.distributed import rank
 from nni_jackpot.runtime.resume import digest, read_state, write_state
 from nni_jackpot.search.blockwise import BlockReport, Target, blocks_of, search_blocks
 from nni_jackpot.search.blockwise.polish import polish
-from nni_jackpot.search.match_dense import MATCHING_LOSSES
+from nni_jackpot.search.match_dense import MATCHING_LOSSES, MatchDense
 
 # The mask that searches are compared with, which takes no training.
 START = "wanda"
@@ -65,11 +65,15 @@ def search_blockwise(context: RunContext) -> BlockwiseResult:
     context.data.restart()
     batches = [_moved(batch, context.device) for batch in context.data.train]
     tokens = _tokens(batches)
-    targets = targets_in(config, model)
+    own_loss = config.search.loss
+    loss = context.task.loss if own_loss == "labels" else MatchDense(model, own_loss)
+    with _measured(context, tokens) as spent:
+        targets = targets_in(config, model, batches, loss)
+    shared_out = spent[0].seconds
     rows = [context.row("dense", model, 0.0)]
     own = config.search.blockwise
     assert own is not None  # else the run searches the network as a whole
-    with _measured(context, tokens) as spent:
+    with _measured(context, tokens, shared_out) as spent:
         plain = replace(own, steps=0, start=START)
         start = search_blocks(model, batches, targets, settings=plain)
     sparsity = sparsity_of(start)
@@ -77,16 +81,16 @@ def search_blockwise(context: RunContext) -> BlockwiseResult:
     rows.append(_masked_row(context, "initial", start, spent))
     for name, comparator in config.compared.items():
         if isinstance(comparator, OneShot):
-            with _measured(context, tokens) as spent:
+            with _measured(context, tokens, shared_out) as spent:
                 pruned = comparator.prune(copy.deepcopy(model), batches, targets)
             rows.append(context.row(name, pruned, sparsity, 0, spent[0]))
             del pruned
-    with _measured(context, tokens) as spent:
+    with _measured(context, tokens, shared_out) as spent:
         masks, resumed = _search(context, batches, targets)
         if config.search.polish is not None:
-            loss = MATCHING_LOSSES.find(config.search.loss)
+            matching = MATCHING_LOSSES.find(own_loss)
             masks = polish(
-                model, batches, masks, loss, targets, settings=config.search.polish, on_check=_tell_check
+                model, batches, masks, matching, targets, settings=config.search.polish, on_check=_tell_check
             )
     rows.append(_masked_row(context, "jackpot", masks, spent))
     assert digest(model.state_dict().values()) == before
@@ -140,14 +144,14 @@ def _masked_row(context: RunContext, kind: str, masks: Masks, spent: list[Spent]
 
 
 @contextmanager
-def _measured(context: RunContext, tokens: int) -> Iterator[list[Spent]]:
-    """Yield a list that gets what the block took."""
+def _measured(context: RunContext, tokens: int, before: float = 0) -> Iterator[list[Spent]]:
+    """Yield a list that gets what the block took, with the seconds ``before`` it."""
     spent: list[Spent] = []
     began = time.perf_counter()
     if context.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(context.device)
     yield spent
-    seconds = time.perf_counter() - began
+    seconds = before + time.perf_counter() - began
     spent.append(Spent(tokens, seconds, _peak_gib(context.device)))
 
 
