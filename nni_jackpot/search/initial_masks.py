@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from nni_jackpot.errors import NothingKeptError
-from nni_jackpot.masking.budgets import Rule, Unit, by_global_rank
+from nni_jackpot.masking.budgets import Rule, Unit, by_global_rank, with_floors
 from nni_jackpot.masking.granularity import parse_pattern
 from nni_jackpot.masking.score_groups import ScoreGroup
 
@@ -19,8 +19,12 @@ def budgets_of(
     budget: Rule,
     importance: Mapping[ScoreGroup, Tensor],
     importance_to_budget: Mapping[ScoreGroup, Tensor],
+    reallocates: bool,
 ) -> dict[ScoreGroup, int]:
     """Return how many grains each group keeps, each global group ranked as a whole.
+
+    A search that reallocates weights starts, as it ends, with no layer below a tenth of the density of its
+    global group. The paper's ranking has no such floor.
 
     Parameters
     ----------
@@ -32,6 +36,8 @@ def budgets_of(
         Of every grain, of the groups' score shapes; ranks global groups, and gives thresholds.
     importance_to_budget
         The same by the criterion that the budget needs.
+    reallocates
+        Whether the search reallocates weights among the targets of a global group.
     """
     budgets: dict[ScoreGroup, int] = {}
     together: dict[Any, list[ScoreGroup]] = defaultdict(list)
@@ -45,6 +51,8 @@ def budgets_of(
         if global_id is not None:
             rule, evidence = by_global_rank, importance
         units = {group: _unit_of(group, importance[group]) for group in members}
+        if reallocates and rule is by_global_rank:
+            units = with_floors(units)
         budgets |= rule(units, {group: evidence[group] for group in members})
     return {group: budgets[group] for group in groups}
 
@@ -56,8 +64,8 @@ def check_budgets(budgets: Mapping[ScoreGroup, int]) -> None:
             raise NothingKeptError(
                 f"none of the {group.grains.count * group.grains.size} weights of {group} would be kept "
                 f"at sparse_ratio {group.space.sparse_ratio}: lower it, exclude "
-                f"{group.members[0].module_name} from the config list, or take it out of its "
-                "global_group_id"
+                f"{group.members[0].module_name} from the config list, take it out of its global_group_id, "
+                "or give it a max_sparse_ratio"
             )
 
 

@@ -10,8 +10,6 @@ from nni_jackpot.masking.score_groups import ScoreGroup
 
 # Rankings of all scores of a budget group in one search; a ranking takes about as long as a step.
 _RANKINGS = 64
-# Lowest density of a target relative to its budget group, so that no layer loses all weights to others.
-_FLOOR = 0.1
 
 
 class SparsitySchedule:
@@ -108,6 +106,6 @@ def _unit(group: ScoreGroup, ratio: float, ramped: float) -> Unit:
         weights_per_grain=group.weights // group.grains.count,
         sparse_ratio=ratio * ramped,
         min_sparse_ratio=(group.space.min_sparse_ratio or 0.0) * ramped,
-        max_sparse_ratio=min(1.0 if highest is None else highest, 1 - _FLOOR * (1 - ratio)),
+        max_sparse_ratio=1.0 if highest is None else highest,
         rows=group.grains.rows,
-    )
+    ).with_floor(ratio)
