@@ -42,6 +42,8 @@ SEARCHED = {"Linear", "Conv2d", "MultiheadAttention", "NonDynamicallyQuantizable
 # The head of SmolLM2 is its embedding; the pooler of MiniLM has no effect on its embeddings.
 NOT_SEARCHED = {"lm_head", "pooler.dense"}
 
+NORM_BATCHES = 20
+
 Loss = Callable[[Any, nn.Module], Tensor]
 
 
@@ -125,7 +127,7 @@ def trained(build: Callable[[], nn.Module], data_of: Callable[[], Data], steps: 
 
 
 def pre_trained(name: str, text: TextConfig, batches: int, loss: str, seed: int) -> Network:
-    """Return a network of transformers; ``batches`` are held out, and four times as many are for the table."""
+    """Return a network of transformers; ``batches`` are held out, four times as many for the table."""
     found = load_language_model(LanguageModelConfig(name=f"transformers/package:{name}"))
     split = split_text(text, paragraphs(text), found.tokenizer, found.task)
     size = text.batch_size
@@ -154,17 +156,17 @@ def digits() -> Data:
 
 @lru_cache
 def fashion() -> Data:
-    """Return Fashion-MNIST: 10,000 images to train on, 1,000 held out, and 5,000 others."""
+    """Return Fashion-MNIST: 10,000 images to train on, 500 held out, and 2,000 others."""
     unvaried = DATASETS.find("fashion_mnist").load(DataConfig(name="fashion_mnist")).unvaried
-    images, labels = unvaried.__getitems__(list(range(16_000)))
-    return _images(images, labels, 10_000, 1000, 100)
+    images, labels = unvaried.__getitems__(list(range(12_500)))
+    return _images(images, labels, 10_000, 500, 100)
 
 
 def _images(images: Tensor, labels: Tensor, train: int, held_out: int, size: int) -> Data:
     parts = slice(train, train + held_out), slice(train + held_out, None)
     held, rest = ([(images[part], labels[part])] for part in parts)
     batches = partial(_endless, lambda places: (images[places], labels[places]), train, size)
-    return Data(batches, lambda seed: [x for x, _ in islice(batches(seed), train // size)], held, rest)
+    return Data(batches, lambda seed: [x for x, _ in islice(batches(seed), NORM_BATCHES)], held, rest)
 
 
 def _endless(batch: Callable[[Tensor], Any], count: int, size: int, seed: int) -> Iterator[Any]:
