@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -69,6 +70,7 @@ def search_blockwise(context: RunContext) -> BlockwiseResult:
     loss = context.task.loss if own_loss == "labels" else MatchDense(model, own_loss)
     with _measured(context, tokens) as spent:
         targets = targets_in(config, model, batches, loss)
+    gc.collect()  # the pruner that chose the targets, and its copy of the network
     shared_out = spent[0].seconds
     rows = [context.row("dense", model, 0.0)]
     own = config.search.blockwise
