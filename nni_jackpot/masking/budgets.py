@@ -56,14 +56,9 @@ class Unit:
     rows: int = 1
 
     def with_floor(self, sparse_ratio: float) -> Unit:
-        """Return the unit with a bound that leaves a tenth of the density of its group.
+        """Return the unit with a bound of a tenth of the density of its group, whose share of zeros is given.
 
         No layer then loses all its weights to others. The unit's own bounds go first.
-
-        Parameters
-        ----------
-        sparse_ratio
-            Share of zeros of the group.
         """
         highest = max(self.min_sparse_ratio, 1 - _FLOOR * (1 - sparse_ratio))
         return replace(self, max_sparse_ratio=min(self.max_sparse_ratio, highest))
@@ -109,12 +104,7 @@ def register_budget(name: str, needs: str | None = None) -> Callable[[R], R]:
     """
     if needs is not None:
         CRITERIA.find(needs)
-
-    def decorate(rule: R) -> R:
-        rule.needs = needs  # type: ignore[attr-defined]
-        return BUDGETS.register(name)(rule)
-
-    return decorate
+    return BUDGETS.register(name, needs=needs)
 
 
 def criterion_of_budget(rule: Rule) -> Criterion | None:

@@ -50,7 +50,7 @@ def budgets_of(
         rule, evidence = budget, importance_to_budget
         if global_id is not None:
             rule, evidence = by_global_rank, importance
-        units = {group: _unit_of(group, importance[group]) for group in members}
+        units = {group: unit_of(group, _ratio_of(group, importance[group])) for group in members}
         if reallocates and rule is by_global_rank:
             units = with_floors(units)
         budgets |= rule(units, {group: evidence[group] for group in members})
@@ -79,20 +79,23 @@ def budget_groups_of(groups: Sequence[ScoreGroup], budget: Rule) -> list[list[Sc
     return list(shared.values())
 
 
-def _unit_of(group: ScoreGroup, importance: Tensor) -> Unit:
-    """Describe a group to the rules of budgets."""
-    space, grains = group.space, group.grains
-    low, high = space.min_sparse_ratio or 0.0, space.max_sparse_ratio
-    ratio = space.sparse_ratio
-    if ratio is None:  # a threshold on the importance: the budget is what it leaves (NNI's sparse_threshold)
-        below = int((importance < space.sparse_threshold).sum())
-        # Half a grain more, so that ``int`` finds the count again.
-        ratio = min((below + 0.5) / grains.count, 1.0)
+def _ratio_of(group: ScoreGroup, importance: Tensor) -> float:
+    """Return the sparse ratio of a group; of a threshold on the importance, the share that it leaves out."""
+    if group.space.sparse_ratio is not None:
+        return group.space.sparse_ratio
+    below = int((importance < group.space.sparse_threshold).sum())
+    # Half a grain more, so that ``int`` finds the count again.
+    return min((below + 0.5) / group.grains.count, 1.0)
+
+
+def unit_of(group: ScoreGroup, sparse_ratio: float) -> Unit:
+    """Describe a group of a sparse ratio to the rules of budgets."""
+    grains, high = group.grains, group.space.max_sparse_ratio
     return Unit(
         grains=grains.count,
-        weights_per_grain=group.weights // max(1, group.grains.count),
-        sparse_ratio=ratio,
-        min_sparse_ratio=low,
+        weights_per_grain=group.weights // max(1, grains.count),
+        sparse_ratio=sparse_ratio,
+        min_sparse_ratio=group.space.min_sparse_ratio or 0.0,
         max_sparse_ratio=1.0 if high is None else high,
         shape=grains.shape,
         rows=grains.rows,

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from nni_jackpot.experiment.comparators import DeepR, Step
+from nni_jackpot.training import DeepR, Step
 
 
 def test_connections_that_cross_zero_are_replaced() -> None:
@@ -15,7 +15,7 @@ def test_connections_that_cross_zero_are_replaced() -> None:
     weight = torch.randn(100, generator=generator) * mask
     dense, dense_weight = torch.ones(5, dtype=torch.bool), torch.ones(5)
     memory: dict[str, Any] = {}
-    comparator = DeepR(epochs=1, lr=0.1, l1=2.0, temperature=0.0)
+    comparator = DeepR(l1=2.0, temperature=0.0)
     for number in (1, 2, 3):
         before, old = set(mask.nonzero()[:, 0].tolist()), weight.clone()
         step = Step(number, 9, 0.1, {}, memory, 0, {"a": 40, "d": 5})
@@ -40,5 +40,5 @@ def test_noise_has_the_variance_of_the_paper() -> None:
     mask = torch.arange(20_000) < 10_000
     weight = 5.0 * mask
     step = Step(1, 9, 0.5, {}, {}, 0, {"a": 10_000})
-    DeepR(epochs=1, lr=0.5, l1=0.0, temperature=0.04).update({"a": mask}, {"a": weight}, {}, step)
+    DeepR(l1=0.0, temperature=0.04).update({"a": mask}, {"a": weight}, {}, step)
     assert abs(weight[:10_000].var() - 2 * 0.5 * 0.04) < 0.004

@@ -8,22 +8,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nni_jackpot.experiment.comparators.comparator import Comparator, Step, register_comparator
 from nni_jackpot.masking.topk import keep_top
 from nni_jackpot.runtime.settings import between, option
 from nni_jackpot.search.clock import cosine
+from nni_jackpot.training.method import Step, TrainingMethod, register_training_method
 
 
-@register_comparator("rigl")
+@register_training_method("rigl")
 @dataclass(frozen=True, kw_only=True)
-class RigL(Comparator):
+class RigL(TrainingMethod):
     """Replace the smallest kept weights by those of largest gradient (Evci et al. 2020, Sec. 3, Algorithm 1).
 
-    The paper starts from random masks: set ``search.init`` to ``random``, and ``search.budget`` to
-    ``erdos_renyi_kernel``. Here the masks change after the optimizer's step, and not in its place.
+    Here the masks change after the optimizer's step, and not in its place.
     """
 
-    from_scratch: bool = option("whether weights start from random values", default=True)
     fraction: float = option("share of kept weights that the first update replaces", between(0, 1), 0.3)
     every: int = option("steps between updates", between(1, 10**6), 100)
     until: float = option("progress of the training after which masks stay fixed", between(0, 1), 0.75)

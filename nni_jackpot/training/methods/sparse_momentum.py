@@ -9,23 +9,22 @@ import torch
 from torch import Tensor
 
 from nni_jackpot.errors import SearchDivergedError
-from nni_jackpot.experiment.comparators.comparator import Comparator, Step, register_comparator
-from nni_jackpot.experiment.comparators.dynamic.shares import shares
 from nni_jackpot.masking.topk import keep_top
 from nni_jackpot.runtime.settings import between, option
 from nni_jackpot.search.clock import cosine
+from nni_jackpot.training.method import Step, TrainingMethod, register_training_method
+from nni_jackpot.training.methods.shares import shares
 
 
-@register_comparator("sparse_momentum")
+@register_training_method("sparse_momentum")
 @dataclass(frozen=True, kw_only=True)
-class SparseMomentum(Comparator):
+class SparseMomentum(TrainingMethod):
     """Prune by magnitude, redistribute and grow by momentum (Dettmers and Zettlemoyer 2019, Algorithm 1).
 
-    The paper starts from random masks: set ``search.init`` to ``random``. Layers that are dense at the start
-    stay dense. Without momentum of the optimizer, gradients take its place.
+    Layers that are dense at the start stay dense. Without momentum of the optimizer, gradients take its
+    place.
     """
 
-    from_scratch: bool = option("whether weights start from random values", default=True)
     rate: float = option("share of kept weights that the first update prunes", between(0, 1), 0.2)
     every: int | None = option("steps between updates; null for an epoch", between(1, 10**6), None)
 
@@ -37,7 +36,7 @@ class SparseMomentum(Comparator):
         step: Step,
     ) -> None:
         """Move weights within and between layers; the number of all layers together stays."""
-        every = self.every or max(1, step.total // max(1, self.epochs))
+        every = self.every or step.per_epoch
         if step.number % every or step.number >= step.total:
             return
         rate = self.rate * cosine(step.number / step.total)

@@ -6,8 +6,8 @@ import math
 
 import torch
 
-from nni_jackpot.experiment.comparators import SparseMomentum, Step
-from nni_jackpot.experiment.comparators.dynamic.shares import shares
+from nni_jackpot.training import SparseMomentum, Step
+from nni_jackpot.training.methods.shares import shares
 
 
 def test_an_update_is_the_one_of_algorithm_1() -> None:
@@ -18,7 +18,7 @@ def test_an_update_is_the_one_of_algorithm_1() -> None:
     weights = {n: torch.randn(size[n], generator=generator) * masks[n] for n in kept}
     momentum = {n: torch.randn(size[n], generator=generator) * (3 if n == "a" else 1) for n in kept}
     before = {n: set(masks[n].nonzero()[:, 0].tolist()) for n in kept}
-    comparator = SparseMomentum(epochs=1, lr=0.1, every=10)
+    comparator = SparseMomentum(every=10)
     comparator.update(masks, weights, momentum, Step(10, 100, 0.1, momentum, {}, 0, kept))
 
     rate = 0.2 * (1 + math.cos(math.pi / 10)) / 2

@@ -8,22 +8,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nni_jackpot.experiment.comparators.comparator import Comparator, Step, register_comparator
 from nni_jackpot.masking.topk import keep_top
 from nni_jackpot.runtime.settings import between, option
+from nni_jackpot.training.method import Step, TrainingMethod, register_training_method
 
 
-@register_comparator("set")
+@register_training_method("set")
 @dataclass(frozen=True, kw_only=True)
-class SET(Comparator):
+class SET(TrainingMethod):
     """Replace the smallest positive and largest negative weights at random (Mocanu et al. 2018, Algorithm 2).
 
-    The paper starts from random masks: set ``search.init`` to ``random``, and ``search.budget`` to
-    ``erdos_renyi_kernel``. Here new weights start from zero, and weights of exactly zero count as positive.
+    Here new weights start from zero, and weights of exactly zero count as positive.
     A weight that was dropped just now is not drawn.
     """
 
-    from_scratch: bool = option("whether weights start from random values", default=True)
     zeta: float = option("share of kept weights that an update replaces", between(0, 1), 0.3)
     every: int | None = option("steps between updates; null for an epoch", between(1, 10**6), None)
 
@@ -35,7 +33,7 @@ class SET(Comparator):
         step: Step,
     ) -> None:
         """Replace weights of each layer, except after the last step; each layer keeps its number."""
-        every = self.every or max(1, step.total // max(1, self.epochs))
+        every = self.every or step.per_epoch
         if step.number % every or step.number >= step.total:
             return
         generator = step.generator()

@@ -58,7 +58,7 @@ class MaskTraining:
         validate(self)
 
 
-class BestMasks(NamedTuple):
+class TrainedMasks(NamedTuple):
     """The best masks of a training.
 
     Attributes
@@ -74,14 +74,14 @@ class BestMasks(NamedTuple):
     loss: float
 
 
-def best_masks(
+def train_masks(
     training: ScoreTraining,
     order: Sequence[int],
     checks: int,
     loss_of: Callable[[int, dict[str, Tensor]], Tensor],
     held_out_loss: Callable[[dict[str, Tensor]], float],
     on_check: OnCheck | None = None,
-) -> BestMasks:
+) -> TrainedMasks:
     """Train masks, and return those with the smallest loss on held-out batches, the start included.
 
     Parameters
@@ -123,7 +123,7 @@ def best_masks(
             loss = check(step)
             if loss < lowest:
                 best, lowest = dict(training.kept), loss
-    return BestMasks(best, start_loss, lowest)
+    return TrainedMasks(best, start_loss, lowest)
 
 
 def held_out_of(n: int, share: float) -> tuple[list[int], list[int]]:

@@ -5,26 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from nni_jackpot.experiment.comparators.comparator import Comparator, Step, register_comparator
 from nni_jackpot.masking.topk import keep_top
-from nni_jackpot.runtime.settings import between, one_of, option
+from nni_jackpot.runtime.settings import between, option
 from nni_jackpot.search.sparsity_schedule import cubic_surplus
+from nni_jackpot.training.method import DENSE, Start, Step, TrainingMethod, register_training_method
 
 
-@register_comparator("gradual")
+@register_training_method("gradual")
 @dataclass(frozen=True, kw_only=True)
-class Gradual(Comparator):
+class Gradual(TrainingMethod):
     """Prune the smallest weights of each layer step by step (Zhu and Gupta 2017, Sec. 3, Eq. 1).
 
-    The final number of weights of each layer is that of the masks that the search starts from. Here a
-    pruned weight stays pruned.
+    The final number of weights of each layer is that of the masks that the training is given. Here
+    a pruned weight stays pruned.
     """
 
-    start: str = option("masks at the start", one_of(("dense",)), "dense")
+    paper: ClassVar[Start] = Start(DENSE, from_scratch=False)
+
     every: int = option("steps between updates", between(1, 10**6), 100)
     until: float = option("progress of the training at which all zeros are there", between(0, 1), 0.75)
 

@@ -9,22 +9,20 @@ import torch
 from torch import Tensor
 
 from nni_jackpot.errors import SearchDivergedError
-from nni_jackpot.experiment.comparators.comparator import Comparator, Step, register_comparator
-from nni_jackpot.experiment.comparators.dynamic.shares import shares
 from nni_jackpot.masking.topk import keep_top
 from nni_jackpot.runtime.settings import between, option
+from nni_jackpot.training.method import Step, TrainingMethod, register_training_method
+from nni_jackpot.training.methods.shares import shares
 
 
-@register_comparator("dsr")
+@register_training_method("dsr")
 @dataclass(frozen=True, kw_only=True)
-class DSR(Comparator):
+class DSR(TrainingMethod):
     """Prune below a threshold, grow in proportion to survivors (Mostafa and Wang 2019, Algorithm 1).
 
-    The paper starts from random masks: set ``search.init`` to ``random``. Layers that are dense at the start
-    stay dense. Here the number of weights to prune is given as a share.
+    Layers that are dense at the start stay dense. Here the number of weights to prune is given as a share.
     """
 
-    from_scratch: bool = option("whether weights start from random values", default=True)
     threshold: float = option("magnitude below which the first update prunes", between(0, 1e30), 1e-3)
     share: float = option("share of kept weights that updates should prune", between(0, 1), 0.01)
     tolerance: float = option(

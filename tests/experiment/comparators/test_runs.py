@@ -10,7 +10,7 @@ from tiny_runs import write_file
 from torch import nn
 
 from nni_jackpot.errors import TrainingDivergedError
-from nni_jackpot.experiment.comparators import COMPARATORS, OneShot
+from nni_jackpot.experiment.comparators import COMPARATORS, Comparator, OneShot
 from nni_jackpot.experiment.config import load_config
 from nni_jackpot.experiment.run import search
 from nni_jackpot.experiment.running import context
@@ -52,3 +52,8 @@ def test_a_nan_is_a_training_that_diverged(tmp_path: Path) -> None:
     file = write_file(tmp_path, comparators={"rigl": settings}, finetune={"epochs": 0})
     with pytest.raises(TrainingDivergedError, match="lower"):
         search(load_config(file))
+
+
+def test_a_name_belongs_to_one_comparator() -> None:
+    with pytest.raises(ValueError, match="the comparator 'jackpot_tuned' is registered already"):
+        COMPARATORS.register("jackpot_tuned")(Comparator)

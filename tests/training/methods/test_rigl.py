@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from nni_jackpot.experiment.comparators import RigL, Step
+from nni_jackpot.training import RigL, Step
 
 
 def test_an_update_is_the_one_of_algorithm_1() -> None:
@@ -16,7 +16,7 @@ def test_an_update_is_the_one_of_algorithm_1() -> None:
     weight[~mask] = 0
     kept = mask.nonzero()[:, 0].tolist()
     before = mask.clone()
-    comparator = RigL(epochs=1, lr=0.1, every=10, until=0.75)
+    comparator = RigL(every=10, until=0.75)
     comparator.update({"a": mask}, {"a": weight}, {"a": gradient}, Step(10, 100, 0.1, {}, {}))
 
     count = int(0.3 / 2 * (1 + math.cos(10 * math.pi / 75)) * len(kept))
@@ -29,7 +29,7 @@ def test_an_update_is_the_one_of_algorithm_1() -> None:
 
 
 def test_masks_change_only_when_an_update_is_due() -> None:
-    comparator = RigL(epochs=1, lr=0.1, every=10, until=0.75)
+    comparator = RigL(every=10, until=0.75)
     for number in (9, 11, 80, 100):
         mask = torch.arange(10) < 5
         comparator.update(
@@ -40,7 +40,5 @@ def test_masks_change_only_when_an_update_is_due() -> None:
 
 def test_a_dense_layer_stays_dense() -> None:
     mask = torch.ones(10, dtype=torch.bool)
-    RigL(epochs=1, lr=0.1, every=1).update(
-        {"a": mask}, {"a": torch.rand(10)}, {"a": torch.rand(10)}, Step(1, 9, 0.1, {}, {})
-    )
+    RigL(every=1).update({"a": mask}, {"a": torch.rand(10)}, {"a": torch.rand(10)}, Step(1, 9, 0.1, {}, {}))
     assert mask.all()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from nni_jackpot.experiment.comparators import DSR, Step
+from nni_jackpot.training import DSR, Step
 
 
 @pytest.mark.parametrize(("share", "factor"), [(0.9, 2), (0.01, 0.5)])
@@ -19,7 +19,7 @@ def test_an_update_is_the_one_of_algorithm_1(share: float, factor: float) -> Non
     before = {n: set(masks[n].nonzero()[:, 0].tolist()) for n in size}
     memory: dict[str, Any] = {}
     copies = {n: mask.clone() for n, mask in masks.items()}
-    comparator = DSR(epochs=1, lr=0.1, every=10, threshold=0.5, share=share)
+    comparator = DSR(every=10, threshold=0.5, share=share)
     comparator.update(masks, weights, {}, Step(10, 100, 0.1, {}, memory, 3, kept))
     comparator.update(copies, weights, {}, Step(10, 100, 0.1, {}, {}, 3, kept))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nni_jackpot.experiment.comparators import SET, Step
+from nni_jackpot.training import SET, Step
 
 
 def layer(size: int, kept: int) -> tuple[Tensor, Tensor]:
@@ -19,9 +19,9 @@ def layer(size: int, kept: int) -> tuple[Tensor, Tensor]:
 def update(mask: Tensor, weight: Tensor, number: int, seed: int = 0, every: int | None = 10) -> Tensor:
     """Return the mask after an update."""
     masks = {"a": mask.clone()}
-    comparator = SET(epochs=5, lr=0.1, every=every)
+    comparator = SET(every=every)
     comparator.update(
-        masks, {"a": weight}, {"a": torch.zeros_like(weight)}, Step(number, 100, 0.1, {}, {}, seed)
+        masks, {"a": weight}, {"a": torch.zeros_like(weight)}, Step(number, 100, 0.1, {}, {}, seed, epochs=5)
     )
     return masks["a"]
 

@@ -9,22 +9,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nni_jackpot.experiment.comparators.comparator import Comparator, Step, register_comparator
 from nni_jackpot.masking.topk import keep_top
 from nni_jackpot.runtime.settings import between, option
+from nni_jackpot.training.method import Step, TrainingMethod, register_training_method
 
 
-@register_comparator("deep_r")
+@register_training_method("deep_r")
 @dataclass(frozen=True, kw_only=True)
-class DeepR(Comparator):
+class DeepR(TrainingMethod):
     """Walk at random with fixed signs (Bellec et al. 2018, Sec. 2, Algorithm 1).
 
-    The paper starts from random masks: set ``search.init`` to ``random``. Here each layer keeps its own
-    number of connections, signs of kept weights are those after the first step, and signs of others are
-    drawn. The optimizer's step, with its momentum, is the paper's gradient step.
+    Here each layer keeps its own number of connections, signs of kept weights are those after the first
+    step, and signs of others are drawn. The optimizer's step, with its momentum, is the paper's gradient
+    step.
     """
 
-    from_scratch: bool = option("whether weights start from random values", default=True)
     l1: float = option("factor of the L1 term, alpha in the paper", between(0, 1e30), 1e-4)
     temperature: float = option("temperature of the noise, T in the paper", between(0, 1e30), 1e-8)
 

@@ -6,14 +6,14 @@ import math
 
 import torch
 
-from nni_jackpot.experiment.comparators import Gradual, Step
+from nni_jackpot.training import Gradual, Step
 
 
 def test_zeros_follow_the_cubic_law_and_are_exact_at_the_end() -> None:
     generator = torch.Generator().manual_seed(0)
     mask, budget = torch.ones(100, dtype=torch.bool), 10
     dense = torch.ones(7, dtype=torch.bool)
-    comparator = Gradual(epochs=1, lr=0.1, every=10, until=0.75)
+    comparator = Gradual(every=10, until=0.75)
     for number in range(1, 101):
         weight = torch.randn(100, generator=generator) * mask
         before = mask.clone()
