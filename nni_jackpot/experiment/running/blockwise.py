@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -23,7 +24,7 @@ from nni_jackpot.runtime.distributed import rank
 from nni_jackpot.runtime.resume import digest, read_state, write_state
 from nni_jackpot.search.blockwise import BlockReport, Target, blocks_of, search_blocks
 from nni_jackpot.search.blockwise.polish import polish
-from nni_jackpot.search.match_dense import MATCHING_LOSSES
+from nni_jackpot.search.match_dense import MATCHING_LOSSES, MatchDense
 
 # The mask that searches are compared with, which takes no training.
 START = "wanda"
@@ -50,7 +51,11 @@ def search_blockwise(context: RunContext) -> tuple[Result, Masks, Masks]:
     context.data.restart()
     batches = [moved(batch, context.device) for batch in context.data.train]
     tokens = _tokens(batches)
-    targets = targets_in(config, model)
+    own_loss = config.search.loss
+    loss = context.task.loss if own_loss == "labels" else MatchDense(model, own_loss)
+    with measured(context.device, tokens) as chosen:
+        targets = targets_in(config, model, batches, loss)
+    gc.collect()  # the pruner that chose the targets, and its copy of the network
     rows = [context.row("dense", model, 0.0)]
     own = config.search.blockwise
     assert own is not None  # else the run searches the network as a whole
@@ -59,7 +64,7 @@ def search_blockwise(context: RunContext) -> tuple[Result, Masks, Masks]:
         start = search_blocks(model, batches, targets, settings=plain)
     sparsity = sparsity_of(start)
     tell_search(rows[0], start)
-    rows.append(_masked_row(context, "initial", start, cost))
+    rows.append(_masked_row(context, "initial", start, chosen + cost))
     masks_of = {"initial": start}
     for name, comparator in config.compared.items():
         if isinstance(comparator, OneShot):
@@ -67,16 +72,18 @@ def search_blockwise(context: RunContext) -> tuple[Result, Masks, Masks]:
                 pruned = comparator.prune(copy.deepcopy(model), batches, targets)
             masks_of[name] = _zeros_of(pruned, start)
             is_changed = changes_weights(pruned, model.state_dict(), masks_of[name])
-            rows.append(replace(context.row(name, pruned, sparsity, 0, cost), weights_changed=is_changed))
+            rows.append(
+                replace(context.row(name, pruned, sparsity, 0, chosen + cost), weights_changed=is_changed)
+            )
             del pruned
     with measured(context.device, tokens) as cost:
         masks, resumed = _search(context, batches, targets)
         if config.search.polish is not None:
-            loss = MATCHING_LOSSES.find(config.search.loss)
+            matching = MATCHING_LOSSES.find(own_loss)
             masks = polish(
-                model, batches, masks, loss, targets, settings=config.search.polish, on_check=_tell_check
+                model, batches, masks, matching, targets, settings=config.search.polish, on_check=_tell_check
             )
-    jackpot = _masked_row(context, "jackpot", masks, cost)
+    jackpot = _masked_row(context, "jackpot", masks, chosen + cost)
     rows.append(replace(jackpot, seconds=None) if resumed else jackpot)
     masks_of["jackpot"] = masks
     assert digest(model.state_dict().values()) == before

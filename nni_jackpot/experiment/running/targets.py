@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
+from itertools import cycle, islice
+from typing import Any
 
+import nni
 import torch
-from torch import nn
+from nni.compression.utils import TorchEvaluator
+from torch import Tensor, nn
+from torch.optim import SGD
 
 from nni_jackpot.errors import ConfigListError
 from nni_jackpot.experiment.checks import pruner_options
@@ -13,11 +19,16 @@ from nni_jackpot.experiment.config import RunConfig
 from nni_jackpot.masks import named_masks
 from nni_jackpot.nni_bridge.grouping import by_name
 from nni_jackpot.pruner import LotteryJackpotPruner
+from nni_jackpot.runtime.resume import same_random_states
 from nni_jackpot.search.blockwise import Target
 
 
-def targets_in(config: RunConfig, model: nn.Module) -> dict[str, Target]:
+def targets_in(
+    config: RunConfig, model: nn.Module, batches: Sequence[Any], loss: Callable[[Any, nn.Module], Tensor]
+) -> dict[str, Target]:
     """Return what the config list of a run selects, by the names of parameters, with the grains to keep.
+
+    Zeros are shared out by ``search.budget``. The budget `global_rank` ranks weights by ``search.init``.
 
     Parameters
     ----------
@@ -25,15 +36,31 @@ def targets_in(config: RunConfig, model: nn.Module) -> dict[str, Target]:
         The run.
     model
         The network; it is not changed.
+    batches
+        Calibration data, of which the first are used by a budget that needs data.
+    loss
+        Loss of a batch and a network, for a budget that needs losses.
 
     Raises
     ------
     ConfigListError
         If layers share scores, or other tensors follow the masks: the search of a block cannot know them.
     """
-    pruner = LotteryJackpotPruner(
-        copy.deepcopy(model), list(config.config_list), **pruner_options(config.search)
-    )
+    options, tried = config.search, copy.deepcopy(model)
+
+    def train(
+        model: nn.Module, optimizer: SGD, step: Callable[..., Tensor], _: Any, max_steps: int, __: Any
+    ) -> None:
+        for batch in islice(cycle(batches), max_steps):  # in eval mode, as in the search of blocks
+            step(batch, model).backward()
+            optimizer.step()
+
+    evaluator = TorchEvaluator(train, nni.trace(SGD)(tried.parameters(), lr=0.1), loss)
+    with same_random_states():
+        torch.manual_seed(config.seed)  # a resumed run finds the same budgets
+        pruner = LotteryJackpotPruner(
+            tried, list(config.config_list), evaluator, init=options.init, **pruner_options(options)
+        )
     found = by_name(pruner._targets.groups, pruner._target_spaces)
     groups = [group for group in pruner._targets.groups if len(group.members) > 1]
     if groups:

@@ -60,6 +60,24 @@ def test_block_by_block(kind: str, text: Path, tmp_path: Path, capsys: pytest.Ca
     assert command("search", file, flags=("--dry-run",)) == 0
 
 
+def test_zeros_shared_out_by_a_criterion_of_losses(text: Path, tmp_path: Path) -> None:
+    network = save_network(tmp_path / "network", "BertModel")
+    config_list = [{"op_types": ["Linear"], "exclude_op_names": ["pooler.dense"], "sparse_ratio": 0.5}]
+    search = {"loss": "cosine", "init": "obd", "budget": "global_rank", "init_batches": 2}
+    found = []
+    for output in ("one", "two"):
+        changes = {"search": search, "config_list": config_list, "output": str(tmp_path / output)}
+        assert command("search", write_run(tmp_path, network, **changes)) == 0
+        masks = load_masks(tmp_path / output / "masks.pth")
+        found.append([mask for own in masks.values() for mask in own.values() if mask is not None])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    weights = sum(mask.numel() for mask in found[0])
+    assert sum(int(mask.sum()) for mask in found[0]) == weights - weights // 2
+    assert len({mask.mean().item() for mask in found[0]}) > 1
+    rows = load_result(tmp_path / "one").rows[1:]
+    assert {row.sparsity for row in rows} == {0.5}
+
+
 def test_the_network_as_a_whole(text: Path, tmp_path: Path) -> None:
     network = save_network(tmp_path / "network")
     search = {"epochs": 2, "blockwise": None, "norm": "freeze"}
