@@ -1,6 +1,6 @@
 """Time what a process waits for before it works: imports, help, errors in a file, the first line of a run.
 
-Each program runs in a process of its own, alternately, so that a slow phase of the machine slows all alike.
+Each program runs in a separate process, alternately, so that a slow phase of the machine slows all alike.
 """
 
 from __future__ import annotations

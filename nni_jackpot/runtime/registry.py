@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 T = TypeVar("T")
 F = TypeVar("F")
-K = TypeVar("K", bound=type[Any])
 
 
 class Registry(Mapping[str, T]):
@@ -31,7 +30,7 @@ class Registry(Mapping[str, T]):
         self._objects: dict[str, T] = {}
         self._origins: dict[str, object] = {}
 
-    def register(self, name: str, source: object = None) -> Callable[[F], F]:
+    def register(self, name: str, /, source: object = None, **attributes: object) -> Callable[[F], F]:
         """Return a decorator that registers an object under a name.
 
         Parameters
@@ -40,6 +39,8 @@ class Registry(Mapping[str, T]):
             The name, an identifier.
         source
             The function or class that the object is made of; the object itself by default.
+        **attributes
+            Attributes that the object gets, such as what a criterion needs.
 
         Raises
         ------
@@ -55,11 +56,13 @@ class Registry(Mapping[str, T]):
             if self._origins.setdefault(name, origin) != origin:
                 raise ValueError(f"the {self.kind} {name!r} is registered already")
             self._objects[name] = registered  # type: ignore[assignment]
+            for attribute, value in attributes.items():
+                setattr(registered, attribute, value)
             return registered
 
         return decorate
 
-    def register_class(self, name: str) -> Callable[[K], K]:
+    def register_class(self, name: str) -> Callable[[F], F]:
         """Return a class decorator that registers a class under a name, and sets the class's ``name``.
 
         Parameters
@@ -72,13 +75,7 @@ class Registry(Mapping[str, T]):
         ValueError
             If the name is not an identifier, or belongs to another class.
         """
-
-        def decorate(registered: K) -> K:
-            self.register(name)(registered)
-            registered.name = name
-            return registered
-
-        return decorate
+        return self.register(name, name=name)
 
     def find(self, name: str) -> T:
         """Return the object registered under a name.

@@ -27,7 +27,7 @@ TRACER = "nni.common.concrete_trace_utils.concrete_tracer"
 
 
 def words_of(code: str, folder: Path) -> list[str]:
-    """Run a program in a process of its own, and return the words of its last line."""
+    """Run a program in a separate process, and return the words of its last line."""
     line = [sys.executable, "-c", f"import sys\n{code}"]
     result = subprocess.run(line, capture_output=True, text=True, timeout=240, cwd=folder)
     assert result.returncode == 0, result.stderr[-2000:]
