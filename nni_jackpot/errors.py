@@ -1,4 +1,4 @@
-"""Error types for bad input and failed runs, all derived from `JackpotError`, and the wording they share.
+"""Error types for bad input and failed runs, derived from `JackpotError`; interruptions; shared wording.
 
 An argument that is invalid for every model and file raises a plain ValueError.
 """
@@ -96,6 +96,10 @@ class ExperimentConfigError(JackpotError, ValueError):
 
 class BlocksError(JackpotError, ValueError):
     """The blocks of a network cannot be found, or a network does not run them one after another."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """An interruption, with the progress of the run: ``at step 120 of 900``."""
 
 
 def first_line(error: BaseException) -> str:

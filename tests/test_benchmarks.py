@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 PAGE = ROOT / "docs" / "performance.md"
-OTHERS = ["originals", "photographs", "revisions", "start_and_end"]
+OTHERS = ["originals", "photographs", "revisions", "start_and_end", "startup"]
 SCRIPTS = ["step", "selection", "ranking", "memory", "deployment", "ticket", "fuzz_tickets"]
 
 

@@ -13,10 +13,7 @@ from enum import IntEnum
 from types import FrameType
 from typing import NoReturn
 
-import torch
-
-from nni_jackpot.errors import JackpotError, SearchDivergedError, TrainingDivergedError
-from nni_jackpot.experiment.tracking import Interrupted
+from nni_jackpot.errors import Interrupted, JackpotError, SearchDivergedError, TrainingDivergedError
 from nni_jackpot.runtime.terminal import one_line
 
 _DEBUG = "NNI_JACKPOT_DEBUG"
@@ -78,7 +75,9 @@ def _verdict(error: BaseException, received: list[int]) -> tuple[Exit, str]:
         return Exit.FAILED, f"error: {text}"
     if isinstance(error, JackpotError):
         return Exit.REFUSED, f"error: {text}"
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in text:
+    # PyTorch's error by its name: the command line does not import PyTorch to find out.
+    is_torchs = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in text
+    if isinstance(error, MemoryError) or is_torchs:
         wanted = "lower data.batch_size, data.eval_batch_size or data.workers, or take a smaller network"
         return Exit.FAILED, f"error: memory ran out: {wanted} ({text.splitlines()[0]})"
     if isinstance(error, RuntimeError) and text.startswith("DataLoader worker (pid"):

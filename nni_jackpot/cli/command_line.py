@@ -3,45 +3,43 @@
 from __future__ import annotations
 
 import argparse
-import logging
-import sys
-from collections.abc import Iterable, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from pkgutil import resolve_name
+from typing import Any, NoReturn
 
 from nni_jackpot.cli.boundary import EXIT_CODES, Exit, way_out
-from nni_jackpot.cli.tickets import add_commands
-from nni_jackpot.errors import ExperimentConfigError
-from nni_jackpot.experiment.config import RunConfig, parse_override
-from nni_jackpot.experiment.dry_run import plan
-from nni_jackpot.experiment.folder.result import finished
-from nni_jackpot.experiment.overlap import overlap, save
-from nni_jackpot.experiment.processes import joined
-from nni_jackpot.experiment.reference.keys import markdown, yaml_text
-from nni_jackpot.experiment.report import summary, write_report
-from nni_jackpot.experiment.run import pretrain, search
-from nni_jackpot.experiment.sweep import named, runs_of
-from nni_jackpot.experiment.tracking import Interrupted, tuner_parameters
-from nni_jackpot.runtime.distributed import broadcast_result, rank
+from nni_jackpot.errors import TicketError
+from nni_jackpot.experiment.schema.strict_yaml import parse_file
 from nni_jackpot.runtime.terminal import any_terminal, one_line
-
-Value = TypeVar("Value")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; unless it is 0, print one line that says what is wrong."""
     options = _parser().parse_args(arguments)
-    # NNI logs a line per metric and per module; progress and table have the same information.
-    logging.getLogger("nni").setLevel(logging.WARNING)
-
-    def command() -> None:
-        with joined(), redirect_stdout(sys.stdout if rank() == 0 else None):
-            options.command(options)
-
     with any_terminal():
-        return int(way_out(command))
+        return int(way_out(partial(_run, options)))
+
+
+def _run(options: argparse.Namespace) -> None:
+    """Check the named file, then import the command: PyTorch and NNI take seconds to import."""
+    options.check(options)
+    run_command = resolve_name("nni_jackpot.cli.commands:run_command")
+    run_command(resolve_name(f"nni_jackpot.cli.{options.command}"), options)
+
+
+def _check_file(options: argparse.Namespace) -> None:
+    parse_file(options.file)
+
+
+def _check_run(options: argparse.Namespace) -> None:
+    parse_file(options.run / "config.yml")
+
+
+def _check_ticket(options: argparse.Namespace) -> None:
+    if not options.ticket.exists():
+        raise TicketError(f"there is no jackpot ticket {options.ticket}")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -58,14 +56,15 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.set_defaults(check=lambda options: None)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, command, text in (
-        ("pretrain", _pretrain, "train the network of FILE, once; later runs find it in the cache"),
-        ("search", _search, "find a lottery jackpot in the pre-trained network of FILE"),
-        ("overlap", _overlap, "compare the masks of all criteria with the jackpots found from them (Fig. 4)"),
+    for name, text in (
+        ("pretrain", "train the network of FILE, once; later runs find it in the cache"),
+        ("search", "find a lottery jackpot in the pre-trained network of FILE"),
+        ("overlap", "compare the masks of all criteria with the jackpots found from them (Fig. 4)"),
     ):
         sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(command=command)
+        sub.set_defaults(command=f"commands:{name}", check=_check_file)
         sub.add_argument(
             "file", metavar="FILE", type=Path, help="YAML file of a run, or of an NNI experiment"
         )
@@ -88,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
             action="store_true",
             help="replace finished runs, once the new ones are finished",
         )
-        if command is _search:
+        if name == "search":
             sub.add_argument(
                 "--resume",
                 action="store_true",
@@ -101,91 +100,39 @@ def _parser() -> argparse.ArgumentParser:
             )
     text = "print every key of FILE with its default and meaning"
     sub = commands.add_parser("config", help=text, description=text)
-    sub.set_defaults(command=lambda options: print((markdown if options.markdown else yaml_text)(), end=""))
+    sub.set_defaults(command="commands:config")
     sub.add_argument("--markdown", action="store_true", help="as the reference page of the documentation")
-    add_commands(commands)
+    _add_ticket_commands(commands)
     text = "write the paper's tables and figures, of finished runs and NNI experiments"
     sub = commands.add_parser("report", help=text, description=text)
-    sub.set_defaults(command=_report)
+    sub.set_defaults(command="commands:report")
     sub.add_argument("runs", metavar="RUNS", type=Path, nargs="+", help="folders of runs or NNI experiments")
     sub.add_argument("-o", "--output", metavar="DIR", type=Path, default="report", help="default: report")
     return parser
 
 
-def _pretrain(options: argparse.Namespace) -> None:
-    for _, config in _configs(options):
-        path, accuracy = pretrain(config, options.overwrite)
-        if path is None:
-            print(f"{config.model.name} has its weights: nothing is trained")
-        else:
-            print(f"{path}: test accuracy {100 * accuracy:.2f} %")
+def _add_ticket_commands(commands: Any) -> None:
+    text = "write the jackpot of a run's folder as a ticket"
+    sub = commands.add_parser("export", help=text, description=text)
+    sub.set_defaults(command="tickets:export", check=_check_run)
+    sub.add_argument("run", metavar="RUN", type=Path, help="folder that a search has written")
+    sub.add_argument(
+        "-o", "--output", metavar="FILE", type=Path, help="jackpot.ticket in the folder by default"
+    )
+    sub.add_argument(
+        "--sparse", action="store_true", help="write a sparse checkpoint, which needs no base: jackpot.sparse"
+    )
 
+    text = "print the content of a ticket, its size, and how it was found"
+    sub = commands.add_parser("inspect", help=text, description=text)
+    sub.set_defaults(command="tickets:inspect", check=_check_ticket)
+    sub.add_argument("ticket", metavar="TICKET", type=Path)
 
-def _search(options: argparse.Namespace) -> None:
-    if options.dry_run:
-        print(plan(_configs(options), here=True, overwrite=options.overwrite))
-        return
-    # All configs are read before the first run, so that an error in the last one is reported at once.
-    runs = _configs(options)
-    by_title: dict[str, list[tuple[str, RunConfig]]] = {}
-    for swept, config in runs:
-        title = named({key: value for key, value in swept.items() if key != "seed"})
-        by_title.setdefault(title, []).append((named(swept), config))
-    number = 0
-    try:
-        for title, own in by_title.items():
-            found = []
-            for name, config in own:
-                number += 1
-                if len(runs) > 1:
-                    print(f"run {number} of {len(runs)}: {name}", flush=True)
-                done = options.resume and broadcast_result(partial(finished, config))
-                found.append(done or search(config, options.overwrite))
-            text = summary(found, own[0][1].search.named_init)
-            print(f"\n{title}\n{text}" if title else f"\n{text}", flush=True)
-    except KeyboardInterrupt as stop:
-        if len(runs) == 1:
-            raise
-        where = f"{stop}, " if isinstance(stop, Interrupted) else ""
-        raise Interrupted(f"{where}in run {number} of {len(runs)}") from stop
-
-
-def _overlap(options: argparse.Namespace) -> None:
-    for swept, config in _configs(options):
-        title = named(swept)
-        comparison = overlap(config, options.overwrite)
-        paths = save(comparison) if rank() == 0 else []
-        print(f"\n{title}".rstrip(), comparison.table(), comparison.legend(), sep="\n")
-        if not any(path.suffix == ".png" for path in paths):
-            print('no overlap.png, which needs matplotlib: pip install "nni-jackpot[plot]"')
-        print("written to", *paths, flush=True)
-
-
-def _report(options: argparse.Namespace) -> None:
-    print(write_report(options.runs, options.output))
-
-
-def _configs(options: argparse.Namespace) -> list[tuple[dict[str, object], RunConfig]]:
-    """Return the swept values and the config of every run of the command line."""
-    fixed = _once("--set", map(parse_override, options.set)) | broadcast_result(tuner_parameters)
-    return runs_of(options.file, fixed, _once("--sweep", map(_axis, options.sweep)))
-
-
-def _once(option: str, pairs: Iterable[tuple[str, Value]]) -> dict[str, Value]:
-    """Return values by dotted name; a name that is given twice is an error."""
-    values: dict[str, Value] = {}
-    for key, value in pairs:
-        if key in values:
-            raise ExperimentConfigError(f"{option} {key} is given twice, allowed: once")
-        values[key] = value
-    return values
-
-
-def _axis(text: str) -> tuple[str, list[object]]:
-    """Split ``seed=0,1,2`` into the dotted name and its values."""
-    key, value = parse_override(text)
-    if isinstance(value, str):
-        _, value = parse_override(f"{key}=[{value}]")
-    if value == []:
-        raise ExperimentConfigError(f"--sweep {key}: found no values, allowed: {key}=V1,V2,...")
-    return key, value if isinstance(value, list) else [value]
+    text = "write the sparse network of a ticket and its base"
+    sub = commands.add_parser("apply", help=text, description=text)
+    sub.set_defaults(command="tickets:apply", check=_check_ticket)
+    sub.add_argument("ticket", metavar="TICKET", type=Path)
+    text = "state dict, .pth or .safetensors; or a folder of safetensors, as save_pretrained writes it"
+    sub.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help=text)
+    text = "file of either kind; a new folder, if CHECKPOINT is a folder"
+    sub.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help=text)

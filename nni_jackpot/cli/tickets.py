@@ -31,35 +31,8 @@ _MOST_ROWS = 16
 _SAFETENSORS = ".safetensors"
 
 
-def add_commands(commands: Any) -> None:
-    """Add the commands to those of the parser."""
-    text = "write the jackpot of a run's folder as a ticket"
-    sub = commands.add_parser("export", help=text, description=text)
-    sub.set_defaults(command=_export)
-    sub.add_argument("run", metavar="RUN", type=Path, help="folder that a search has written")
-    sub.add_argument(
-        "-o", "--output", metavar="FILE", type=Path, help="jackpot.ticket in the folder by default"
-    )
-    sub.add_argument(
-        "--sparse", action="store_true", help="write a sparse checkpoint, which needs no base: jackpot.sparse"
-    )
-
-    text = "print the content of a ticket, its size, and how it was found"
-    sub = commands.add_parser("inspect", help=text, description=text)
-    sub.set_defaults(command=_inspect)
-    sub.add_argument("ticket", metavar="TICKET", type=Path)
-
-    text = "write the sparse network of a ticket and its base"
-    sub = commands.add_parser("apply", help=text, description=text)
-    sub.set_defaults(command=_apply)
-    sub.add_argument("ticket", metavar="TICKET", type=Path)
-    text = "state dict, .pth or .safetensors; or a folder of safetensors, as save_pretrained writes it"
-    sub.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help=text)
-    text = "file of either kind; a new folder, if CHECKPOINT is a folder"
-    sub.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help=text)
-
-
-def _export(options: argparse.Namespace) -> None:
+def export(options: argparse.Namespace) -> None:
+    """Write the ticket, or the sparse checkpoint, of a run's folder."""
     run: Path = options.run
     config = load_config(run / "config.yml", is_stored=True)
     load_result(run).check_files("masks.pth", "jackpot.pth")
@@ -101,7 +74,8 @@ def _told(config: RunConfig, run: Path) -> dict[str, Any]:
     }
 
 
-def _inspect(options: argparse.Namespace) -> None:
+def inspect(options: argparse.Namespace) -> None:
+    """Print the content of a ticket."""
     ticket = load_ticket(options.ticket)
     masks = [(name, mask) for name, _, mask in named(ticket.coded) if mask.kept < mask.size]
     table = PrettyTable(["target", "shape", "sparsity %", "bits a weight", "entropy", "coded by"])
@@ -140,7 +114,8 @@ def _form(mask: CodedMask) -> str:
     return "weight" if max(mask.blocks, default=1) == 1 else "blocks of " + "x".join(map(str, mask.blocks))
 
 
-def _apply(options: argparse.Namespace) -> None:
+def apply(options: argparse.Namespace) -> None:
+    """Write the sparse network of a ticket and its base."""
     ticket = load_ticket(options.ticket)
     if options.checkpoint.is_dir():
         BaseFolder(options.checkpoint).apply(ticket, options.output)

@@ -264,12 +264,7 @@ def load_config(
         an unknown or a missing key, or a value of the wrong type or out of range, in the file or in an
         override. The message names the file, the key, what was found and what is allowed.
     """
-    try:
-        raw = strict_yaml.parse(strict_yaml.read(path))
-    except OSError as error:
-        raise ExperimentConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise ExperimentConfigError(f"{path}: is not valid YAML: {error}") from error
+    raw = strict_yaml.parse_file(path)
     said: list[str] = []
     overrides = old_names.renamed_overrides(overrides, said)
     raw = old_names.renamed(raw, said)

@@ -12,10 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nni
 import torch
 
-from nni_jackpot.errors import CheckpointError, JackpotError
+from nni_jackpot.errors import CheckpointError, Interrupted, JackpotError
 from nni_jackpot.experiment.measures import MEASURES
 from nni_jackpot.runtime.events import EventFile
 from nni_jackpot.runtime.files import errors_of, replace_file
@@ -25,10 +24,6 @@ Scalar = float | torch.Tensor
 
 # Keys and types of a tracker's state.
 _STATE = {"step": int, "epoch_steps": int, "loss_sum": float, "seconds": float}
-
-
-class Interrupted(KeyboardInterrupt):
-    """An interruption, with the progress of the run: ``at step 120 of 900``."""
 
 
 def running_as_nni_trial() -> bool:
@@ -44,6 +39,8 @@ def tuner_parameters() -> dict[str, object]:
     """
     if not running_as_nni_trial():
         return {}
+    import nni
+
     parameters = nni.get_next_parameter()
     if parameters is None:
         raise JackpotError("NNI has closed the connection to this trial, no parameters were received")
@@ -179,6 +176,8 @@ class Tracker:
         shown = f"{100 * measured:.2f} %" if MEASURES[self._measure].is_percent else f"{measured:.4f}"
         self._progress.line({"epoch": f"{self._epochs}", **loss, self._measure: shown})
         if self._reports:
+            import nni
+
             nni.report_intermediate_result(measured)
 
     def state_dict(self) -> dict[str, Any]:
@@ -241,6 +240,8 @@ class Tracker:
     def final(self, measured: float) -> None:
         """Report the run's final measure, such as the accuracy as a fraction, to NNI if this is a trial."""
         if running_as_nni_trial() and not self._silent:
+            import nni
+
             nni.report_final_result(measured)
 
     def line(self) -> None:

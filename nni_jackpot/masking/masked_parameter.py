@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nni_jackpot.masking.granularity import Grains
 from nni_jackpot.masking.masked_weights import Cache, StraightThrough, as_int8, identity, without_gradients
 from nni_jackpot.masking.refresh import LastChange, Mode, update_masks
-from nni_jackpot.masking.soft_mask import soft_mask
+from nni_jackpot.masking.soft_mask import mask_softly, soft_mask
 from nni_jackpot.masking.topk import Threshold
 
 # Forwards of several threads may find one mask stale. A lock per mask could not be pickled.
@@ -310,9 +310,11 @@ class MaskedParameter:
             if values is None or (values.device, values.dtype) != (weight.device, weight.dtype):
                 values = torch.empty_like(weight)
             if self.temperature:
-                is_fit = self.grains.scaler is None and self.score.dtype == weight.dtype
-                soft = self._soft(out=values if is_fit else None)
-                torch.mul(weight, soft.to(weight.dtype), out=values)
+                if self.grains.scaler is None and self.score.dtype == weight.dtype:
+                    score = self.score.detach().view(weight.shape)
+                    mask_softly(weight, score, self.mask, self.keep, self.grains, self.temperature, values)
+                else:
+                    torch.mul(weight, self._soft().to(weight.dtype), out=values)
             else:
                 torch.mul(weight, as_int8(self.mask), out=values)
             cache = self.cache = Cache(values, weight, key)
@@ -338,10 +340,10 @@ class MaskedParameter:
             self.cache = self.cache.copy()
         return self.cache.values
 
-    def _soft(self, out: Tensor | None = None) -> Tensor:
+    def _soft(self) -> Tensor:
         """Return the soft mask, of the weights' shape or broadcastable to it."""
         scores = self.score.detach().view(self.grains.score_shape)
-        soft = soft_mask(scores, self.mask, self.keep, self.grains, self.temperature, out=out)
+        soft = soft_mask(scores, self.mask, self.keep, self.grains, self.temperature)
         return self.grains.expand(soft)
 
     # -- checkpoints

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from nni_jackpot.masking.granularity import Grains
+from nni_jackpot.masking.topk import has_numpy
 
 # Sample size from which the threshold and the standard deviation of more scores are estimated.
 _SAMPLE = 1 << 14
+# Weights that are masked in one go: on a CPU a block stays in the cache between operations.
+_BLOCK = 1 << 17
 # Lower bound of temperature times standard deviation, for scores that are all equal.
 EQUAL = 1e-12
 
@@ -49,13 +53,43 @@ def soft_mask(
     """
     if keep == grains.count:
         return torch.ones_like(score) if out is None else out.fill_(1)
+    threshold, slope = _sigmoid_of(score, mask, keep, grains, temperature)
+    return torch.sub(score, threshold, out=out).mul_(slope).sigmoid_()
+
+
+@torch.no_grad()
+def mask_softly(
+    weight: Tensor, score: Tensor, mask: Tensor, keep: int, grains: Grains, temperature: float, out: Tensor
+) -> None:
+    """Write the weights times their soft mask; arguments as for `soft_mask`, all of one shape and dtype."""
+    tensors = score, weight, out
+    are_flat = all(tensor.is_cpu and tensor.is_contiguous() for tensor in tensors)
+    if keep == grains.count or grains.rows > 1 or not are_flat:
+        soft_mask(score, mask, keep, grains, temperature, out=out).mul_(weight)
+        return
+    threshold, slope = _sigmoid_of(score, mask, keep, grains, temperature)
+    for block in zip(*(tensor.view(-1).split(_BLOCK) for tensor in tensors), strict=True):
+        scores, weights, values = block
+        torch.sub(scores, threshold, out=values).mul_(slope).sigmoid_().mul_(weights)
+
+
+def _sigmoid_of(
+    score: Tensor, mask: Tensor, keep: int, grains: Grains, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Return threshold and slope of the sigmoid; the threshold is a scalar, or of the score's shape."""
     if grains.rows == 1:
-        sample = score.flatten()[:: stride_of_sample(grains.count)].sort().values
+        sample = _sorted(score.detach().flatten()[:: stride_of_sample(grains.count)])
         place = round(len(sample) * (1 - keep / grains.count))
         threshold = sample[min(place, len(sample) - 1)]
     else:
         sample = score
         by_row = grains.by_row(score.masked_fill(~grains.of_mask(mask), torch.inf))
         threshold = grains.of_rows(by_row.amin(1, keepdim=True).expand_as(by_row))
-    slope = 1 / (temperature * sample.std()).clamp_min(EQUAL)
-    return torch.sub(score, threshold, out=out).mul_(slope).sigmoid_()
+    return threshold, 1 / (temperature * sample.std()).clamp_min(EQUAL)
+
+
+def _sorted(sample: Tensor) -> Tensor:
+    """Sort scores in ascending order; on a CPU by NumPy, whose sort takes a tenth of PyTorch's time."""
+    if has_numpy(sample):
+        return torch.from_numpy(np.sort(sample.numpy()))
+    return sample.sort().values

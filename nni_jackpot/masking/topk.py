@@ -221,7 +221,7 @@ def _smallest_kept(scores: Tensor, keep: int) -> Tensor:
 
 def _stands(flat: Tensor, members: Tensor, threshold: Threshold) -> bool:
     """Return True if a set already has the largest scores; ties do not matter, NaN returns False."""
-    if not math.isnan(threshold.between) and _has_numpy(flat) and _is_split(flat, members, threshold.between):
+    if not math.isnan(threshold.between) and has_numpy(flat) and _is_split(flat, members, threshold.between):
         return True
     threshold.between = math.nan
     lowest, highest = math.inf, -math.inf
@@ -251,8 +251,8 @@ def _is_split(flat: Tensor, members: Tensor, between: float) -> bool:
     return True
 
 
-def _has_numpy(flat: Tensor) -> bool:
-    """Return True if NumPy can compare the scores; it takes a quarter of PyTorch's time, being vectorized."""
+def has_numpy(flat: Tensor) -> bool:
+    """Return True if NumPy can compare and sort the scores, which takes it a fraction of PyTorch's time."""
     return flat.is_cpu and flat.dtype in (torch.float32, torch.float64)
 
 
@@ -263,7 +263,7 @@ def _places_in_doubt(flat: Tensor, members: Tensor, low: float, high: float) -> 
     """
     if low == -math.inf and high == math.inf:
         return torch.arange(len(flat), device=flat.device)
-    if not _has_numpy(flat):
+    if not has_numpy(flat):
         return (((flat > high) != members) | ((flat < low) == members)).nonzero()[:, 0]
     scores, kept = flat.numpy(), members.numpy()
     above, doubt = np.empty((2, min(_CHUNK, len(flat))), dtype=np.bool_)

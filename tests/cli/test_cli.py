@@ -8,7 +8,7 @@ import yaml
 from conftest import ROOT
 
 from nni_jackpot import cli
-from nni_jackpot.cli import command_line
+from nni_jackpot.experiment import run, tracking
 from nni_jackpot.experiment.config import RunConfig, dump_config
 from nni_jackpot.experiment.folder.result import Result, Row, save_result
 from nni_jackpot.masking.methods.edge_popup import EdgePopup
@@ -25,7 +25,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
         configs.append(config)
         return Result([Row("dense", 0.9 + config.seed / 100, 0.0, 0)], 0.95, 1.0, Path(config.output))
 
-    monkeypatch.setattr(command_line, "search", search)
+    monkeypatch.setattr(run, "search", search)
     return configs
 
 
@@ -72,7 +72,7 @@ def test_a_sweep_goes_on_after_the_runs_that_are_finished(
         assert cli.main(["search", str(FILE), "--set", f"output={tmp_path}", *more]) == 0
         return [config.seed for config in searched]
 
-    monkeypatch.setattr(command_line, "search", search)
+    monkeypatch.setattr(run, "search", search)
     assert seeds("--sweep", "seed=0,1") == [0, 1]
     assert seeds("--sweep", "seed=0,1,2", "--resume") == [2]
     assert "91.00 ± 1.00" in capsys.readouterr().out  # of all three
@@ -98,7 +98,7 @@ def test_a_sweep_that_begins_with_null(ran: list[RunConfig], capsys: pytest.Capt
 
 
 def test_the_tuner_has_the_last_word(ran: list[RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command_line, "tuner_parameters", lambda: {"search.lr": 7.0, "search.epochs": 3.0})
+    monkeypatch.setattr(tracking, "tuner_parameters", lambda: {"search.lr": 7.0, "search.epochs": 3.0})
     assert cli.main(["search", str(FILE), "--set", "search.lr=3"]) == 0
     assert (ran[0].search.settings.lr, ran[0].search.epochs) == (7.0, 3)
 

@@ -9,8 +9,8 @@ import yaml
 from conftest import ROOT
 
 from nni_jackpot import cli
-from nni_jackpot.cli import command_line
 from nni_jackpot.errors import ConfigListError, ExperimentConfigError
+from nni_jackpot.experiment import run
 from nni_jackpot.experiment.data.loading import load_data
 from nni_jackpot.experiment.data.spec import DATASETS
 from nni_jackpot.experiment.dry_run import plan
@@ -44,7 +44,7 @@ def test_what_is_said_of_digits_is_so() -> None:
 def test_the_command_prints_and_trains_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command_line, "search", None)
+    monkeypatch.setattr(run, "search", None)
     monkeypatch.chdir(tmp_path)
     file = str(CONFIGS / "digits" / "table1.yml")
     assert cli.main(["search", file, "--dry-run"]) == 0

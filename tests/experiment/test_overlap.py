@@ -9,8 +9,8 @@ import pytest
 from tiny_runs import write_file
 
 from nni_jackpot import cli, load_masks, mask_overlap
-from nni_jackpot.cli import command_line
 from nni_jackpot.errors import JackpotError
+from nni_jackpot.experiment import overlap as overlaps
 from nni_jackpot.experiment.config import RunConfig, load_config
 from nni_jackpot.experiment.folder.result import Result, Row
 from nni_jackpot.experiment.overlap import Comparison, overlap, save
@@ -92,7 +92,7 @@ def test_without_matplotlib(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    monkeypatch.setattr(command_line, "overlap", lambda config, overwrite: comparison)
+    monkeypatch.setattr(overlaps, "overlap", lambda config, overwrite: comparison)
     assert cli.main(["overlap", str(config_file)]) == 0
     assert "nni-jackpot[plot]" in capsys.readouterr().out
     assert not (comparison.folder / "overlap.png").exists()
@@ -105,9 +105,7 @@ def test_a_sweep_is_a_table_each(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     configs: list[RunConfig] = []
-    monkeypatch.setattr(
-        command_line, "overlap", lambda config, overwrite: configs.append(config) or comparison
-    )
+    monkeypatch.setattr(overlaps, "overlap", lambda config, overwrite: configs.append(config) or comparison)
     assert cli.main(["overlap", str(config_file), "--sweep", "config_list.0.sparse_ratio=0.5,0.9"]) == 0
     assert [Path(config.output).name for config in configs] == ["sparse_ratio=0.5", "sparse_ratio=0.9"]
     assert capsys.readouterr().out.count("config_list.0.sparse_ratio=0.") == 2

@@ -22,7 +22,7 @@ def search(*options: str) -> int:
 if __name__ == "__main__":
     folder = Path(sys.argv[1]).parent
     # One group for all three commands: PyTorch does not reliably make a second one under torchrun.
-    with joined(), mock.patch("nni_jackpot.cli.command_line.joined", nullcontext):
+    with joined(), mock.patch("nni_jackpot.cli.commands.joined", nullcontext):
         codes = [search(f"output={folder / 'whole'}")]
         resumed = f"output={folder / 'resumed'}", f"pretrain.cache={folder / 'other'}"
         # In the second epoch of training weights; in the search after the third.

@@ -15,8 +15,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from filelock import FileLock
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100, MNIST, FashionMNIST, ImageFolder
 from torchvision.datasets.utils import check_integrity
@@ -95,6 +93,9 @@ def in_memory(
 @register_dataset("digits", classes=10, shape=(1, 8, 8), train_images=1437)
 def _digits(config: DataConfig) -> Loaded:
     """Load scikit-learn's 1797 images of 8x8 pixels; the same fifth of each class is tested at every seed."""
+    from sklearn.datasets import load_digits  # slow to import, and needed here alone
+    from sklearn.model_selection import train_test_split
+
     pixels, labels = load_digits(return_X_y=True)
     images = torch.from_numpy(pixels).to(torch.uint8).view(-1, 1, 8, 8)
     classes = torch.from_numpy(labels).long()

@@ -15,6 +15,8 @@ from typing import Any
 
 import yaml
 
+from nni_jackpot.errors import ExperimentConfigError
+
 _MOST_BYTES = 1 << 20
 _MOST_NODES = 20_000  # keys and values, with aliases expanded
 _DEEPEST = 50
@@ -63,6 +65,22 @@ def parse(text: str | bytes, *, like_nni: bool = False) -> object:
         if not isinstance(error, ValueError | yaml.YAMLError):
             said = f"a value is not of the kind that its tag says ({type(error).__name__}: {said})"
         raise ValueError(said) from error
+
+
+def parse_file(path: str | os.PathLike[str]) -> object:
+    """Read and parse the YAML file of a run.
+
+    Raises
+    ------
+    ExperimentConfigError
+        If the file cannot be read, or is not valid YAML.
+    """
+    try:
+        return parse(read(path))
+    except OSError as error:
+        raise ExperimentConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ExperimentConfigError(f"{path}: is not valid YAML: {error}") from error
 
 
 def dump(content: object) -> str:

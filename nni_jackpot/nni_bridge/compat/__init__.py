@@ -1,4 +1,4 @@
-"""Patches that let NNI 3.0 run on current PyTorch and Python; applied when nni_jackpot is imported.
+"""Patches that let NNI 3.0 run on current PyTorch and Python; applied when NNI is imported.
 
 NNI is archived. Its pruning quick start (a pruner, then ``ModelSpeedup``) fails on PyTorch 2 (upstream issue
 5768), and its evaluators fail on Lightning 2 and Transformers 5. Each patch fixes one cause from outside. It

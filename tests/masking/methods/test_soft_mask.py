@@ -13,7 +13,7 @@ from nni_jackpot import EdgePopup, LotteryJackpotPruner
 from nni_jackpot.masking import refresh
 from nni_jackpot.masking.granularity import Grains
 from nni_jackpot.masking.masked_parameter import MaskedParameter
-from nni_jackpot.masking.soft_mask import soft_mask
+from nni_jackpot.masking.soft_mask import mask_softly, soft_mask
 from nni_jackpot.masking.topk import keep_top
 
 
@@ -45,6 +45,22 @@ def test_every_row_has_a_threshold_of_its_own(row_dim: int | None) -> None:
     score = torch.randn(4, 6) + (offset if row_dim == 0 else offset[:, None])
     found = soft(score, 2 * rows, Grains((4, 6), rows=rows, row_dim=row_dim), 0.1)
     assert torch.equal((found >= 0.5).sum(along), torch.full((rows,), 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(5, 8), (300, 1001)])
+def test_weights_under_the_soft_mask(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    score, weight = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
+    keep, grains, out = score.numel() // 10, Grains(shape), torch.empty(shape, dtype=dtype)
+    mask = grains.select(score, keep)
+    mask_softly(weight, score, mask, keep, grains, 0.5, out)
+    # Nearly equal: the last numbers of a block may take another path through the sigmoid.
+    torch.testing.assert_close(out, weight * soft_mask(score, mask, keep, grains, 0.5))
+    sample = score.flatten().sort().values
+    if score.numel() <= 1 << 14:
+        threshold = sample[score.numel() - keep]
+        slope = 1 / (0.5 * sample.std())
+        torch.testing.assert_close(out, weight * torch.sigmoid((score - threshold) * slope))
 
 
 def test_many_scores_are_judged_by_a_sample() -> None:
