@@ -11,8 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
+import nni_jackpot
+from nni_jackpot.cli import deployment, doctor, tickets
 from nni_jackpot.cli.boundary import EXIT_CODES, Exit, way_out
-from nni_jackpot.cli.tickets import add_commands
 from nni_jackpot.errors import ExperimentConfigError
 from nni_jackpot.experiment.config import RunConfig, parse_override
 from nni_jackpot.experiment.dry_run import plan
@@ -22,9 +23,12 @@ from nni_jackpot.experiment.processes import joined
 from nni_jackpot.experiment.reference.keys import markdown, yaml_text
 from nni_jackpot.experiment.report import summary, write_report
 from nni_jackpot.experiment.run import pretrain, search
+from nni_jackpot.experiment.schema.shipped import config_file, shipped_files
 from nni_jackpot.experiment.sweep import named, runs_of
 from nni_jackpot.experiment.tracking import Interrupted, tuner_parameters
 from nni_jackpot.runtime.distributed import broadcast_result, rank
+from nni_jackpot.runtime.extras import install_command
+from nni_jackpot.runtime.registry import close_match
 from nni_jackpot.runtime.terminal import any_terminal, one_line
 
 Value = TypeVar("Value")
@@ -34,10 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; unless it is 0, print one line that says what is wrong."""
     options = _parser().parse_args(arguments)
     # NNI logs a line per metric and per module; progress and table have the same information.
-    logging.getLogger("nni").setLevel(logging.WARNING)
+    logging.getLogger("nni").setLevel(logging.INFO if options.verbose else logging.WARNING)
+    if options.verbose:
+        logging.getLogger("nni_jackpot").setLevel(logging.DEBUG)
 
     def command() -> None:
-        with joined(), redirect_stdout(sys.stdout if rank() == 0 else None):
+        with joined(), redirect_stdout(sys.stdout if rank() == 0 and not options.quiet else None):
             options.command(options)
 
     with any_terminal():
@@ -58,6 +64,12 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"nni-jackpot {nni_jackpot.__version__}")
+    loudness = parser.add_mutually_exclusive_group()
+    loudness.add_argument(
+        "-q", "--quiet", action="store_true", help="print warnings and errors only, on stderr"
+    )
+    loudness.add_argument("-v", "--verbose", action="store_true", help="print what NNI logs as well")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, command, text in (
         ("pretrain", _pretrain, "train the network of FILE, once; later runs find it in the cache"),
@@ -67,7 +79,10 @@ def _parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(command=command)
         sub.add_argument(
-            "file", metavar="FILE", type=Path, help="YAML file of a run, or of an NNI experiment"
+            "file",
+            metavar="FILE",
+            type=Path,
+            help="YAML file of a run or of an NNI experiment, or the name of a shipped one: digits/resnet",
         )
         sub.add_argument(
             "--set",
@@ -103,12 +118,18 @@ def _parser() -> argparse.ArgumentParser:
     sub = commands.add_parser("config", help=text, description=text)
     sub.set_defaults(command=lambda options: print((markdown if options.markdown else yaml_text)(), end=""))
     sub.add_argument("--markdown", action="store_true", help="as the reference page of the documentation")
-    add_commands(commands)
+    text = "print the names of the configs and examples that come with the package, or the path of one"
+    sub = commands.add_parser("examples", help=text, description=text)
+    sub.set_defaults(command=_examples)
+    sub.add_argument("name", metavar="NAME", nargs="?", help="such as digits/resnet or quickstart")
+    tickets.add_commands(commands)
+    deployment.add_commands(commands)
     text = "write the paper's tables and figures, of finished runs and NNI experiments"
     sub = commands.add_parser("report", help=text, description=text)
     sub.set_defaults(command=_report)
     sub.add_argument("runs", metavar="RUNS", type=Path, nargs="+", help="folders of runs or NNI experiments")
     sub.add_argument("-o", "--output", metavar="DIR", type=Path, default="report", help="default: report")
+    doctor.add_commands(commands)
     return parser
 
 
@@ -157,7 +178,7 @@ def _overlap(options: argparse.Namespace) -> None:
         paths = save(comparison) if rank() == 0 else []
         print(f"\n{title}".rstrip(), comparison.table(), comparison.legend(), sep="\n")
         if not any(path.suffix == ".png" for path in paths):
-            print('no overlap.png, which needs matplotlib: pip install "nni-jackpot[plot]"')
+            print(f"no overlap.png, which needs matplotlib: {install_command('plot')}")
         print("written to", *paths, flush=True)
 
 
@@ -165,10 +186,22 @@ def _report(options: argparse.Namespace) -> None:
     print(write_report(options.runs, options.output))
 
 
+def _examples(options: argparse.Namespace) -> None:
+    files = shipped_files()
+    if options.name is None:
+        print(*files, sep="\n")
+    elif options.name in files:
+        print(files[options.name])
+    else:
+        raise ExperimentConfigError(
+            f"{options.name} is not the name of a config or example{close_match(options.name, files)}"
+        )
+
+
 def _configs(options: argparse.Namespace) -> list[tuple[dict[str, object], RunConfig]]:
     """Return the swept values and the config of every run of the command line."""
     fixed = _once("--set", map(parse_override, options.set)) | broadcast_result(tuner_parameters)
-    return runs_of(options.file, fixed, _once("--sweep", map(_axis, options.sweep)))
+    return runs_of(config_file(options.file), fixed, _once("--sweep", map(_axis, options.sweep)))
 
 
 def _once(option: str, pairs: Iterable[tuple[str, Value]]) -> dict[str, Value]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten_with_path
 
-from nni_jackpot.errors import MissingLibraryError, SpeedupError, first_line
+from nni_jackpot.errors import SpeedupError, first_line
 from nni_jackpot.masks import check_unwrapped
+from nni_jackpot.runtime.extras import library
 from nni_jackpot.runtime.files import replace_file
 from nni_jackpot.speedup.calls import Call, Inputs
 from nni_jackpot.speedup.outputs import check_same, copy_of, outputs_of
@@ -201,9 +201,4 @@ def _arrays(call: Call) -> list[Any]:
 
 
 def _library(name: str) -> Any:
-    try:
-        return import_module(name)
-    except ImportError:
-        raise MissingLibraryError(
-            f'{name} is not installed, but ONNX files need it: pip install "nni-jackpot[deploy]"'
-        ) from None
+    return library(name, "deploy", "ONNX files need")

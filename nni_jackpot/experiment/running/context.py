@@ -47,6 +47,8 @@ class RunContext:
     ----------
     data, model, task
         Data, network, and what the network computes.
+    tokenizer
+        Tokenizer of a network of text; None for images.
     run
         The folder that `open` was given.
 
@@ -59,6 +61,7 @@ class RunContext:
     data: Data
     model: nn.Module
     task: Task
+    tokenizer: Any
     run: RunFolder
 
     def __init__(self, config: RunConfig) -> None:
@@ -68,7 +71,8 @@ class RunContext:
         # mask.
         torch.backends.cudnn.deterministic = True
         check_folder(place_of(config))
-        self.data, self.model, self.task = _language(config) if is_language(config) else _images(config)
+        made = _language(config) if is_language(config) else _images(config)
+        self.data, self.model, self.task, self.tokenizer = made
         if not self.task.has_labels and config.search.loss == "labels":
             raise ExperimentConfigError(
                 f"search.loss: found labels, allowed for this network: {', '.join(MATCHING_LOSSES)}"
@@ -199,7 +203,7 @@ def is_language(config: RunConfig) -> bool:
     return isinstance(config.model, LanguageModelConfig)
 
 
-def _images(config: RunConfig) -> tuple[Data, nn.Module, Task]:
+def _images(config: RunConfig) -> tuple[Data, nn.Module, Task, None]:
     assert isinstance(config.data, DataConfig)  # the config has checked it
     assert isinstance(config.model, ModelConfig)
     data = load_data(config.data, config.seed)
@@ -208,12 +212,12 @@ def _images(config: RunConfig) -> tuple[Data, nn.Module, Task]:
     model = build_model(config.model, data.num_classes, data.shape[0])
     channels, height, width = data.shape
     validate_model(config.model, model, data.num_classes, (channels, height, width))
-    return data, model, ImageTask()
+    return data, model, ImageTask(), None
 
 
-def _language(config: RunConfig) -> tuple[Data, nn.Module, Task]:
+def _language(config: RunConfig) -> tuple[Data, nn.Module, Task, Any]:
     assert isinstance(config.data, TextConfig)  # the config has checked it
     assert isinstance(config.model, LanguageModelConfig)
     loaded = load_language_model(config.model)
     data = load_text(config.data, config.seed, loaded.tokenizer, loaded.task)
-    return data, loaded.network, LanguageTask(loaded.task)
+    return data, loaded.network, LanguageTask(loaded.task), loaded.tokenizer

@@ -80,11 +80,32 @@ class Form(ABC):
 
     @abstractmethod
     def write(self, jackpot: Jackpot, path: Path) -> None:
-        """Write the file, or fill the empty folder."""
+        """Write the file, or fill the empty folder.
+
+        Parameters
+        ----------
+        jackpot
+            The masked network.
+        path
+            A temporary place of the final name.
+        """
 
     @abstractmethod
     def load(self, path: Path, jackpot: Jackpot) -> Runner:
-        """Read what `write` has written; return a function that runs it."""
+        """Read what `write` has written; return a function that runs it.
+
+        Parameters
+        ----------
+        path
+            The place that `write` was given.
+        jackpot
+            The masked network.
+
+        Returns
+        -------
+        Callable
+            Takes the arguments of the network, and returns its outputs.
+        """
 
     def reference(self, jackpot: Jackpot) -> Runner:
         """Return the function that outputs and latency are compared with: the masked network in PyTorch."""
