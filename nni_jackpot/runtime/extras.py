@@ -20,6 +20,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "transformers": ("transformers", "accelerate"),
     "timm": ("timm",),
     "real": ("transformers", "gguf"),
+    "tracking": ("wandb", "mlflow"),
     "deploy": ("onnx", "onnxscript", "onnxruntime", "openvino"),
 }
 

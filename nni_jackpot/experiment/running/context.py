@@ -30,6 +30,7 @@ from nni_jackpot.experiment.running.image_task import ImageTask
 from nni_jackpot.experiment.running.language_task import LanguageTask
 from nni_jackpot.experiment.running.task import Task
 from nni_jackpot.experiment.schema.training import TrainConfig
+from nni_jackpot.experiment.services import Services, check_services
 from nni_jackpot.experiment.sight import tell_start
 from nni_jackpot.experiment.tracking import Tracker
 from nni_jackpot.experiment.train import train_weights
@@ -71,6 +72,7 @@ class RunContext:
         # mask.
         torch.backends.cudnn.deterministic = True
         check_folder(place_of(config))
+        check_services(config.trackers)
         made = _language(config) if is_language(config) else _images(config)
         self.data, self.model, self.task, self.tokenizer = made
         if not self.task.has_labels and config.search.loss == "labels":
@@ -109,6 +111,10 @@ class RunContext:
             check_state(file, "training", self._what_a_training_depends_on(config.pretrain))
         barrier()  # all processes have checked the files before the first one changes them
         run.begin(config)
+
+    def services(self, phase: str = "search") -> Services:
+        """Return the tracking services of a phase."""
+        return Services(self.config.trackers, place_of(self.config) / phase, to_dict(self.config))
 
     @property
     def measure(self) -> str:
@@ -170,6 +176,7 @@ class RunContext:
             rank=rank(),
             report_to_nni=False,
             measure=self.measure,
+            services=self.services(name),
         ) as tracker:
             return train_weights(
                 model,
