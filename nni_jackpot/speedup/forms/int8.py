@@ -27,7 +27,7 @@ class Int8(Onnx):
 
     def write(self, jackpot: Jackpot, path: Path) -> None:
         """Export the network, and quantize the file."""
-        with TemporaryDirectory() as folder:
+        with TemporaryDirectory(dir=path.parent) as folder:
             whole = Path(folder, "float.onnx")
             export_onnx(jackpot.model, whole, jackpot.example.inputs)
             quantize_onnx(whole, path, jackpot.batches)
