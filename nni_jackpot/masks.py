@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -81,11 +81,23 @@ def densities(masks: Masks) -> dict[str, float]:
     return {name: int(mask.bool().sum()) / max(mask.numel(), 1) for name, mask in named_masks(masks).items()}
 
 
-def sparsity_of(masks: Masks) -> float:
-    """Return the share of zeros over all targets with at least one zero."""
-    pruned = [kept for mask in named_masks(masks).values() if not (kept := mask.bool()).all()]
-    zeros = sum(int(kept.logical_not().sum()) for kept in pruned)
-    return zeros / max(1, sum(kept.numel() for kept in pruned))
+def sparsity_of(masks: Masks, targets: Collection[str] | None = None) -> float:
+    """Return the share of zeros over targets.
+
+    Parameters
+    ----------
+    masks
+        The masks.
+    targets
+        What counts, by name; None for all targets with at least one zero, as NNI's masks have some of ones
+        for what is not pruned, such as biases.
+    """
+    kept = {name: mask.bool() for name, mask in named_masks(masks).items()}
+    if targets is None:
+        targets = [name for name, mask in kept.items() if not mask.all()]
+    pruned = [kept[name] for name in targets if name in kept]
+    zeros = sum(int(mask.logical_not().sum()) for mask in pruned)
+    return zeros / max(1, sum(mask.numel() for mask in pruned))
 
 
 def save_masks(masks: Masks, path: str | os.PathLike[str]) -> None:
@@ -232,6 +244,15 @@ def named_masks(masks: Masks) -> dict[str, Tensor]:
                 _check_mask(name, mask)
                 named[name] = mask
     return named
+
+
+def by_module(named: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor | None]]:
+    """Return masks by the names of parameters in NNI's form: the inverse of `named_masks`."""
+    masks: dict[str, dict[str, Tensor | None]] = {}
+    for name, mask in named.items():
+        module, _, target = name.rpartition(".")
+        masks.setdefault(module, {})[target] = mask
+    return masks
 
 
 def match_names(names: Iterable[str], known: Iterable[str]) -> dict[str, str]:

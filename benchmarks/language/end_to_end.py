@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nni_jackpot import EdgePopup, LotteryJackpotPruner, Method, Patterns
 from nni_jackpot.masks import Masks
 from nni_jackpot.modules.batches import call_model
-from nni_jackpot.search.blockwise.best_masks import order_of
+from nni_jackpot.search.blockwise.mask_training import order_of
 
 SEARCHES: dict[str, Callable[[float], Method]] = {
     "edge_popup": lambda lr: EdgePopup(

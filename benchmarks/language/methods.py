@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from comparators import sparsegpt_blocks
 from end_to_end import SEARCHES, end_to_end
 from torch import nn
 
 from nni_jackpot import apply_masks
-from nni_jackpot.search.blockwise import BlockReport, BlockSearch, search_blocks
+from nni_jackpot.experiment.comparators import SparseGPT
+from nni_jackpot.search.blockwise import BlockReport, BlockSearch, blocks_of, search_blocks, targets_of
 from nni_jackpot.search.blockwise.polish import Polish, polish
 from nni_jackpot.search.match_dense import MatchingLoss
 
@@ -100,7 +100,8 @@ def print_rows(
         cost = Cost()
         if method in ("sparsegpt", "sparsegpt-mask"):
             update = method == "sparsegpt"
-            sparse = sparsegpt_blocks(model, batches, args.pattern, args.ratio, update)
+            targets = targets_of(model, blocks_of(model), args.pattern, args.ratio)
+            sparse = SparseGPT(update=update).prune(copy.deepcopy(model), batches, targets)
             weights = "updated" if update else "frozen"
             spent = cost()
             print_row(method, weights, cells_of(sparse), spent)

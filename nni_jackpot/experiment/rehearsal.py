@@ -30,6 +30,7 @@ from nni_jackpot.experiment.models import build_model
 from nni_jackpot.experiment.models.section import ModelConfig
 from nni_jackpot.experiment.train import accuracy, cross_entropy_step, fit
 from nni_jackpot.masking.budgets import kept_count
+from nni_jackpot.masks import named_masks
 from nni_jackpot.pruner import LotteryJackpotPruner
 from nni_jackpot.runtime.files import check_folder
 
@@ -93,9 +94,9 @@ def _refuse_too_few(config: RunConfig, model: nn.Module) -> None:
     for group, entries in groups.items():
         ratio = entries[0]["sparse_ratio"]
         pruner = LotteryJackpotPruner(model, _each_alone(entries))
-        masks = [mask for targets in pruner.get_masks().values() for mask in targets.values()]
+        masks = named_masks(pruner.get_masks()).values()
         pruner.unwrap_model()
-        sizes = [mask.numel() for mask in masks if mask is not None and not mask.all()]
+        sizes = [mask.numel() for mask in masks if not mask.all()]
         if (kept := kept_count(sum(sizes), ratio)) < len(sizes):
             raise NothingKeptError(
                 f"{len(sizes)} layers of global_group_id {group!r} would share {kept} weights: lower its "

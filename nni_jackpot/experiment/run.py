@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,7 @@ from nni.compression.utils import TorchEvaluator
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from nni_jackpot.errors import TrainingDivergedError
 from nni_jackpot.experiment.checks import check_frozen, pruner_options
-from nni_jackpot.experiment.comparators import Comparator
 from nni_jackpot.experiment.config import RunConfig
 from nni_jackpot.experiment.folder.result import Result, Row
 from nni_jackpot.experiment.folder.run_folder import (
@@ -27,21 +24,29 @@ from nni_jackpot.experiment.folder.run_folder import (
     START,
     RunFolder,
     check_free,
-    checkpoint_of,
     claimed,
     finished_run,
-    phase_of,
 )
-from nni_jackpot.experiment.models import build_model
-from nni_jackpot.experiment.models.section import ModelConfig
 from nni_jackpot.experiment.processes import averaged
 from nni_jackpot.experiment.running.blockwise import search_blockwise
+from nni_jackpot.experiment.running.compare import compare
 from nni_jackpot.experiment.running.context import RunContext, is_language
+from nni_jackpot.experiment.running.cost import measured, with_overlap
 from nni_jackpot.experiment.sight import tell_search
 from nni_jackpot.experiment.tracking import Tracker
 from nni_jackpot.experiment.train import fit
-from nni_jackpot.masks import Masks, apply_masks, densities, mask_overlap, save_masks, sparsity_of
+from nni_jackpot.masks import (
+    Masks,
+    apply_masks,
+    densities,
+    mask_overlap,
+    named_masks,
+    save_masks,
+    sparsity_of,
+)
 from nni_jackpot.modules.batch_norm import preserve_stats, reestimate
+from nni_jackpot.modules.parameters import join
+from nni_jackpot.nni_bridge.grouping import by_name
 from nni_jackpot.pruner import LotteryJackpotPruner
 from nni_jackpot.runtime.distributed import barrier, broadcast_result, rank
 from nni_jackpot.runtime.files import replace_file, save_tensors
@@ -127,42 +132,45 @@ def _search(context: RunContext, run: RunFolder) -> Result:
         services=context.services(),
     ) as tracker:
         loop = _SearchLoop(context, tracker)
-        pruner, start = loop.start()
+        with measured(context.device) as started:
+            pruner, start = loop.start()
         tell_search(rows[0], start)
-        sparsity = sparsity_of(start)
-        rows.append(context.row("initial", model, sparsity))
+        targets = loop.targets()
+        sparsity = sparsity_of(start, targets)
+        rows.append(context.row("initial", model, sparsity, cost=started))
         if not is_language(config):
             rows.append(_with_norm_reestimated(context, sparsity))
-        began = time.perf_counter()
         masks = start
-        if steps:
-            _, masks = pruner.compress(
-                max_steps=steps, max_epochs=config.search.epochs, held_out=loop.sample_loss
-            )
-        seconds = time.perf_counter() - began
+        with measured(context.device) as searched:
+            if steps:
+                _, masks = pruner.compress(
+                    max_steps=steps, max_epochs=config.search.epochs, held_out=loop.sample_loss
+                )
         if config.search.reestimate_norm and steps:
             context.data.restart()
             pruner.reestimate_norm(context.data.train)
-        rows.append(context.row("jackpot", model, sparsity, config.search.epochs))
-        tracker.final(rows[-1].main)
+        until = started + (replace(searched, seconds=None) if pruner.resumed_step else searched)
+        jackpot = context.row("jackpot", model, sparsity, config.search.epochs, until)
+        tracker.final(jackpot.main)
+    rows = [row if row.kind == "dense" else with_overlap(row, start, masks) for row in rows]
+    rows.append(with_overlap(jackpot, masks, masks))
     pruner.unwrap_model()
     check_frozen(model, dense)
 
     found = copy.deepcopy(model.state_dict())  # with its normalisation statistics
     for name, comparator in config.compared.items():
-        state, under = (found, masks) if comparator.start == "jackpot" else (dense, start)
-        rows.append(_compare(context, name, comparator, state, under))
-    result = Result(rows, mask_overlap(start, masks).total, seconds, run.folder, pruner.resumed_step)
+        begin = (found, masks, until) if comparator.start == "jackpot" else (dense, start, started)
+        row, kept = compare(context, name, comparator, *begin, targets)
+        rows.append(with_overlap(row, kept, masks))
+    overlap = mask_overlap(start, masks).total
+    result = Result(rows, overlap, searched.seconds or 0.0, run.folder, pruner.resumed_step)
     return _finished(context, run, result, start, masks)
 
 
 def _searched_blockwise(context: RunContext, run: RunFolder) -> Result:
     if not (run.work / SEARCH).exists():
         run.delete_stale_logs("")
-    found = search_blockwise(context)
-    overlap = mask_overlap(found.start, found.masks).total
-    result = Result(found.rows, overlap, found.seconds, run.folder, found.resumed_step)
-    return _finished(context, run, result, found.start, found.masks)
+    return _finished(context, run, *search_blockwise(context))
 
 
 def _finished(context: RunContext, run: RunFolder, result: Result, start: Masks, masks: Masks) -> Result:
@@ -215,6 +223,13 @@ class _SearchLoop:
         context.data.restart()
         self._pruner, self._start = pruner, pruner.get_masks()
         return pruner, self._start
+
+    def targets(self) -> set[str]:
+        """Return the names of what is pruned: what has scores, also without a zero, and what follows it."""
+        assert self._pruner is not None
+        scored = by_name(self._pruner._targets.groups, self._pruner._target_spaces)
+        follows = {name for name, mask in named_masks(self._start).items() if not mask.all()}
+        return {join(*name) for name in scored} | follows
 
     def _train(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
         loader = self._context.data.train
@@ -274,29 +289,3 @@ def _with_norm_reestimated(context: RunContext, sparsity: float) -> Row:
         reestimate(context.model, context.data.train)
         context.data.restart()
         return context.row("initial_norm", context.model, sparsity)
-
-
-def _compare(
-    context: RunContext, name: str, comparator: Comparator, state: dict[str, Tensor], masks: Masks
-) -> Row:
-    """Train weights as a comparator does, from a state dict and masks; return its row."""
-    config, data = context.config, context.data
-    data.restart()
-    model = copy.deepcopy(context.model)
-    model.load_state_dict(state)
-    if comparator.from_scratch:
-        with same_random_states():
-            torch.manual_seed(config.seed)
-            assert isinstance(config.model, ModelConfig)  # the config has checked it
-            drawn = build_model(replace(config.model, weights=None), data.num_classes, data.shape[0])
-        model.load_state_dict(drawn.state_dict())
-    try:
-        file = context.run.work / checkpoint_of(name)
-        masks = context.train(model, comparator, phase_of(name), file, masks)
-    except TrainingDivergedError:
-        # The remedy is another lr, for all comparators with these settings.
-        same = [other for other, own in config.compared.items() if own.lr == comparator.lr]
-        context.run.delete_stale(*map(checkpoint_of, same))
-        raise
-    before = config.search.epochs if comparator.start == "jackpot" else 0
-    return context.row(name, model, sparsity_of(masks), before + comparator.epochs)

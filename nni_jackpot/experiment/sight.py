@@ -11,7 +11,7 @@ from nni_jackpot.experiment.data.section import TextConfig
 from nni_jackpot.experiment.folder.result import Row
 from nni_jackpot.experiment.measures import MEASURES
 from nni_jackpot.experiment.models.section import ModelConfig, ModelSection
-from nni_jackpot.masks import Masks, sparsity_of
+from nni_jackpot.masks import Masks, named_masks, sparsity_of
 from nni_jackpot.runtime.distributed import rank, world_size
 
 
@@ -34,7 +34,7 @@ def tell_start(config: RunConfig, device: torch.device, data: Data, model: nn.Mo
 
 def tell_search(dense: Row, start: Masks) -> None:
     """Print the measure of the dense network, and the size of the search."""
-    searched = sum(mask.numel() for of in start.values() for mask in of.values() if mask is not None)
+    searched = sum(mask.numel() for mask in named_masks(start).values())
     zeros = f"{100 * sparsity_of(start):.1f} %"
     name, value = next(iter(dense.values.items()))
     found = f"{100 * value:.2f} %" if MEASURES[name].is_percent else f"{value:.2f}"

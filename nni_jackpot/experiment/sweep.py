@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import os
 import shlex
@@ -75,9 +76,7 @@ def named(swept: Mapping[str, object], short: bool = False) -> str:
 
 def shown(value: object) -> str:
     """Return a value in its YAML form: null and true, not None and True."""
-    return (
-        {None: "null", True: "true", False: "false"}[value] if isinstance(value, bool | None) else str(value)
-    )
+    return json.dumps(value) if isinstance(value, bool | None) else str(value)
 
 
 def _mapping(path: Path) -> dict[str, Any]:

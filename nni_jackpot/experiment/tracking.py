@@ -15,11 +15,11 @@ from typing import Any
 import nni
 import torch
 
-from nni_jackpot.errors import CheckpointError, JackpotError, OutputFolderError
+from nni_jackpot.errors import CheckpointError, JackpotError
 from nni_jackpot.experiment.measures import MEASURES
 from nni_jackpot.experiment.services import Services
 from nni_jackpot.runtime.events import EventFile
-from nni_jackpot.runtime.files import replace_file
+from nni_jackpot.runtime.files import errors_of, replace_file
 from nni_jackpot.runtime.progress import Progress
 
 Scalar = float | torch.Tensor
@@ -320,10 +320,8 @@ def _detached(value: Scalar) -> Scalar:
 
 
 def _make_writable(folder: Path) -> None:
-    try:
+    with errors_of(folder):
         folder.mkdir(parents=True, exist_ok=True)
         # Permission bits do not apply to root, or to a read-only file system.
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except OSError as error:
-        raise OutputFolderError(f"cannot write to the output folder {folder}: {error}") from error

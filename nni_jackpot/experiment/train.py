@@ -15,16 +15,17 @@ from torch.utils.data import DataLoader
 
 from nni_jackpot.errors import SearchDivergedError, TrainingDivergedError
 from nni_jackpot.experiment.comparators import Comparator
-from nni_jackpot.experiment.comparators.masked_training import MaskedTraining
 from nni_jackpot.experiment.data.images import Batch
 from nni_jackpot.experiment.data.loading import TrainLoader
 from nni_jackpot.experiment.folder.epoch_checkpoint import EpochFile
 from nni_jackpot.experiment.processes import averaged
 from nni_jackpot.experiment.schema.training import TrainConfig
+from nni_jackpot.masking.criteria import Losses
 from nni_jackpot.masks import Masks
 from nni_jackpot.modules.batch_norm import broadcast_stats
 from nni_jackpot.runtime.distributed import all_reduce_sum
 from nni_jackpot.search.clock import cosine
+from nni_jackpot.training import SparseTraining, TrainingMethod
 
 
 def cross_entropy_step(batch: Batch, model: nn.Module) -> Tensor:
@@ -89,8 +90,11 @@ def train_weights(
     masks: Masks | None = None,
     training_step: Callable[..., Tensor] = cross_entropy_step,
     seed: int = 0,
+    losses: Losses | None = None,
 ) -> Masks:
     """Train weights by SGD with a cosine schedule; under masks, pruned weights stay zero (Eq. 9).
+
+    A comparator of several trainings, such as iterative pruning, gets the schedule again for each.
 
     Parameters
     ----------
@@ -115,6 +119,8 @@ def train_weights(
         Returns the loss of a batch and the model.
     seed
         Seed of what a comparator draws.
+    losses
+        Losses of a few batches, for a comparator that ranks by them.
 
     Returns
     -------
@@ -129,10 +135,11 @@ def train_weights(
         If the file is damaged, or belongs to another training.
     """
     optimizer = SGD(model.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-    total_steps = max(1, config.epochs * len(loader))  # without epochs, the weights stay at their start
-    scheduler = LambdaLR(optimizer, lambda step: cosine(min(1.0, step / total_steps)))
-    comparator = config if isinstance(config, Comparator) else None
-    masked = MaskedTraining(model, optimizer, masks or {}, comparator, total_steps, seed)
+    length = max(1, config.epochs * len(loader))  # without epochs, the weights stay at their start
+    method = config if isinstance(config, Comparator) else TrainingMethod()
+    max_epochs = config.epochs * method.trainings
+    scheduler = LambdaLR(optimizer, lambda step: cosine(step % length / length))
+    masked = SparseTraining(model, optimizer, masks or {}, method, losses, seed)
     parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "masks": masked}
     epochs = loader.order.epoch = file.load(parts)
     on_skip(epochs)
@@ -154,15 +161,15 @@ def train_weights(
         epochs += 1
         file.save(epochs, parts)
 
-    masked.zero_pruned()
-    optimizer.register_step_post_hook(masked.after_step)
+    optimizer.register_step_post_hook(lambda *_: masked.step())
     try:
+        masked.begin(length * method.trainings, max_epochs)
         fit(
             averaged(model),
             optimizer,
             training_step,
             scheduler,
-            max_epochs=config.epochs - epochs,
+            max_epochs=max_epochs - epochs,
             loader=loader,
             on_step=remember,
             on_epoch=end_epoch,
@@ -172,23 +179,34 @@ def train_weights(
         raise TrainingDivergedError(
             f"a weight or gradient became NaN: lower the lr, which is {config.lr}"
         ) from error
-    return masked.masks()
+    return masked.finish()
+
+
+def accuracy(model: nn.Module, loader: DataLoader[Any], device: torch.device) -> float:
+    """Return the share of images classified correctly, in [0, 1]; as `top_accuracies`."""
+    return top_accuracies(model, loader, device, 1)[0]
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, loader: DataLoader[Any], device: torch.device) -> float:
-    """Return the share of images classified correctly, in [0, 1]; the model's mode is preserved.
+def top_accuracies(
+    model: nn.Module, loader: DataLoader[Any], device: torch.device, *tops: int
+) -> list[float]:
+    """Return the share of images whose class is among the k likeliest, in [0, 1], for each k.
 
-    Each process evaluates a share of the images, with the norm statistics of the first process.
+    The model's mode is preserved. Each process evaluates a share of the images, with the norm statistics of
+    the first process.
     """
     training = model.training
     model.eval()
     broadcast_stats(model)
-    right, total = torch.zeros((2,), dtype=torch.int64, device=device)
+    *right, total = torch.zeros((len(tops) + 1,), dtype=torch.int64, device=device)
     for batch in loader:
         images, labels = to_device(batch, device)
-        right += (model(images).argmax(1) == labels).sum()
+        outputs = model(images)
+        for i, top in enumerate(tops):
+            likeliest = outputs.argmax(1, keepdim=True) if top == 1 else outputs.topk(top, 1).indices
+            right[i] += (likeliest == labels[:, None]).sum()
         total += len(labels)
-    all_reduce_sum((right, total))
+    all_reduce_sum((*right, total))
     model.train(training)
-    return right.item() / total.item()
+    return [count.item() / total.item() for count in right]

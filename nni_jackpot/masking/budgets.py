@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import prod
 from typing import Any, TypeVar
@@ -17,6 +17,9 @@ from nni_jackpot.masking.topk import check_order, keep_top
 from nni_jackpot.runtime.registry import Registry
 
 Key = TypeVar("Key", bound=Hashable)
+
+# Lowest density of a unit relative to its group, where a search reallocates weights.
+_FLOOR = 0.1
 
 
 def kept_count(numel: int, sparse_ratio: float) -> int:
@@ -51,6 +54,14 @@ class Unit:
     max_sparse_ratio: float = 1.0
     shape: tuple[int, ...] = ()
     rows: int = 1
+
+    def with_floor(self, sparse_ratio: float) -> Unit:
+        """Return the unit with a bound of a tenth of the density of its group, whose share of zeros is given.
+
+        No layer then loses all its weights to others. The unit's own bounds go first.
+        """
+        highest = max(self.min_sparse_ratio, 1 - _FLOOR * (1 - sparse_ratio))
+        return replace(self, max_sparse_ratio=min(self.max_sparse_ratio, highest))
 
     @property
     def kept_at_least(self) -> int:
@@ -93,12 +104,7 @@ def register_budget(name: str, needs: str | None = None) -> Callable[[R], R]:
     """
     if needs is not None:
         CRITERIA.find(needs)
-
-    def decorate(rule: R) -> R:
-        rule.needs = needs  # type: ignore[attr-defined]
-        return BUDGETS.register(name)(rule)
-
-    return decorate
+    return BUDGETS.register(name, needs=needs)
 
 
 def criterion_of_budget(rule: Rule) -> Criterion | None:
@@ -184,6 +190,15 @@ def by_global_rank(units: Mapping[Key, Unit], importance: Mapping[Key, Tensor]) 
         keep = unit.kept_at_least + int(part.count_nonzero())
         budgets[key] = keep + (unit.grains - keep) % unit.rows
     return budgets
+
+
+def with_floors(units: Mapping[Key, Unit]) -> dict[Key, Unit]:
+    """Return units with the bound of `Unit.with_floor`, if the weights of the group suffice for it."""
+    size = sum(unit.grains * unit.weights_per_grain for unit in units.values())
+    zeros = _zeros_of_group(units.values())
+    floored = {key: unit.with_floor(zeros / max(1, size)) for key, unit in units.items()}
+    least = sum(unit.kept_at_least * unit.weights_per_grain for unit in floored.values())
+    return floored if least <= size - zeros else dict(units)
 
 
 def _zeros_of_group(units: Collection[Unit]) -> int:

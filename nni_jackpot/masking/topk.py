@@ -200,9 +200,7 @@ def update_tops(sets: Sequence[tuple[Tensor, int, Tensor]]) -> list[Tensor]:
     changed = []
     for (_, keep, kept), (above, ties, n_above), n_candidates in zip(sets, found, on_host[::2], strict=True):
         if n_candidates > keep * len(kept):
-            stayers, others = ties & kept, ties & ~kept
-            behind = stayers.sum(1, keepdim=True) + others.cumsum(1)
-            ties = ties & (torch.where(stayers, stayers.cumsum(1), behind) <= keep - n_above)
+            ties = _first_ties(ties, ties & kept, keep - n_above)
         after = above.logical_or_(ties)
         changed.append(after != kept)
         kept.copy_(after)
@@ -328,12 +326,14 @@ def keep_top_by_row(scores: Tensor, keep: int, previous: Tensor | None = None) -
     threshold = scores.kthvalue(n - keep + 1, dim=1, keepdim=True).values
     kept = scores > threshold
     ties = scores == threshold
-    stayers = ties & previous if previous is not None else torch.zeros_like(ties)
-    others = ties & ~stayers
-    # Position of every tie in the row's queue, from 1: stayers by index, then the others by index.
-    behind = stayers.sum(1, keepdim=True) + others.cumsum(1)
-    place = torch.where(stayers, stayers.cumsum(1), behind)
-    return kept | (ties & (place <= keep - kept.sum(1, keepdim=True)))
+    stayers = torch.zeros_like(ties) if previous is None else ties & previous
+    return kept | _first_ties(ties, stayers, keep - kept.sum(1, keepdim=True))
+
+
+def _first_ties(ties: Tensor, stayers: Tensor, room: Tensor) -> Tensor:
+    """Return the first ``room`` ties of every row: stayers go before others, and then the lower position."""
+    behind = stayers.sum(1, keepdim=True) + (ties & ~stayers).cumsum(1)
+    return ties & (torch.where(stayers, stayers.cumsum(1), behind) <= room)
 
 
 def swap_at_most(kept: Tensor, before: Tensor, scores: Tensor, limit: int) -> Tensor:

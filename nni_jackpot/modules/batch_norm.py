@@ -48,16 +48,19 @@ def reestimating(model: nn.Module) -> Iterator[None]:
     """
     layers: list[Any] = [x for x in _layers(model) if isinstance(x, nn.modules.batchnorm._BatchNorm)]
     momenta = [(layer, layer.momentum) for layer in layers]
+    before = _copies(layers)
     try:
-        with _restored_on_error(layers):
-            for layer in layers:
-                layer.reset_running_stats()
-                layer.momentum = None  # cumulative instead of exponential average
-            yield
-            statistics = [t for layer in layers for t in (layer.running_mean, layer.running_var)]
-            all_reduce_sum(statistics)
-            for statistic in statistics:
-                statistic.div_(world_size())
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # cumulative instead of exponential average
+        yield
+        statistics = [t for layer in layers for t in (layer.running_mean, layer.running_var)]
+        all_reduce_sum(statistics)
+        for statistic in statistics:
+            statistic.div_(world_size())
+    except BaseException:
+        _put_back(before)
+        raise
     finally:
         for layer, momentum in momenta:
             layer.momentum = momentum
@@ -93,24 +96,17 @@ def _run(model: nn.Module, batches: Any) -> int:
 
 
 @contextmanager
-def _restored_on_error(layers: list[Any]) -> Iterator[None]:
-    """Restore the statistics if the block raises."""
-    before = [(buffer, buffer.clone()) for layer in layers for buffer in layer.buffers()]
-    try:
-        yield
-    except BaseException:
-        _put_back(before)
-        raise
-
-
-@contextmanager
 def preserve_stats(model: nn.Module) -> Iterator[None]:
     """Restore the statistics after the block."""
-    before = [(buffer, buffer.clone()) for layer in _layers(model) for buffer in layer.buffers()]
+    before = _copies(_layers(model))
     try:
         yield
     finally:
         _put_back(before)
+
+
+def _copies(layers: list[Any]) -> list[tuple[Tensor, Tensor]]:
+    return [(buffer, buffer.clone()) for layer in layers for buffer in layer.buffers()]
 
 
 def _put_back(values: list[tuple[Tensor, Tensor]]) -> None:

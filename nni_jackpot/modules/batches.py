@@ -33,8 +33,13 @@ def call_model(model: nn.Module, batch: Any, device: torch.device | None = None)
     """
     args, kwargs = inputs_of(model, batch)
     if device is not None:
-        args, kwargs = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, (args, kwargs))
+        args, kwargs = moved((args, kwargs), device)
     return model(*args, **kwargs)
+
+
+def moved(batch: Any, device: torch.device) -> Any:
+    """Return a batch with all its tensors on a device."""
+    return tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, batch)
 
 
 def inputs_of(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 
 class Layout(NamedTuple):
@@ -74,13 +74,9 @@ def _experts_are_transposed(module: nn.Module) -> bool | None:
     said = getattr(module, "is_transposed", None)
     if isinstance(said, bool):
         return said
-    first, second = (_parameter(module, name) for name in ("gate_up_proj", "down_proj"))
+    first, second = (module._parameters.get(name) for name in ("gate_up_proj", "down_proj"))
     if first is None or second is None or first.dim() != 3 or second.dim() != 3:
         return None
     if first.shape[1] == 2 * second.shape[2] and first.shape[2] == second.shape[1]:
         return False
     return True if first.shape[2] == 2 * second.shape[1] and first.shape[1] == second.shape[2] else None
-
-
-def _parameter(module: nn.Module, name: str) -> Tensor | None:
-    return module._parameters.get(name)

@@ -19,6 +19,7 @@ from nni_jackpot.masking.activations.input_statistics import CollectedInputs, In
 from nni_jackpot.masking.activations.layers import KINDS, is_matrix_layer
 from nni_jackpot.masking.criteria import Losses
 from nni_jackpot.masking.masked_parameter import MaskedParameter
+from nni_jackpot.modules.modes import restored_modes
 from nni_jackpot.runtime.resume import same_random_states
 
 
@@ -174,7 +175,7 @@ def layers_of(parameter: MaskedParameter) -> list[nn.Module]:
 @contextmanager
 def _unchanged(model: nn.Module) -> Iterator[None]:
     """Clear gradients for the block, then restore the model's tensors, values, gradients and flags."""
-    modules = [(module, module.training, module._buffers.copy()) for module in model.modules()]
+    modules = [(module, module._buffers.copy()) for module in model.modules()]
     parameters = [(p, p.data, p.requires_grad, p.grad) for p in model.parameters()]
     # By storage, since buffers can be views: a wrapped module's weight is a view of its wrapper's parameter.
     tensors = (t for t in chain(model.parameters(), model.buffers()) if t.layout is torch.strided)
@@ -183,10 +184,10 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
     for parameter, *_ in parameters:
         parameter.grad = None
     try:
-        yield
+        with restored_modes(model):
+            yield
     finally:
-        for module, training, buffers in modules:
-            module.training = training
+        for module, buffers in modules:
             module._buffers.clear()  # moving the model replaces the tensors
             module._buffers.update(buffers)
         for parameter, data, requires_grad, gradient in parameters:

@@ -178,13 +178,10 @@ class LiveMaskPruner(Pruner):
 
     def get_masks(self) -> dict[str, dict[str, Tensor | None]]:
         """Return a copy of the current masks, ``{module: {target: mask}}``, in model order."""
-        self._refresh_masks()
-        # Plain dicts, so that a file of them loads with torch's weights_only.
-        return {module_name: dict(masks) for module_name, masks in super().get_masks().items()}
-
-    def _refresh_masks(self) -> None:
         for wrapper in self._module_wrappers.values():
             refresh_masks(wrapper)
+        # Plain dicts, so that a file of them loads with torch's weights_only.
+        return {module_name: dict(masks) for module_name, masks in super().get_masks().items()}
 
     def generate_masks(self) -> dict[str, dict[str, Tensor | None]]:
         """Return the current masks (NNI's name for `get_masks`)."""

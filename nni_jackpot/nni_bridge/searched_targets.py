@@ -156,7 +156,13 @@ class SearchedTargets:
     def _budgets(self) -> dict[ScoreGroup, int]:
         assert self.importance is not None
         assert self.importance_to_budget is not None
-        return budgets_of(self.groups, self._budget, self.importance, self.importance_to_budget)
+        return budgets_of(
+            self.groups,
+            self._budget,
+            self.importance,
+            self.importance_to_budget,
+            self._method.schedule.reallocate,
+        )
 
     def forget_importance(self) -> None:
         """Free the memory of the importance: no budget will change."""

@@ -13,8 +13,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 from tensorboardX.summary import scalar
 
-from nni_jackpot.errors import OutputFolderError
-from nni_jackpot.runtime.files import replace_file
+from nni_jackpot.runtime.files import errors_of, replace_file
 
 _PATTERN = "events.out.tfevents.*"
 
@@ -58,11 +57,8 @@ class EventFile:
     def add(self, step: int, values: dict[str, float]) -> None:
         """Add points of one step, given by tag."""
         events = (Event(wall_time=time.time(), step=step, summary=scalar(*point)) for point in values.items())
-        try:
-            with self._path.open("ab") as file:
-                file.write(b"".join(map(_record, events)))
-        except OSError as error:
-            raise OutputFolderError(f"cannot write {self._path}: {error}") from error
+        with errors_of(self._path), self._path.open("ab") as file:
+            file.write(b"".join(map(_record, events)))
 
 
 def _record(event: Event) -> bytes:

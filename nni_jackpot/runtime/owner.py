@@ -12,6 +12,7 @@ import psutil  # type: ignore[import-untyped]
 from filelock import FileLock, Timeout
 
 from nni_jackpot.errors import OutputFolderError
+from nni_jackpot.runtime.files import errors_of
 
 LOCK = ".lock"
 # FileLock truncates its file even if it fails to get the lock, so the owner's process id has a separate file.
@@ -64,12 +65,10 @@ def _acquired(lock: FileLock, folder: Path) -> bool:
 
 def _write_owner(folder: Path) -> None:
     path = folder / _OWNER
-    try:
+    with errors_of(path):
         path.unlink(missing_ok=True)
         with path.open("x", encoding="utf-8") as file:
             file.write(str(os.getpid()))
-    except OSError as error:
-        raise OutputFolderError(f"cannot write to {folder}: {error.strerror}") from error
 
 
 def _owner(folder: Path) -> str:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 T = TypeVar("T")
 F = TypeVar("F")
-K = TypeVar("K", bound=type[Any])
 
 
 class Registry(Mapping[str, T]):
@@ -35,7 +34,7 @@ class Registry(Mapping[str, T]):
         self._objects: dict[str, T] = {}
         self._origins: dict[str, object] = {}
 
-    def register(self, name: str, source: object = None) -> Callable[[F], F]:
+    def register(self, name: str, /, source: object = None, **attributes: object) -> Callable[[F], F]:
         """Return a decorator that registers an object under a name.
 
         Parameters
@@ -44,6 +43,8 @@ class Registry(Mapping[str, T]):
             The name, an identifier unless the registry has its own pattern.
         source
             The function or class that the object is made of; the object itself by default.
+        **attributes
+            Attributes that the object gets, such as what a criterion needs.
 
         Raises
         ------
@@ -61,11 +62,13 @@ class Registry(Mapping[str, T]):
             if self._origins.setdefault(name, origin) != origin:
                 raise ValueError(f"the {self.kind} {name!r} is registered already")
             self._objects[name] = registered  # type: ignore[assignment]
+            for attribute, value in attributes.items():
+                setattr(registered, attribute, value)
             return registered
 
         return decorate
 
-    def register_class(self, name: str) -> Callable[[K], K]:
+    def register_class(self, name: str) -> Callable[[F], F]:
         """Return a class decorator that registers a class under a name, and sets the class's ``name``.
 
         Parameters
@@ -78,13 +81,7 @@ class Registry(Mapping[str, T]):
         ValueError
             If the name is not allowed, or belongs to another class.
         """
-
-        def decorate(registered: K) -> K:
-            self.register(name)(registered)
-            registered.name = name
-            return registered
-
-        return decorate
+        return self.register(name, name=name)
 
     def find(self, name: str) -> T:
         """Return the object registered under a name.

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from nni_jackpot.errors import NothingKeptError
-from nni_jackpot.masking.budgets import Rule, Unit, by_global_rank
+from nni_jackpot.masking.budgets import Rule, Unit, by_global_rank, with_floors
 from nni_jackpot.masking.granularity import parse_pattern
 from nni_jackpot.masking.score_groups import ScoreGroup
 
@@ -19,8 +19,12 @@ def budgets_of(
     budget: Rule,
     importance: Mapping[ScoreGroup, Tensor],
     importance_to_budget: Mapping[ScoreGroup, Tensor],
+    reallocates: bool,
 ) -> dict[ScoreGroup, int]:
     """Return how many grains each group keeps, each global group ranked as a whole.
+
+    A search that reallocates weights starts, as it ends, with no layer below a tenth of the density of its
+    global group. The paper's ranking has no such floor.
 
     Parameters
     ----------
@@ -32,6 +36,8 @@ def budgets_of(
         Of every grain, of the groups' score shapes; ranks global groups, and gives thresholds.
     importance_to_budget
         The same by the criterion that the budget needs.
+    reallocates
+        Whether the search reallocates weights among the targets of a global group.
     """
     budgets: dict[ScoreGroup, int] = {}
     together: dict[Any, list[ScoreGroup]] = defaultdict(list)
@@ -44,7 +50,9 @@ def budgets_of(
         rule, evidence = budget, importance_to_budget
         if global_id is not None:
             rule, evidence = by_global_rank, importance
-        units = {group: _unit_of(group, importance[group]) for group in members}
+        units = {group: unit_of(group, _ratio_of(group, importance[group])) for group in members}
+        if reallocates and rule is by_global_rank:
+            units = with_floors(units)
         budgets |= rule(units, {group: evidence[group] for group in members})
     return {group: budgets[group] for group in groups}
 
@@ -56,8 +64,8 @@ def check_budgets(budgets: Mapping[ScoreGroup, int]) -> None:
             raise NothingKeptError(
                 f"none of the {group.grains.count * group.grains.size} weights of {group} would be kept "
                 f"at sparse_ratio {group.space.sparse_ratio}: lower it, exclude "
-                f"{group.members[0].module_name} from the config list, or take it out of its "
-                "global_group_id"
+                f"{group.members[0].module_name} from the config list, take it out of its global_group_id, "
+                "or give it a max_sparse_ratio"
             )
 
 
@@ -71,20 +79,23 @@ def budget_groups_of(groups: Sequence[ScoreGroup], budget: Rule) -> list[list[Sc
     return list(shared.values())
 
 
-def _unit_of(group: ScoreGroup, importance: Tensor) -> Unit:
-    """Describe a group to the rules of budgets."""
-    space, grains = group.space, group.grains
-    low, high = space.min_sparse_ratio or 0.0, space.max_sparse_ratio
-    ratio = space.sparse_ratio
-    if ratio is None:  # a threshold on the importance: the budget is what it leaves (NNI's sparse_threshold)
-        below = int((importance < space.sparse_threshold).sum())
-        # Half a grain more, so that ``int`` finds the count again.
-        ratio = min((below + 0.5) / grains.count, 1.0)
+def _ratio_of(group: ScoreGroup, importance: Tensor) -> float:
+    """Return the sparse ratio of a group; of a threshold on the importance, the share that it leaves out."""
+    if group.space.sparse_ratio is not None:
+        return group.space.sparse_ratio
+    below = int((importance < group.space.sparse_threshold).sum())
+    # Half a grain more, so that ``int`` finds the count again.
+    return min((below + 0.5) / group.grains.count, 1.0)
+
+
+def unit_of(group: ScoreGroup, sparse_ratio: float) -> Unit:
+    """Describe a group of a sparse ratio to the rules of budgets."""
+    grains, high = group.grains, group.space.max_sparse_ratio
     return Unit(
         grains=grains.count,
-        weights_per_grain=group.weights // max(1, group.grains.count),
-        sparse_ratio=ratio,
-        min_sparse_ratio=low,
+        weights_per_grain=group.weights // max(1, grains.count),
+        sparse_ratio=sparse_ratio,
+        min_sparse_ratio=group.space.min_sparse_ratio or 0.0,
         max_sparse_ratio=1.0 if high is None else high,
         shape=grains.shape,
         rows=grains.rows,

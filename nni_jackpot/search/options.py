@@ -64,13 +64,6 @@ def _check_evidence(option: str, criterion: Criterion, has_evaluator: bool) -> N
         raise ValueError(f"{option} takes {EVIDENCE[needs]} through an evaluator: give the pruner one")
 
 
-def check_norm(norm: str) -> str:
-    """Return how norm statistics are treated; raises ValueError if there is no such way."""
-    if norm not in NORMS:
-        raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
-    return norm
-
-
 def check_length(name: str, length: Any) -> int | None:
     """Return the length of a search as an int; None if it is None.
 
@@ -143,4 +136,6 @@ def norm_of(norm: str, old: dict[str, Any]) -> str:
             DeprecationWarning,
             stacklevel=3,
         )
-    return check_norm(norm)
+    if norm not in NORMS:
+        raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
+    return norm

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from nni_jackpot.masking.budgets import Unit, by_global_rank
 from nni_jackpot.masking.methods.method import MaskSchedule
 from nni_jackpot.masking.score_groups import ScoreGroup
+from nni_jackpot.search.initial_masks import unit_of
 
 # Rankings of all scores of a budget group in one search; a ranking takes about as long as a step.
 _RANKINGS = 64
-# Lowest density of a target relative to its budget group, so that no layer loses all weights to others.
-_FLOOR = 0.1
 
 
 class SparsitySchedule:
@@ -102,12 +102,5 @@ def _remaining(progress: float, end: float) -> float:
 
 def _unit(group: ScoreGroup, ratio: float, ramped: float) -> Unit:
     """Describe a member of a budget group of a sparse ratio, of whose zeros the share ``ramped`` is there."""
-    highest = group.space.max_sparse_ratio
-    return Unit(
-        grains=group.grains.count,
-        weights_per_grain=group.weights // group.grains.count,
-        sparse_ratio=ratio * ramped,
-        min_sparse_ratio=(group.space.min_sparse_ratio or 0.0) * ramped,
-        max_sparse_ratio=min(1.0 if highest is None else highest, 1 - _FLOOR * (1 - ratio)),
-        rows=group.grains.rows,
-    )
+    unit = unit_of(group, ratio * ramped)
+    return replace(unit, min_sparse_ratio=unit.min_sparse_ratio * ramped).with_floor(ratio)

@@ -19,7 +19,7 @@ from nni_jackpot.experiment.config import RunConfig, load_config
 from nni_jackpot.experiment.folder.pretrained import cache_path, load_weights
 from nni_jackpot.experiment.run import search
 from nni_jackpot.experiment.running import image_task as images
-from nni_jackpot.experiment.train import accuracy
+from nni_jackpot.experiment.train import top_accuracies
 from nni_jackpot.modules.batch_norm import reestimate
 
 SEARCH_ONLY: dict[str, Any] = {"pretrain.epochs": 1, "finetune.epochs": 0}
@@ -30,11 +30,11 @@ def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
     """Copies of all models whose accuracy a run asks for, as they were then."""
     models: list[nn.Module] = []
 
-    def look(model: nn.Module, *arguments: Any) -> float:
+    def look(model: nn.Module, *arguments: Any) -> list[float]:
         models.append(copy.deepcopy(model))
-        return accuracy(model, *arguments)
+        return top_accuracies(model, *arguments)
 
-    monkeypatch.setattr(images, "accuracy", look)
+    monkeypatch.setattr(images, "top_accuracies", look)
     return models
 
 

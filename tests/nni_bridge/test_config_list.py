@@ -7,7 +7,7 @@ import torch
 from conftest import honours, refuses
 from torch import nn
 
-from nni_jackpot import LotteryJackpotPruner
+from nni_jackpot import EdgePopup, LotteryJackpotPruner
 from nni_jackpot.errors import (
     ConfigListError,
     EmptyMatchError,
@@ -257,6 +257,26 @@ def test_target_that_would_keep_nothing() -> None:
     model[1].weight.data.fill_(1e-6)
     config_list = [{"op_types": ["Linear"], "sparse_ratio": 0.9, "global_group_id": 0}]
     with pytest.raises(NothingKeptError, match=r"none of the 4 weights of 1\.weight .* lower it, exclude 1"):
-        LotteryJackpotPruner(model, config_list)
+        LotteryJackpotPruner(model, config_list, method=EdgePopup.paper())
     assert not any(hasattr(module, "_nni_wrapper") for module in model.modules())
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("extra", [{}, {"min_sparse_ratio": 0.95}, {"max_sparse_ratio": 0.99}])
+def test_default_start_leaves_each_layer_a_tenth_of_the_density(extra: dict) -> None:
+    model = nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 100), nn.Linear(100, 40))
+    model[1].weight.data.mul_(1e-6)
+    config_list = [{"op_types": ["Linear"], "sparse_ratio": 0.98, "global_group_id": 0, **extra}]
+    masks = LotteryJackpotPruner(model, config_list).compress()[1]
+    kept = [int(masks[str(i)]["weight"].sum()) for i in range(3)]
+    size = sum(layer.weight.numel() for layer in model)
+    assert sum(kept) == size - int(0.98 * size)
+    floor = max(0.002, 1 - extra.get("max_sparse_ratio", 1))
+    assert kept[1] == 4000 - int((1 - floor) * 4000)
+
+
+def test_floor_that_the_weights_do_not_suffice_for() -> None:
+    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(40)))
+    config_list = [{"op_types": ["Linear"], "sparse_ratio": 0.9, "global_group_id": 0}]
+    with pytest.raises(NothingKeptError, match="max_sparse_ratio"):
+        LotteryJackpotPruner(model, config_list)

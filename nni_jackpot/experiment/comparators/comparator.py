@@ -1,57 +1,23 @@
-"""What a comparator consists of: settings, and how masks change while weights train."""
+"""Rows of a comparison whose weights train: settings of a training, and how masks change meanwhile."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, make_dataclass
 from typing import Any, ClassVar
-
-import numpy as np
-import torch
-from torch import Tensor
 
 from nni_jackpot.experiment.schema.training import TrainConfig
 from nni_jackpot.runtime.registry import Registry
-from nni_jackpot.runtime.settings import one_of, option
+from nni_jackpot.runtime.settings import Rule, one_of, option
+from nni_jackpot.training import DENSE, TRAINING_METHODS, TrainingMethod
+from nni_jackpot.training.initial import BUDGET, CRITERION
 
-
-@dataclass(frozen=True)
-class Step:
-    """The state of a training after an optimizer step.
-
-    Attributes
-    ----------
-    number, total
-        Steps taken, and steps of the whole training.
-    lr
-        Learning rate of the step.
-    momentum
-        Momentum buffers of the optimizer by name of the weight; those that exist.
-    memory
-        What the comparator keeps from one step to the next: tensors and plain data, saved in checkpoints.
-    seed
-        Seed of the run.
-    budgets
-        Numbers of kept weights by name, as of the masks that the search starts from, or of the jackpot's.
-    """
-
-    number: int
-    total: int
-    lr: float
-    momentum: Mapping[str, Tensor]
-    memory: dict[str, Any]
-    seed: int = 0
-    budgets: Mapping[str, int] = field(default_factory=dict)
-
-    def generator(self) -> torch.Generator:
-        """Return a generator on the CPU, which depends on seed and step alone: equal on all processes."""
-        state = np.random.SeedSequence((self.seed, self.number)).generate_state(1)
-        return torch.Generator().manual_seed(int(state[0]))
+_GIVEN = ("initial", "jackpot", DENSE)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparator(TrainConfig):
-    """Settings of a method that trains weights under masks; each method is a subclass in its own file.
+class Comparator(TrainConfig, TrainingMethod):
+    """A training method with the settings of its training, and where it starts.
 
     Attributes
     ----------
@@ -62,38 +28,77 @@ class Comparator(TrainConfig):
     name: ClassVar[str]
 
     start: str = option(
-        "masks at the start: the initial masks of the search, the jackpot's, or none (dense)",
-        one_of(("initial", "jackpot", "dense")),
+        "masks at the start: the initial masks of the search, the jackpot's, none (dense), or masks of their "
+        "own by a criterion",
+        Rule(
+            lambda: f"out of {', '.join(_GIVEN)}, {CRITERION.allowed.removeprefix('out of ')}",
+            lambda value: value in _GIVEN or CRITERION.holds(value),
+            is_open=True,
+        ),
         "initial",
+    )
+    budget: str = option(
+        "how masks of their own share out the zeros among targets", BUDGET, "erdos_renyi_kernel"
     )
     from_scratch: bool = option(
         "whether weights start from random values in place of the pre-trained ones", default=False
     )
 
-    def update(
-        self,
-        masks: Mapping[str, Tensor],
-        weights: Mapping[str, Tensor],
-        gradients: Mapping[str, Tensor],
-        step: Step,
-    ) -> None:
-        """Change masks, and weights, in place after an optimizer step; by default masks stay fixed.
+    @property
+    def is_dense_at_start(self) -> bool:
+        """Whether the training starts without zeros."""
+        return self.start == DENSE
 
-        The training then sets pruned weights to zero, resets the momentum of weights that a mask adds or
-        removes, and sends the masks of the first process to all others.
+    @property
+    def has_own_masks(self) -> bool:
+        """Whether the training starts from masks of its own."""
+        return self.start not in _GIVEN
 
-        Parameters
-        ----------
-        masks
-            Boolean, True for kept weights, by name of the parameter.
-        weights
-            The parameters; pruned weights are zero before the optimizer step.
-        gradients
-            Gradients of the loss by all weights, pruned ones included; averaged over all processes.
-        step
-            The state of the training.
-        """
+    @property
+    def all_epochs(self) -> int:
+        """Epochs of all trainings of the method."""
+        return self.epochs * self.trainings
 
 
-COMPARATORS: Registry[type[Comparator]] = Registry("comparator")
+class _Comparators(Registry[type[Comparator]]):
+    """Comparators by name: those registered, and every training method, with its paper's start."""
+
+    def find(self, name: str) -> type[Comparator]:
+        if name not in self._objects and name in TRAINING_METHODS:
+            self._objects[name] = _comparator_of(TRAINING_METHODS[name])
+        return super().find(name)
+
+    def __getitem__(self, name: str) -> type[Comparator]:
+        return self.find(name) if name in TRAINING_METHODS else super().__getitem__(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**TRAINING_METHODS, **self._objects})
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+
+def _comparator_of(method: type[TrainingMethod]) -> type[Any]:
+    """Return the comparator of a training method, which starts as its paper does."""
+    paper, own = method.paper, {entry.name: entry for entry in fields(Comparator)}
+    only_dense = one_of((DENSE,)) if paper.masks == DENSE else own["start"].metadata["rule"]
+    values = {
+        "start": (str, only_dense, paper.masks),
+        "budget": (str, own["budget"].metadata["rule"], paper.budget),
+        "from_scratch": (bool, own["from_scratch"].metadata["rule"], paper.from_scratch),
+    }
+    return make_dataclass(
+        method.__name__,
+        [
+            (name, kind, option(own[name].metadata["doc"], rule, default))
+            for name, (kind, rule, default) in values.items()
+        ],
+        bases=(method, Comparator),
+        namespace={"__doc__": method.__doc__, "__module__": __name__, "name": method.name},
+        frozen=True,
+        kw_only=True,
+    )
+
+
+COMPARATORS: Registry[type[Comparator]] = _Comparators("comparator")
 register_comparator = COMPARATORS.register_class

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -29,25 +30,6 @@ _HASH = "settings_hash"
 
 
 @dataclass(frozen=True)
-class Spent:
-    """What a method took.
-
-    Attributes
-    ----------
-    tokens
-        Tokens of calibration data.
-    seconds
-        Time.
-    gib
-        Peak memory of the process so far, or of the GPU, in GiB.
-    """
-
-    tokens: int
-    seconds: float
-    gib: float
-
-
-@dataclass(frozen=True)
 class Row:
     """One line of a comparison.
 
@@ -64,9 +46,19 @@ class Row:
     epochs
         Epochs spent after pre-training.
     measures
-        Measures of text by name (`nni_jackpot.experiment.measures.MEASURES`), the main one first.
-    spent
-        What the method took; None if it is not measured.
+        Other measures by name (`nni_jackpot.experiment.measures.MEASURES`); of text, the main one first.
+    total_epochs
+        Epochs with those of pre-training, if the method needs pre-trained weights; None if not known.
+    seconds
+        Time of the method, without pre-training; None if not known, as for an interrupted method.
+    peak_memory_bytes
+        Peak memory, of the GPU or of the process; None if not known.
+    weights_changed
+        Whether a kept weight differs from the pre-trained one; None if not known.
+    overlap
+        Overlap of the masks with the jackpot's (Eq. 7), in [0, 1]; None if not known.
+    tokens
+        Tokens, or images, of calibration data; None for methods that train.
     """
 
     kind: str
@@ -74,7 +66,12 @@ class Row:
     sparsity: float
     epochs: int
     measures: dict[str, float] = field(default_factory=dict)
-    spent: Spent | None = None
+    total_epochs: int | None = None
+    seconds: float | None = field(default=None, compare=False)  # a repeated run has other values
+    peak_memory_bytes: int | None = field(default=None, compare=False)
+    weights_changed: bool | None = None
+    overlap: float | None = None
+    tokens: int | None = None
 
     @property
     def values(self) -> dict[str, float]:
@@ -163,9 +160,7 @@ def _read_result(folder: Path) -> Result:
         raw = json.loads(path.read_bytes())
         compared = (raw.get("settings") or {}).get("comparators") or {}
         rows = [_checked(_row(row), [*KINDS, *compared]) for row in raw["rows"]]
-        if lacking := [
-            kind for kind in ("dense", "initial", "jackpot") if kind not in {row.kind for row in rows}
-        ]:
+        if lacking := [kind for kind in _REQUIRED if kind not in {row.kind for row in rows}]:
             raise ValueError(f"found no row of kind {', '.join(lacking)}")
         settings = raw.get("settings")
         if raw.pop(_HASH, config_hash(settings)) != config_hash(settings):
@@ -190,8 +185,11 @@ def _settings_in(result: Result) -> dict[str, Any]:
 
 
 def _row(raw: dict[str, Any]) -> Row:
-    spent = raw.get("spent")
-    return Row(**{**raw, "spent": None if spent is None else Spent(**spent)})
+    known = dict(raw)
+    if spent := known.pop("spent", None):  # of an earlier version
+        known |= {"tokens": spent["tokens"], "seconds": spent["seconds"]}
+        known["peak_memory_bytes"] = int(2**30 * spent["gib"]) or None
+    return Row(**known)
 
 
 def _checked(row: Row, kinds: list[str]) -> Row:
@@ -201,6 +199,11 @@ def _checked(row: Row, kinds: list[str]) -> Row:
         raise ValueError(f"found {row}, allowed: accuracy and sparsity in [0, 1], epochs >= 0")
     if not row.values or not all(MEASURES[name].is_possible(value) for name, value in row.values.items()):
         raise ValueError(f"found {row}, allowed: measures in their range, accuracy and sparsity in [0, 1]")
+    costs = [row.total_epochs, row.seconds, row.peak_memory_bytes, row.tokens]
+    if not all(cost is None or 0 <= cost < inf for cost in costs):
+        raise ValueError(f"found {row}, allowed: epochs, seconds, bytes and tokens >= 0")
+    if row.overlap is not None and not 0 <= row.overlap <= 1:
+        raise ValueError(f"found {row}, allowed: an overlap in [0, 1]")
     return row
 
 

@@ -21,12 +21,15 @@ class Measured:
         Largest possible value; None if there is none.
     least
         Smallest possible value.
+    lower_is_better
+        Whether smaller values are better.
     """
 
     words: str
     is_percent: bool = True
     most: float | None = 1.0
     least: float = 0.0
+    lower_is_better: bool = False
 
     def spread(self, values: Collection[float]) -> str:
         """Return the mean, with the standard deviation of a sample (n - 1) if there are several values."""
@@ -43,7 +46,10 @@ class Measured:
 
 MEASURES: dict[str, Measured] = {
     "accuracy": Measured("test accuracy %"),
-    "perplexity": Measured("perplexity (lower is better)", is_percent=False, most=None, least=1.0),
+    "top5": Measured("top-5 accuracy %"),
+    "perplexity": Measured(
+        "perplexity (lower is better)", is_percent=False, most=None, least=1.0, lower_is_better=True
+    ),
     "agreement": Measured("same class as dense %"),
     "cosine": Measured("cosine to dense", is_percent=False, most=1.0001, least=-1.0001),
     "neighbour": Measured("same nearest neighbour %"),

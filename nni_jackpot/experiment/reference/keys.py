@@ -20,10 +20,10 @@ from nni_jackpot.search.blockwise import BlockSearch
 from nni_jackpot.search.blockwise.polish import Polish
 
 _WIDTH = 110
-# Sections for images, and for text.
-_FORMS: dict[str, tuple[Any, Any]] = {
-    "data": (DataConfig, TextConfig),
-    "model": (ModelConfig, LanguageModelConfig),
+# Sections for images, and for text, with the choice of the latter.
+_FORMS: dict[str, tuple[Any, Any, str]] = {
+    "data": (DataConfig, TextConfig, "name: text"),
+    "model": (ModelConfig, LanguageModelConfig, "name: transformers/..."),
 }
 
 
@@ -83,10 +83,9 @@ def _variants(name: str, cls: Any) -> Iterator[Section]:
     if not hasattr(cls, "choose"):
         yield _section(name, cls)
         return
-    usual, text = _FORMS[name]
+    usual, text, choice = _FORMS[name]
     yield _section(name, usual)
-    said = {"data": "name: text", "model": "name: transformers/..."}
-    yield replace(_section(name, text), choice=said[name])
+    yield replace(_section(name, text), choice=choice)
 
 
 def _section(name: str, cls: Any) -> Section:

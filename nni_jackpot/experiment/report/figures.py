@@ -57,6 +57,8 @@ class Figure:
         At least one diagram.
     note
         How to read the figure.
+    is_log
+        Whether the x axis is logarithmic.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Figure:
     y: str
     panels: list[Panel]
     note: str = ""
+    is_log: bool = False
 
 
 _SPARSITY, _ACCURACY = "sparsity %", "test accuracy %"

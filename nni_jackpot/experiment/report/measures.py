@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nni_jackpot.experiment.folder.result import Row
 from nni_jackpot.experiment.measures import MEASURES, Measured
 from nni_jackpot.experiment.report.runs import Run
 from nni_jackpot.experiment.report.wording import NAMES, name_of, percent
@@ -17,7 +18,8 @@ from nni_jackpot.masking.criteria import CRITERIA
 SPARSITY, EPOCHS, INIT, RECIPE = "sparsity", "search.epochs", "search.init", "search.recipe"
 METHOD, BLOCKWISE = "search.method", "search.blockwise"
 TUNING = "finetune.epochs"
-_RATIO = "config_list.0.sparse_ratio"
+LIST = "config_list."
+_RATIO = f"{LIST}0.sparse_ratio"
 
 # Prefixes of the settings that a kind of row depends on. The dense network of ten searches is measured once,
 # not ten times.
@@ -41,6 +43,9 @@ _WORDS = {
     RECIPE: "{} recipe",
     EPOCHS: "{} epochs",
     TUNING: "{} epochs of tuning",
+    f"{LIST}0.granularity": "granularity {}",
+    f"{LIST}0.sparse_pattern": "pattern {}",
+    f"{LIST}0.op_types": "of {}",
 }
 # Values that names omit: the usual weights, and settings with the recipe's value.
 _NOT_SAID = ("pre-trained", None)
@@ -71,6 +76,16 @@ class Measure:
     def values(self) -> dict[int, float]:
         """The main measure by seed, such as the accuracy on the test images in [0, 1]."""
         return {seed: run.rows[self.kind].main for seed, run in self.runs.items()}
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows of all seeds."""
+        return [run.rows[self.kind] for run in self.runs.values()]
+
+    def mean(self, name: str) -> float | None:
+        """Return the mean of a number that rows may have, such as ``seconds``; None if one lacks it."""
+        found = [getattr(row, name) for row in self.rows]
+        return None if None in found else statistics.mean(found)
 
     @property
     def measured(self) -> Measured:
@@ -210,6 +225,11 @@ def labels(measures: Sequence[Measure], *shown: str) -> list[str]:
     for one in measures:
         for name, value in one.settings.items():
             values[name].add(json.dumps(value))
+    # A key that one config list has and another one lacks tells them apart as well.
+    listed = [one for one in measures if any(name.startswith(LIST) for name in one.settings)]
+    for name in [name for name in values if name.startswith(LIST) and name != _RATIO]:
+        if any(name not in one.settings for one in listed):
+            values[name].add(json.dumps(None))
     said = {"weights", *(name for name, found in values.items() if len(found) > 1)} - set(shown)
     return [", ".join([name_of(one.kind, one.init), *_differences(one, said)]) for one in measures]
 
@@ -219,8 +239,13 @@ def _differences(one: Measure, said: set[str]) -> Iterator[str]:
         said = said - {INIT}
     for name, value in one.settings.items():
         if name in said and value not in _NOT_SAID:
-            text = (
-                percent(value) if name == SPARSITY else value if isinstance(value, str) else json.dumps(value)
-            )
             words = _WORDS.get(name, f"{name}={{}}")
-            yield (words.replace("epochs", "epoch") if value == 1 else words).format(text)
+            yield (words.replace("epochs", "epoch") if value == 1 else words).format(_text(name, value))
+
+
+def _text(name: str, value: Any) -> str:
+    if name == SPARSITY:
+        return percent(value)
+    if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
+        return " and ".join(value)
+    return value if isinstance(value, str) else json.dumps(value)

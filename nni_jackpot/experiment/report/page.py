@@ -13,6 +13,9 @@ from nni_jackpot.experiment.report.figures import Figure
 from nni_jackpot.experiment.report.runs import Found
 from nni_jackpot.experiment.report.tables import Table
 
+Drawn = tuple[Figure, dict[str, bytes] | None]
+"""A figure and its files by suffix, ``png`` and ``svg``; None if it could not be drawn."""
+
 
 @dataclass(frozen=True)
 class Section:
@@ -22,16 +25,27 @@ class Section:
     ----------
     title, slug
         Title, and its form in file names.
+    lead
+        What was found, in a sentence; may be empty.
+    picture
+        The figure after it, with its files; None if there is none.
     tables
         In order.
     figures
-        In order, with their files by suffix, ``png`` and ``svg``; None if they could not be drawn.
+        In order.
     """
 
     title: str
     slug: str
+    lead: str
+    picture: Drawn | None
     tables: list[Table]
-    figures: list[tuple[Figure, dict[str, bytes] | None]]
+    figures: list[Drawn]
+
+    @property
+    def drawn(self) -> list[Drawn]:
+        """All figures."""
+        return [*([] if self.picture is None else [self.picture]), *self.figures]
 
 
 @dataclass(frozen=True)
@@ -64,25 +78,24 @@ _ABOUT = (
 
 def markdown(report: Report) -> str:
     """Return the report as Markdown, with links to the other files."""
-    fence = _fence(report.command, 3)
-    lines = [f"# {_TITLE}", f"{fence}bash\n{report.command}\n{fence}", _ABOUT]
+    lines = [f"# {_TITLE}"]
     for section in report.sections:
-        lines.append(f"## {section.title}")
+        lines += [f"## {section.title}", *([_plain(section.lead)] if section.lead else [])]
+        if section.picture is not None:
+            lines += _figure(section, section.picture)
         for table in section.tables:
-            file = f"{section.slug}-{table.name}.csv"
-            lines += [
-                f"### {table.title}",
-                _pretty(table, _plain).get_string(),
-                f"{table.note} [CSV]({file})",
-            ]
-        for figure, files in section.figures:
-            stem = f"{section.slug}-{figure.name}"
-            lines.append(f"### {figure.title}")
-            lines += [f"![{figure.title}]({stem}.svg)"] if files else []
-            links = [f"[PNG]({stem}.png)"] if files else []
-            lines.append(" ".join([figure.note, f"[CSV]({stem}.csv)", *links]).strip())
-    runs = [f"{run.number}. {_code(run.command)} {_plain(run.origin)}".rstrip() for run in report.found.runs]
-    lines += ["## Runs", "\n".join(runs)]
+            cells = _pretty(table, _plain, "[{0}](#run-{0})").get_string()
+            lines += [f"### {table.title}", cells, f"{table.note} [CSV]({section.slug}-{table.name}.csv)"]
+        for drawn in section.figures:
+            lines += _figure(section, drawn)
+    fence = _fence(report.command, 3)
+    lines += ["## Runs", _ABOUT, f"{fence}bash\n{report.command}\n{fence}"]
+    lines.append(
+        "\n".join(
+            f'{run.number}. <a id="run-{run.number}"></a>{_code(run.command)} {_plain(run.origin)}'.rstrip()
+            for run in report.found.runs
+        )
+    )
     if report.found.skipped:
         lines += [
             "Passed over:",
@@ -93,28 +106,50 @@ def markdown(report: Report) -> str:
     return "\n\n".join(lines) + "\n"
 
 
+def _figure(section: Section, drawn: Drawn) -> list[str]:
+    figure, files = drawn
+    stem = f"{section.slug}-{figure.name}"
+    picture = [f"![{figure.title}]({stem}.svg)"] if files else []
+    links = [f"[CSV]({stem}.csv)", *([f"[PNG]({stem}.png)"] if files else [])]
+    return [f"### {figure.title}", *picture, " ".join([figure.note, *links]).strip()]
+
+
 def page(report: Report) -> str:
     """Return the report as one HTML file, with links to the CSV files beside it."""
-    parts = [f"<h1>{_TITLE}</h1>", f"<pre>{html.escape(report.command)}</pre>", f"<p>{_ABOUT}</p>"]
+    parts = [f"<h1>{_TITLE}</h1>"]
     for section in report.sections:
         parts.append(f"<h2>{html.escape(section.title)}</h2>")
+        parts += [f'<p class="lead">{html.escape(section.lead)}</p>'] if section.lead else []
+        if section.picture is not None:
+            parts += _shown(section, section.picture)
         for table in section.tables:
+            cells = _pretty(table, html.escape, '<a href="#run-{0}">{0}</a>')
             parts.append(f"<h3>{table.title}</h3>")
-            parts.append(f'<div class="wide">{_pretty(table).get_html_string()}</div>')
+            parts.append(f'<div class="wide">{cells.get_html_string(escape_data=False)}</div>')
             parts.append(f'<p>{table.note} <a href="{section.slug}-{table.name}.csv">CSV</a></p>')
-        for figure, files in section.figures:
-            stem = f"{section.slug}-{figure.name}"
-            parts.append(f"<h3>{figure.title}</h3>")
-            if files:
-                parts.append(f'<div class="wide">{_inline(files["svg"].decode(), stem, figure.title)}</div>')
-            parts.append(f'<p>{figure.note} <a href="{stem}.csv">CSV</a></p>')
-    runs = [f"<code>{html.escape(run.command)}</code> {html.escape(run.origin)}" for run in report.found.runs]
-    parts += ["<h2>Runs</h2>", "<ol>", *(f"<li>{text}</li>" for text in runs), "</ol>"]
+        for drawn in section.figures:
+            parts += _shown(section, drawn)
+    parts += ["<h2>Runs</h2>", f"<p>{_ABOUT}</p>", f"<pre>{html.escape(report.command)}</pre>", "<ol>"]
+    for run in report.found.runs:
+        text = f"<code>{html.escape(run.command)}</code> {html.escape(run.origin)}"
+        parts.append(f'<li id="run-{run.number}">{text}</li>')
+    parts.append("</ol>")
     if report.found.skipped:
         lines = [html.escape(f"{folder}: {why}") for folder, why in report.found.skipped.items()]
         skipped = [f"<li>{line}</li>" for line in lines]
         parts += ["<p>Passed over:</p>", "<ul>", *skipped, "</ul>"]
     return _PAGE.format(title=_TITLE, style=_STYLE, body="\n".join(parts))
+
+
+def _shown(section: Section, drawn: Drawn) -> list[str]:
+    figure, files = drawn
+    stem = f"{section.slug}-{figure.name}"
+    svg = _inline(files["svg"].decode(), stem, figure.title) if files else ""
+    return [
+        f"<h3>{figure.title}</h3>",
+        *([f'<div class="wide">{svg}</div>'] if files else []),
+        f'<p>{figure.note} <a href="{stem}.csv">CSV</a></p>',
+    ]
 
 
 def _plain(text: str) -> str:
@@ -132,9 +167,12 @@ def _fence(text: str, least: int) -> str:
     return "`" * max(least, 1 + max(map(len, re.findall("`+", text)), default=0))
 
 
-def _pretty(table: Table, shown: Callable[[str], str] = str) -> PrettyTable:
+def _pretty(table: Table, shown: Callable[[str], str], link: str) -> PrettyTable:
+    """Return a table of escaped cells; the last column, of numbers of runs, links to the list of runs."""
     pretty = PrettyTable(table.columns)
-    pretty.add_rows([[shown(cell) for cell in row] for row in table.rows])
+    for *cells, runs in table.rows:
+        linked = re.sub(r"\d+", lambda number: link.format(number[0]), runs)
+        pretty.add_row([*map(shown, cells), linked])
     pretty.set_style(TableStyle.MARKDOWN)
     pretty.align = "r"
     pretty.align[table.columns[0]] = "l"
@@ -169,7 +207,8 @@ pre, .wide { overflow-x: auto }
 code { overflow-wrap: anywhere }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: .2rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #8886 }
-th:first-child, td:first-child { text-align: left }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: Canvas }
+.lead { font-size: 1.15rem }
 svg { width: 100%; min-width: 40rem; height: auto }
 @media (max-width: 40rem) { th:first-child, td:first-child { white-space: normal } }
 @media (prefers-color-scheme: dark) { svg { filter: invert(.88) hue-rotate(180deg) } }

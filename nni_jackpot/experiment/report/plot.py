@@ -40,23 +40,58 @@ def draw(figure: Figure) -> dict[str, bytes] | None:
             _draw_line(diagram, line, looks)
         diagram.set_title(panel.title, fontsize=10)
         diagram.set_xlabel(figure.x)
-        diagram.xaxis.get_major_locator().set_params(integer=True)
+        if figure.is_log:
+            _scale_by_factors(diagram, sorted({x for line in panel.lines for x in line.points}))
+        else:
+            diagram.xaxis.get_major_locator().set_params(integer=True)
         diagram.set_ylabel(figure.y)
         diagram.grid(alpha=0.3)
-        diagram.legend(fontsize=8)
+    _explain(drawing, axes)
     return {"png": _saved(drawing, "png", figure.name), "svg": _saved(drawing, "svg", figure.name)}
+
+
+def _scale_by_factors(axes: Any, xs: list[float]) -> None:
+    """Scale the x axis by factors, with plain numbers at a few points."""
+    axes.set_xscale("log")
+    apart: list[float] = []
+    for x in xs:
+        if not apart or x >= 1.15 * apart[-1]:
+            apart.append(x)
+    axes.set_xticks(apart, [f"{x:.4g}" for x in apart])
+    axes.minorticks_off()
+
+
+def _explain(drawing: Any, axes: list[Any]) -> None:
+    """Draw one legend for all axes beside them, where it covers no line."""
+    handles: dict[str, Any] = {}
+    for diagram in axes:
+        for handle, label in zip(*diagram.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    legend = drawing.legend(
+        list(handles.values()), list(handles), fontsize=8, loc="outside right upper", frameon=False
+    )
+    drawing.set_figwidth(drawing.get_figwidth() + legend.get_window_extent().width / drawing.dpi)
 
 
 def _draw_line(axes: Any, line: Line, looks: dict[str, int]) -> None:
     """Draw the means over seeds, with a band of one standard deviation on both sides."""
     xs = sorted(line.points)
     means = [statistics.mean(line.points[x]) for x in xs]
+    if line.is_reference and len(xs) == 1:
+        axes.axhline(means[0], color="black", linestyle="--", linewidth=1, label=line.label)
+        return
     if line.is_reference:
         axes.plot(xs, means, color="black", linestyle="--", linewidth=1, label=line.label)
         return
     look = looks.setdefault(line.label, len(looks))
-    color, marker = COLORS[look % len(COLORS)], _MARKERS[look % len(_MARKERS)]
+    color, marker = COLORS[look % len(COLORS)], _MARKERS[(look + look // len(COLORS)) % len(_MARKERS)]
     style = ("-", ":", "-.")[look // len(COLORS) % 3]
+    if len(xs) == 1:
+        spread = statistics.stdev(line.points[xs[0]]) if len(line.points[xs[0]]) > 1 else None
+        axes.errorbar(
+            xs, means, spread, color=color, marker=marker, linestyle="", capsize=3, label=line.label
+        )
+        return
     axes.plot(xs, means, color=color, marker=marker, markersize=4, linestyle=style, label=line.label)
     if any(len(values) > 1 for values in line.points.values()):
         spreads = [statistics.stdev(v) if len(v := line.points[x]) > 1 else 0.0 for x in xs]

@@ -8,10 +8,19 @@ import json
 import statistics
 from collections.abc import Collection, Iterable, Sequence
 
+from nni_jackpot.experiment.measures import MEASURES
 from nni_jackpot.experiment.report import paper
 from nni_jackpot.experiment.report.figures import Figure
 from nni_jackpot.experiment.report.measures import RECIPE, Measure
 from nni_jackpot.experiment.report.wording import name_of
+
+# Numbers that rows may have: their columns, and the factors of their units.
+_COSTS = {
+    "total_epochs": ("epochs with pre-training", 1),
+    "seconds": ("seconds", 1),
+    "peak_memory_bytes": ("peak memory, bytes", 1),
+    "overlap": ("overlap with the jackpot %", 100),
+}
 
 
 def of_measures(measures: Iterable[Measure]) -> str:
@@ -45,12 +54,24 @@ def _measure(one: Measure) -> dict[str, object]:
         "epochs": one.epochs,
         **_statistics(one.column, [scale * value for value in one.values.values()]),
         "overlap %": _rounded(100 * statistics.mean(one.overlaps.values())) if one.overlaps else None,
+        **{MEASURES[name].words: _mean_of(one, name) for name in [*one.rows[0].values][1:]},
+        **{words: _known(one.mean(name), scale) for name, (words, scale) in _COSTS.items()},
+        "weights changed": " ".join(sorted({str(row.weights_changed) for row in one.rows} - {"None"})),
         "paper, accuracy %": published.accuracy if published else None,
         "paper, standard deviation": published.deviation if published else None,
         "seeds": " ".join(map(str, one.runs)),
         "commands": "; ".join(run.command for run in one.runs.values()),
         "settings": json.dumps(_effective(one), sort_keys=True),
     }
+
+
+def _mean_of(one: Measure, name: str) -> float:
+    scale = 100 if MEASURES[name].is_percent else 1
+    return _rounded(scale * statistics.mean(row.values[name] for row in one.rows))
+
+
+def _known(value: float | None, scale: float) -> float | None:
+    return None if value is None else _rounded(scale * value)
 
 
 def _effective(one: Measure) -> dict[str, object]:

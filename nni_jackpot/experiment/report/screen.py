@@ -25,7 +25,7 @@ def summary(results: Sequence[Result], init: str) -> str:
         Criterion of the initial masks.
     """
     measures = results[0].rows[0].values
-    is_spent = any(row.spent is not None for row in results[0].rows)
+    is_spent = any(row.tokens is not None for row in results[0].rows)
     last = ["tokens", "seconds", "peak GiB"] if is_spent else ["epochs"]
     table = PrettyTable(["", *(MEASURES[name].words for name in measures), "sparsity %", *last])
     table.set_style(TableStyle.SINGLE_BORDER)
@@ -52,8 +52,12 @@ def summary(results: Sequence[Result], init: str) -> str:
 
 def _spent(rows: Sequence[Row]) -> list[str]:
     """Return the cells of what a method took: tokens, and the means of seconds and of memory."""
-    spent = [row.spent for row in rows if row.spent is not None]
-    if not spent:
+    if rows[0].tokens is None:
         return ["-", "-", "-"]
-    means = [statistics.mean(one.seconds for one in spent), statistics.mean(one.gib for one in spent)]
-    return [f"{spent[0].tokens:,}", f"{means[0]:.0f}", f"{means[1]:.1f}"]
+    seconds = [row.seconds for row in rows if row.seconds is not None]
+    peaks = [row.peak_memory_bytes / 2**30 for row in rows if row.peak_memory_bytes is not None]
+    means = [
+        f"{statistics.mean(found):.{digits}f}" if found else "-"
+        for found, digits in ((seconds, 0), (peaks, 1))
+    ]
+    return [f"{rows[0].tokens:,}", *means]

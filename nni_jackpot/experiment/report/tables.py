@@ -6,7 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from nni_jackpot.experiment.measures import MEASURES
 from nni_jackpot.experiment.report import paper
+from nni_jackpot.experiment.report.lead.contests import best_first
 from nni_jackpot.experiment.report.measures import EPOCHS, RECIPE, SPARSITY, TUNING, Measure, families, labels
 from nni_jackpot.experiment.report.wording import percent, spread
 
@@ -41,8 +43,63 @@ class Table:
 
 def tables(measures: Sequence[Measure]) -> list[Table]:
     """Return the tables for which runs exist, of one network on one data set."""
-    made = [by_method(measures), by_epochs(measures), by_recipe(measures)]
+    made = [by_cost(measures), by_method(measures), by_epochs(measures), by_recipe(measures)]
     return [table for table in made if table is not None]
+
+
+def by_cost(measures: Sequence[Measure]) -> Table | None:
+    """Return a row for each method and sparsity, with its costs; None for runs that did not record them.
+
+    Cells are empty where a run did not record the number.
+    """
+    if not any(one.mean("total_epochs") is not None or one.mean("seconds") is not None for one in measures):
+        return None
+    others = [name for name in measures[0].rows[0].values if name != measures[0].measure]
+    ordered = [
+        one
+        for sparsity in sorted({one.sparsity for one in measures})
+        for one in best_first(one for one in measures if one.sparsity == sparsity)
+    ]
+    published = {id(one): paper.accuracy_of(one) for one in ordered}
+    is_compared = any(published.values())
+    lines = []
+    for name, one in zip(labels(ordered, SPARSITY), ordered, strict=True):
+        main, *rest = [_of_all(one, measure) for measure in (one.measure, *others)]
+        theirs = [str(published[id(one)] or _NONE)] if is_compared else []
+        lines.append([name, main, *theirs, *rest, percent(one.sparsity), *_costs(one), *_origin({"": one})])
+    compared = ["paper, accuracy %"] if is_compared else []
+    more = [MEASURES[name].words for name in others]
+    costs = ["epochs", "seconds", "peak MiB", "overlap %", "weights changed"]
+    return Table(
+        "cost",
+        "Methods and their costs",
+        ["", measures[0].column, *compared, *more, "sparsity", *costs, "seeds", "runs"],
+        lines,
+        "Epochs include those of pre-training where a method needs it; seconds do not. Overlap (Eq. 7) is"
+        " that with the jackpot. Peak memory is that of the GPU, or else of the process. A cell is empty if a"
+        " run did not record the number.",
+        ordered,
+    )
+
+
+def _of_all(one: Measure, measure: str) -> str:
+    found = [row.values[measure] for row in one.rows if measure in row.values]
+    return MEASURES[measure].spread(found) if len(found) == len(one.rows) else ""
+
+
+def _costs(one: Measure) -> list[str]:
+    """Return epochs, seconds, memory, overlap and whether weights change; empty for what is not known."""
+    epochs, seconds, peak, overlap = map(
+        one.mean, ("total_epochs", "seconds", "peak_memory_bytes", "overlap")
+    )
+    changed = {row.weights_changed for row in one.rows}
+    return [
+        "" if epochs is None else f"{epochs:g}",
+        "" if seconds is None else f"{seconds:.1f}",
+        "" if peak is None else f"{peak / 2**20:.0f}",
+        "" if overlap is None else f"{100 * overlap:.1f}",
+        "yes" if changed == {True} else "no" if changed == {False} else "",
+    ]
 
 
 def by_method(measures: Sequence[Measure]) -> Table:
@@ -70,7 +127,6 @@ def by_method(measures: Sequence[Measure]) -> Table:
         by_column = {percent(s): one for s, one in sorted(row.items())}
         lines.append([*line, _epochs(next(iter(row.values()))), *_origin(by_column)])
     number = {"cifar100": 2, "imagenet": 3}.get(measures[0].settings["data.name"], 1)
-    theirs = f" (the paper's Table {number})" if measures[0].measure == "accuracy" else ""
     theirs = f" (the paper's Table {number})" if measures[0].measure == "accuracy" else ""
     return Table(
         f"table{number}",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Collection
+
+from nni_jackpot.experiment.measures import Measured
 
 # In the order of tables; {} is the criterion of the initial mask.
 NAMES = {
@@ -23,8 +24,7 @@ def name_of(kind: str, init: str) -> str:
 
 def spread(values: Collection[float]) -> str:
     """Return the mean of fractions in percent, with the standard deviation of a sample (n - 1) if n > 1."""
-    mean = f"{100 * statistics.mean(values):.2f}"
-    return mean if len(values) == 1 else f"{mean} ± {100 * statistics.stdev(values):.2f}"
+    return Measured("").spread(values)
 
 
 def percent(share: float) -> str:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from nni_jackpot.experiment.report import plot, records
 from nni_jackpot.experiment.report.figures import figures
+from nni_jackpot.experiment.report.lead.picture import picture
+from nni_jackpot.experiment.report.lead.sentence import sentence
 from nni_jackpot.experiment.report.measures import Measure, measure
 from nni_jackpot.experiment.report.page import Report, Section, markdown, page
 from nni_jackpot.experiment.report.runs import Found, find_runs
@@ -82,7 +84,9 @@ def slugs(titles: Sequence[str]) -> dict[str, str]:
 
 def _section(title: str, slug: str, measures: Sequence[Measure]) -> Section:
     drawn = [(figure, plot.draw(figure)) for figure in figures(measures)]
-    return Section(title, slug, tables(measures), drawn)
+    first = picture(measures)
+    lead = None if first is None else (first, plot.draw(first))
+    return Section(title, slug, sentence(measures), lead, tables(measures), drawn)
 
 
 def _read(found: Found) -> list[str]:
@@ -95,7 +99,7 @@ def _read(found: Found) -> list[str]:
 
 def _written(report: Report, folder: Path) -> list[str]:
     tables = sum(len(section.tables) for section in report.sections)
-    drawn = [files for section in report.sections for _, files in section.figures]
+    drawn = [files for section in report.sections for _, files in section.drawn]
     forms = "CSV, PNG, SVG" if all(drawn) else "CSV"
     files = f"index.html, report.md, tables: {tables} (CSV), figures: {len(drawn)} ({forms})"
     missing = [] if all(drawn) else [f"figures need matplotlib: {install_command('plot')}"]
@@ -109,7 +113,7 @@ def _files(report: Report) -> dict[str, bytes]:
     for section in report.sections:
         for table in section.tables:
             texts[f"{section.slug}-{table.name}.csv"] = records.of_measures(table.measures)
-        for figure, drawn in section.figures:
+        for figure, drawn in section.drawn:
             stem = f"{section.slug}-{figure.name}"
             texts[f"{stem}.csv"] = records.of_figure(figure)
             images |= {f"{stem}.{suffix}": data for suffix, data in (drawn or {}).items()}

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-import torch
+from torch import nn
 
 from nni_jackpot.experiment.comparators.one_shot import OneShot
-from nni_jackpot.experiment.folder.result import Row, Spent
+from nni_jackpot.experiment.folder.result import Result, Row
 from nni_jackpot.experiment.folder.run_folder import SEARCH
 from nni_jackpot.experiment.running.context import RunContext
+from nni_jackpot.experiment.running.cost import Cost, changes_weights, measured, with_overlap
 from nni_jackpot.experiment.running.targets import targets_in
 from nni_jackpot.experiment.sight import tell_search
 from nni_jackpot.experiment.tracking import Tracker
-from nni_jackpot.masks import Masks, apply_masks, sparsity_of
+from nni_jackpot.masks import Masks, apply_masks, mask_overlap, sparsity_of
+from nni_jackpot.modules.batches import moved
 from nni_jackpot.runtime.distributed import rank
 from nni_jackpot.runtime.resume import digest, read_state, write_state
 from nni_jackpot.search.blockwise import BlockReport, Target, blocks_of, search_blocks
@@ -29,31 +29,16 @@ from nni_jackpot.search.match_dense import MATCHING_LOSSES
 START = "wanda"
 
 
-@dataclass(frozen=True)
-class BlockwiseResult:
-    """Masks found block by block.
-
-    Attributes
-    ----------
-    rows
-        Dense network, initial masks, comparators without training, and the jackpot.
-    start, masks
-        Initial masks and found masks.
-    seconds
-        Time of the search.
-    resumed_step
-        Number of blocks that an interrupted process had searched.
-    """
-
-    rows: list[Row]
-    start: Masks
-    masks: Masks
-    seconds: float
-    resumed_step: int
-
-
-def search_blockwise(context: RunContext) -> BlockwiseResult:
+def search_blockwise(context: RunContext) -> tuple[Result, Masks, Masks]:
     """Search the masks of a run block by block, and measure them beside those of comparators.
+
+    Returns
+    -------
+    result : Result
+        Rows of the dense network, the initial masks, comparators without training, and the jackpot; resumed
+        at a number of blocks.
+    start, masks : Masks
+        Initial masks and found masks.
 
     Raises
     ------
@@ -63,45 +48,52 @@ def search_blockwise(context: RunContext) -> BlockwiseResult:
     config, model = context.config, context.model.eval()
     before = digest(model.state_dict().values())
     context.data.restart()
-    batches = [_moved(batch, context.device) for batch in context.data.train]
+    batches = [moved(batch, context.device) for batch in context.data.train]
     tokens = _tokens(batches)
     targets = targets_in(config, model)
     rows = [context.row("dense", model, 0.0)]
     own = config.search.blockwise
     assert own is not None  # else the run searches the network as a whole
-    with _measured(context, tokens) as spent:
+    with measured(context.device, tokens) as cost:
         plain = replace(own, steps=0, start=START)
         start = search_blocks(model, batches, targets, settings=plain)
     sparsity = sparsity_of(start)
     tell_search(rows[0], start)
-    rows.append(_masked_row(context, "initial", start, spent))
+    rows.append(_masked_row(context, "initial", start, cost))
+    masks_of = {"initial": start}
     for name, comparator in config.compared.items():
         if isinstance(comparator, OneShot):
-            with _measured(context, tokens) as spent:
+            with measured(context.device, tokens) as cost:
                 pruned = comparator.prune(copy.deepcopy(model), batches, targets)
-            rows.append(context.row(name, pruned, sparsity, 0, spent[0]))
+            masks_of[name] = _zeros_of(pruned, start)
+            is_changed = changes_weights(pruned, model.state_dict(), masks_of[name])
+            rows.append(replace(context.row(name, pruned, sparsity, 0, cost), weights_changed=is_changed))
             del pruned
-    with _measured(context, tokens) as spent:
+    with measured(context.device, tokens) as cost:
         masks, resumed = _search(context, batches, targets)
         if config.search.polish is not None:
             loss = MATCHING_LOSSES.find(config.search.loss)
             masks = polish(
                 model, batches, masks, loss, targets, settings=config.search.polish, on_check=_tell_check
             )
-    rows.append(_masked_row(context, "jackpot", masks, spent))
+    jackpot = _masked_row(context, "jackpot", masks, cost)
+    rows.append(replace(jackpot, seconds=None) if resumed else jackpot)
+    masks_of["jackpot"] = masks
     assert digest(model.state_dict().values()) == before
-    return BlockwiseResult(rows, start, masks, spent[0].seconds, resumed)
+    rows = [with_overlap(row, masks_of.get(row.kind), masks) for row in rows]
+    overlap = mask_overlap(start, masks).total
+    return Result(rows, overlap, cost.seconds or 0.0, context.run.folder, resumed), start, masks
 
 
 def _search(context: RunContext, batches: list[Any], targets: Mapping[str, Target]) -> tuple[Masks, int]:
     """Search all blocks; continue after the last block of an interrupted process."""
     config, file = context.config, context.run.work / SEARCH
     # Equal to what `RunContext.open` checks.
-    depends_on = {**context.what_a_search_depends_on(), "max_steps": context.steps}
-    depends_on["max_epochs"] = config.search.epochs
+    depends_on = context.what_a_search_depends_on()
     state = read_state(file, "search", depends_on)["search"] if file.exists() else None
     blocks = blocks_of(context.model)
-    done = 0 if state is None else len({_block_of(name, blocks) for name in state["kept"]})
+    found = () if state is None else state["kept"]
+    done = sum(any(name.startswith(f"{block}.") for name in found) for block in blocks)
     with Tracker(
         context.run.work,
         len(blocks),
@@ -131,42 +123,20 @@ def _search(context: RunContext, batches: list[Any], targets: Mapping[str, Targe
     return masks, done
 
 
-def _block_of(name: str, blocks: list[str]) -> str:
-    return next(block for block in blocks if name.startswith(f"{block}."))
-
-
-def _masked_row(context: RunContext, kind: str, masks: Masks, spent: list[Spent]) -> Row:
+def _masked_row(context: RunContext, kind: str, masks: Masks, cost: Cost) -> Row:
     sparse = apply_masks(copy.deepcopy(context.model), masks)
-    return context.row(kind, sparse, sparsity_of(masks), 0, spent[0])
+    return context.row(kind, sparse, sparsity_of(masks), 0, cost)
 
 
-@contextmanager
-def _measured(context: RunContext, tokens: int) -> Iterator[list[Spent]]:
-    """Yield a list that gets what the block took."""
-    spent: list[Spent] = []
-    began = time.perf_counter()
-    if context.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(context.device)
-    yield spent
-    seconds = time.perf_counter() - began
-    spent.append(Spent(tokens, seconds, _peak_gib(context.device)))
-
-
-def _peak_gib(device: torch.device) -> float:
-    """Return the peak memory of a GPU since its last reset, or of this process so far."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    try:
-        import resource
-    except ImportError:  # not on this system
-        return 0.0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def _moved(batch: Any, device: torch.device) -> Any:
-    if isinstance(batch, Mapping):
-        return {name: values.to(device) for name, values in batch.items()}
-    return tuple(values.to(device) for values in batch)
+def _zeros_of(pruned: nn.Module, like: Masks) -> Masks:
+    """Return the masks of a pruned network, for the targets of other masks."""
+    return {
+        module: {
+            name: None if mask is None else (getattr(pruned.get_submodule(module), name) != 0).to(mask)
+            for name, mask in targets.items()
+        }
+        for module, targets in like.items()
+    }
 
 
 def _tokens(batches: list[Any]) -> int:

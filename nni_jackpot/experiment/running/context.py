@@ -21,24 +21,26 @@ from nni_jackpot.experiment.folder.pretrained import (
     ensure_pretrained,
     interrupted_training,
 )
-from nni_jackpot.experiment.folder.result import Row, Spent
+from nni_jackpot.experiment.folder.result import Row
 from nni_jackpot.experiment.folder.run_folder import SEARCH, RunFolder, checkpoint_of, place_of
 from nni_jackpot.experiment.models import build_model, validate_model
 from nni_jackpot.experiment.models.language import load_language_model
 from nni_jackpot.experiment.models.section import LanguageModelConfig, ModelConfig
+from nni_jackpot.experiment.running.cost import Cost, total_epochs
 from nni_jackpot.experiment.running.image_task import ImageTask
 from nni_jackpot.experiment.running.language_task import LanguageTask
-from nni_jackpot.experiment.running.task import Task
 from nni_jackpot.experiment.schema.training import TrainConfig
 from nni_jackpot.experiment.services import Services, check_services
 from nni_jackpot.experiment.sight import tell_start
 from nni_jackpot.experiment.tracking import Tracker
 from nni_jackpot.experiment.train import train_weights
-from nni_jackpot.masks import Masks
+from nni_jackpot.masking.criteria import Losses
+from nni_jackpot.masks import Masks, named_masks
 from nni_jackpot.runtime.distributed import barrier, rank
 from nni_jackpot.runtime.files import check_folder
 from nni_jackpot.runtime.resume import check_state, digest
 from nni_jackpot.search.match_dense import MATCHING_LOSSES
+from nni_jackpot.training.losses import losses_on
 
 
 class RunContext:
@@ -61,7 +63,7 @@ class RunContext:
 
     data: Data
     model: nn.Module
-    task: Task
+    task: ImageTask | LanguageTask
     tokenizer: Any
     run: RunFolder
 
@@ -101,8 +103,7 @@ class RunContext:
         if run.finished is not None:
             return
         config = self.config
-        length = {"max_steps": self.steps, "max_epochs": config.search.epochs}
-        check_state(run.work / SEARCH, "search", {**self.what_a_search_depends_on(), **length})
+        check_state(run.work / SEARCH, "search", self.what_a_search_depends_on())
         if (run.work / SEARCH).exists() or not self.steps:  # else they belong to another search
             for name, comparator in config.compared.items():
                 known = self._what_a_training_depends_on(comparator)
@@ -126,11 +127,34 @@ class RunContext:
         return self.task.measure(model, self.data.test, self.device)[self.measure]
 
     def row(
-        self, kind: str, model: nn.Module, sparsity: float, epochs: int = 0, spent: Spent | None = None
+        self, kind: str, model: nn.Module, sparsity: float, epochs: int = 0, cost: Cost | None = None
     ) -> Row:
-        """Return the row of a model, with all its measures."""
+        """Return the row of a model, with all its measures; its weights count as unchanged.
+
+        Parameters
+        ----------
+        kind
+            Kind of the row.
+        model
+            The network.
+        sparsity
+            Share of zeros of its masks.
+        epochs
+            Epochs after pre-training.
+        cost
+            Cost of the method; None if not known.
+        """
         found = self.task.measure(model, self.data.test, self.device)
-        return Row(kind, found.pop("accuracy", None), sparsity, epochs, found, spent)
+        return Row(
+            kind,
+            found.pop("accuracy", None),
+            sparsity,
+            epochs,
+            found,
+            total_epochs(self.config, kind, epochs),
+            weights_changed=False,
+            **({} if cost is None else vars(cost)),
+        )
 
     def pretrain(self) -> Path | None:
         """Load the pre-trained weights into the model; train them first if they are not cached.
@@ -159,11 +183,10 @@ class RunContext:
     ) -> Masks:
         """Train weights, tracked under the name of the phase; resume from a file if it exists."""
         loader = self.data.train
-        found = [mask for of_module in (masks or {}).values() for mask in of_module.values()]
         depends_on = {
             **self._what_a_training_depends_on(config),
             "weights": digest(model.state_dict().values()),
-            "masks": digest(mask for mask in found if mask is not None),
+            "masks": digest(named_masks(masks or {}).values()),
         }
         file = EpochFile(interrupted, depends_on)
         if not interrupted.exists():
@@ -189,7 +212,12 @@ class RunContext:
                 masks=masks,
                 training_step=self.task.loss,
                 seed=self.config.seed,
+                losses=self.losses_of(model),
             )
+
+    def losses_of(self, model: nn.Module) -> Losses:
+        """Return the losses of a model on the first few training batches."""
+        return losses_on(model, self.data.sample, self.task.loss)
 
     def _what_a_training_depends_on(self, config: TrainConfig) -> dict[str, Any]:
         own = to_dict(config, ["weights"])
@@ -202,7 +230,8 @@ class RunContext:
         others = "pretrain.", "finetune.", "comparators."
         settings = settings_of(self.config).items()
         own = {name: value for name, value in settings if not name.startswith(others)}
-        return {**own, "device": self.device.type}
+        length = {"max_steps": self.steps, "max_epochs": self.config.search.epochs}
+        return {**own, **length, "device": self.device.type}
 
 
 def is_language(config: RunConfig) -> bool:
@@ -210,7 +239,7 @@ def is_language(config: RunConfig) -> bool:
     return isinstance(config.model, LanguageModelConfig)
 
 
-def _images(config: RunConfig) -> tuple[Data, nn.Module, Task, None]:
+def _images(config: RunConfig) -> tuple[Data, nn.Module, ImageTask, None]:
     assert isinstance(config.data, DataConfig)  # the config has checked it
     assert isinstance(config.model, ModelConfig)
     data = load_data(config.data, config.seed)
@@ -219,10 +248,10 @@ def _images(config: RunConfig) -> tuple[Data, nn.Module, Task, None]:
     model = build_model(config.model, data.num_classes, data.shape[0])
     channels, height, width = data.shape
     validate_model(config.model, model, data.num_classes, (channels, height, width))
-    return data, model, ImageTask(), None
+    return data, model, ImageTask(data.num_classes), None
 
 
-def _language(config: RunConfig) -> tuple[Data, nn.Module, Task, Any]:
+def _language(config: RunConfig) -> tuple[Data, nn.Module, LanguageTask, Any]:
     assert isinstance(config.data, TextConfig)  # the config has checked it
     assert isinstance(config.model, LanguageModelConfig)
     loaded = load_language_model(config.model)

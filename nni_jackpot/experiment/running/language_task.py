@@ -27,6 +27,11 @@ class LanguageTask:
 
     Language models are measured by perplexity. Classifiers and embeddings are compared with the dense
     network, which is the first one that is measured.
+
+    Attributes
+    ----------
+    measures, has_labels
+        As for `nni_jackpot.experiment.running.image_task.ImageTask`.
     """
 
     def __init__(self, name: str) -> None:
@@ -48,7 +53,8 @@ class LanguageTask:
                 sums = [_cross_entropy(batch, model, device) for batch in batches]
                 mean = sum(loss.item() for loss, _ in sums) / sum(tokens for _, tokens in sums)
                 return {"perplexity": math.exp(min(mean, 700.0))}
-            found = torch.cat([self._outputs(batch, model, device).cpu() for batch in batches])
+            outputs = (embeddings(call_model(model, batch, device), batch) for batch in batches)
+            found = torch.cat([output.cpu() for output in outputs])
         if self._dense is None:
             self._dense = found
         if self.measures == ("agreement",):
@@ -58,9 +64,6 @@ class LanguageTask:
             "cosine": F.cosine_similarity(found, self._dense).mean().item(),
             "neighbour": (nearest[0] == nearest[1]).float().mean().item(),
         }
-
-    def _outputs(self, batch: Any, model: nn.Module, device: torch.device) -> Tensor:
-        return embeddings(call_model(model, batch, device), batch)
 
 
 def _cross_entropy(batch: Any, model: nn.Module, device: torch.device) -> tuple[Tensor, int]:

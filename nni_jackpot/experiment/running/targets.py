@@ -10,6 +10,7 @@ from torch import nn
 from nni_jackpot.errors import ConfigListError
 from nni_jackpot.experiment.checks import pruner_options
 from nni_jackpot.experiment.config import RunConfig
+from nni_jackpot.masks import named_masks
 from nni_jackpot.nni_bridge.grouping import by_name
 from nni_jackpot.pruner import LotteryJackpotPruner
 from nni_jackpot.search.blockwise import Target
@@ -38,17 +39,16 @@ def targets_in(config: RunConfig, model: nn.Module) -> dict[str, Target]:
     if groups:
         raise ConfigListError(f"search.blockwise: {groups[0]} shares its scores: give it no dependency group")
     targets = {}
-    for module, masks in pruner.get_masks().items():
-        for name, mask in masks.items():
-            if mask is None or torch.all(mask == 1):
-                continue
-            if (module, name) not in found:
-                raise ConfigListError(
-                    f"search.blockwise: {module}.{name} follows the mask of another parameter; select single "
-                    "weights or an N:M pattern"
-                )
-            parameter = found[module, name]
-            # Conv1D of transformers has its outputs last.
-            is_usual = isinstance(model.get_submodule(module), nn.Linear | nn.modules.conv._ConvNd)
-            targets[f"{module}.{name}"] = Target(parameter.grains, parameter.keep, 0 if is_usual else 1)
+    for where, mask in named_masks(pruner.get_masks()).items():
+        if torch.all(mask == 1):
+            continue
+        module, _, name = where.rpartition(".")
+        if (parameter := found.get((module, name))) is None:
+            raise ConfigListError(
+                f"search.blockwise: {where} follows the mask of another parameter; select single weights or "
+                "an N:M pattern"
+            )
+        # Conv1D of transformers has its outputs last.
+        is_usual = isinstance(model.get_submodule(module), nn.Linear | nn.modules.conv._ConvNd)
+        targets[where] = Target(parameter.grains, parameter.keep, 0 if is_usual else 1)
     return targets

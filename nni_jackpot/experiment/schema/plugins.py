@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from nni_jackpot.experiment.schema.rules import Invalid
@@ -34,10 +33,7 @@ def import_plugins(names: object, folder: Path) -> None:
     """
     if not isinstance(names, list) or not MODULES.holds(names):
         raise Invalid("plugins", f"found {shown(names)}, allowed: a list {MODULES.allowed}")
-    _import(names, folder.resolve())
-
-
-def _import(names: Sequence[str], folder: Path) -> None:
+    folder = folder.resolve()
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
     try:

@@ -17,8 +17,9 @@ _COLUMNS = 128
 _FEW_SWAPS = 1e-3
 
 
-def reconstruction_error(weight: Tensor, kept: Tensor, gram: Tensor, cross: Tensor | None = None) -> Tensor:
-    """Return the squared error of a masked layer on its inputs, up to a constant if ``cross`` is given.
+@torch.no_grad()
+def benefit_of_keeping(weight: Tensor, kept: Tensor, gram: Tensor) -> Tensor:
+    """Return by how much each weight lowers its row's error: if kept, and with the rest of the mask.
 
     Parameters
     ----------
@@ -27,32 +28,7 @@ def reconstruction_error(weight: Tensor, kept: Tensor, gram: Tensor, cross: Tens
     kept
         The mask, boolean, of shape (out, in).
     gram
-        ``X X^T`` of the inputs that the masked layer sees, of shape (in, in).
-    cross
-        ``X D^T`` with the inputs D that the dense layer sees, of shape (in, in); None if D is X.
-
-    Returns
-    -------
-    Tensor
-        Of shape (out,), float64: ``|w D - (w * mask) X|^2`` of each row, without the term ``|w D|^2`` if
-        ``cross`` is given.
-    """
-    weight, gram = weight.double(), gram.double()
-    if cross is None:
-        removed = weight * ~kept
-        return (removed @ gram * removed).sum(1)
-    masked = weight * kept
-    return (masked @ gram * masked - 2 * masked * (weight @ cross.double().T)).sum(1)
-
-
-@torch.no_grad()
-def benefit_of_keeping(weight: Tensor, kept: Tensor, gram: Tensor) -> Tensor:
-    """Return by how much each weight lowers its row's error: if kept, and with the rest of the mask.
-
-    Parameters
-    ----------
-    weight, kept, gram
-        As for `reconstruction_error`.
+        ``X X^T`` of the layer's inputs X, of shape (in, in).
 
     Returns
     -------
@@ -60,7 +36,7 @@ def benefit_of_keeping(weight: Tensor, kept: Tensor, gram: Tensor) -> Tensor:
         Of shape (out, in): the error without the weight minus the error with it, exactly.
     """
     weight, gram = _scaled(weight, gram)
-    slope = 2 * weight * _correlation(weight, kept, gram, None)
+    slope = 2 * weight * _correlation(weight, kept, gram)
     curve = weight.square() * gram.diagonal()
     return slope + torch.where(kept, curve, -curve)
 
@@ -71,7 +47,6 @@ def swap_in_groups(
     kept: Tensor,
     gram: Tensor,
     groups: Tensor,
-    cross: Tensor | None = None,
     max_sweeps: int = 20,
 ) -> Tensor:
     """Improve an N:M mask: swap a kept and a pruned weight of a group while that lowers the row's error.
@@ -81,8 +56,8 @@ def swap_in_groups(
 
     Parameters
     ----------
-    weight, kept, gram, cross
-        As for `reconstruction_error`.
+    weight, kept, gram
+        As for `benefit_of_keeping`.
     groups
         Indices of columns, of shape (groups, M): the groups, the same in every row.
     max_sweeps
@@ -94,7 +69,7 @@ def swap_in_groups(
         Boolean, of shape (out, in), with as many kept weights in every group of every row.
     """
     weight, gram = _scaled(weight, gram)
-    correlation = _correlation(weight, kept, gram, None if cross is None else cross.to(gram))
+    correlation = _correlation(weight, kept, gram)
     tolerance = _tolerance(weight, gram)
     order = groups.flatten()
     size = groups.shape[1]
@@ -149,9 +124,7 @@ def _sweep(
 
 
 @torch.no_grad()
-def swap_in_rows(
-    weight: Tensor, kept: Tensor, gram: Tensor, cross: Tensor | None = None, max_swaps: int | None = None
-) -> Tensor:
+def swap_in_rows(weight: Tensor, kept: Tensor, gram: Tensor, max_swaps: int | None = None) -> Tensor:
     """Improve a mask by swaps within rows of the weight, while that lowers the row's error.
 
     In every step each row swaps the pruned weight whose return lowers the error most with the kept weight
@@ -159,8 +132,8 @@ def swap_in_rows(
 
     Parameters
     ----------
-    weight, kept, gram, cross
-        As for `reconstruction_error`.
+    weight, kept, gram
+        As for `benefit_of_keeping`.
     max_swaps
         Most swaps of a row; a quarter of its length if None.
 
@@ -172,7 +145,7 @@ def swap_in_rows(
     kept = kept.clone()
     weight, gram = _scaled(weight, gram)
     squares = weight.square() * gram.diagonal()
-    correlation = _correlation(weight, kept, gram, None if cross is None else cross.to(gram))
+    correlation = _correlation(weight, kept, gram)
     tolerance = _tolerance(weight, gram)
     active = (kept.any(1) & ~kept.all(1)).nonzero()[:, 0]
     for _ in range(weight.shape[1] // 4 if max_swaps is None else max_swaps):
@@ -218,11 +191,9 @@ def _scaled(weight: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
     return weight.detach().to(dtype), gram.to(dtype)
 
 
-def _correlation(weight: Tensor, kept: Tensor, gram: Tensor, cross: Tensor | None) -> Tensor:
+def _correlation(weight: Tensor, kept: Tensor, gram: Tensor) -> Tensor:
     """Return the correlation of every input with the residual of every row, of shape (out, in)."""
-    if cross is None:
-        return (weight * ~kept) @ gram
-    return weight @ cross.T - (weight * kept) @ gram
+    return (weight * ~kept) @ gram
 
 
 def _tolerance(weight: Tensor, gram: Tensor) -> Tensor:

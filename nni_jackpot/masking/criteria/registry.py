@@ -50,12 +50,7 @@ def register_criterion(name: str, needs: str = "weights") -> Callable[[C], C]:
     """
     if needs not in EVIDENCE:
         raise ValueError(f"needs must be one of {', '.join(EVIDENCE)}, got {needs!r}")
-
-    def decorate(criterion: C) -> C:
-        criterion.needs = needs  # type: ignore[attr-defined]
-        return CRITERIA.register(name)(criterion)
-
-    return decorate
+    return CRITERIA.register(name, needs=needs)
 
 
 def declared_needs(algorithm: object) -> str | None:

@@ -9,36 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .classes import (
-    import_without_replacements,
-    let_replacements_answer_as_the_class,
-    run_leaves_without_replacements,
-)
-from .evaluators import (
-    add_parameters_beside_those_of_the_model,
-    patch_loss_of_any_signature,
-    patch_step_of_transformers,
-    set_max_steps_of_lightning,
-    trace_default_optimizer_of_transformers,
-)
-from .replacers import replace_layer_norms_of_any_shape, replace_norms_without_statistics
-from .speedup import (
-    find_dimension_of_concatenations,
-    free_randomized_values,
-    import_without_registering_twice,
-    keep_sizes_whole,
-    load_masks_files,
-    pass_back_no_gradient,
-)
-from .tracer import (
-    accept_new_is_impure_signature,
-    call_functions_as_documented,
-    index_instructions_by_offset,
-    know_new_jumps,
-    leave_annotations_unread,
-    skip_builtins_without_module,
-    wrap_types_without_their_parameters,
-)
+from . import classes, evaluators, replacers, speedup, tracer
 
 _applied = False
 
@@ -53,27 +24,27 @@ def apply() -> None:
 
 
 PATCHES: tuple[Callable[[], None], ...] = (
-    import_without_registering_twice,
-    wrap_types_without_their_parameters,
-    skip_builtins_without_module,
-    accept_new_is_impure_signature,
-    index_instructions_by_offset,
-    know_new_jumps,
-    call_functions_as_documented,
-    leave_annotations_unread,
-    let_replacements_answer_as_the_class,
-    run_leaves_without_replacements,
-    import_without_replacements,
-    keep_sizes_whole,
-    free_randomized_values,
-    pass_back_no_gradient,
-    find_dimension_of_concatenations,
-    replace_norms_without_statistics,
-    replace_layer_norms_of_any_shape,
-    load_masks_files,
-    set_max_steps_of_lightning,
-    trace_default_optimizer_of_transformers,
-    patch_loss_of_any_signature,
-    patch_step_of_transformers,
-    add_parameters_beside_those_of_the_model,
+    speedup.import_without_registering_twice,
+    tracer.wrap_types_without_their_parameters,
+    tracer.skip_builtins_without_module,
+    tracer.accept_new_is_impure_signature,
+    tracer.index_instructions_by_offset,
+    tracer.know_new_jumps,
+    tracer.call_functions_as_documented,
+    tracer.leave_annotations_unread,
+    classes.let_replacements_answer_as_the_class,
+    classes.run_leaves_without_replacements,
+    classes.import_without_replacements,
+    speedup.keep_sizes_whole,
+    speedup.free_randomized_values,
+    speedup.pass_back_no_gradient,
+    speedup.find_dimension_of_concatenations,
+    replacers.replace_norms_without_statistics,
+    replacers.replace_layer_norms_of_any_shape,
+    speedup.load_masks_files,
+    evaluators.set_max_steps_of_lightning,
+    evaluators.trace_default_optimizer_of_transformers,
+    evaluators.patch_loss_of_any_signature,
+    evaluators.patch_step_of_transformers,
+    evaluators.add_parameters_beside_those_of_the_model,
 )

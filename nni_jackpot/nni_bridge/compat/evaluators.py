@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from types import MethodType
 from typing import Any
@@ -42,8 +41,6 @@ def trace_default_optimizer_of_transformers() -> None:
         return
     trainer_class = evaluator.HFTrainer
     static_method = vars(trainer_class)["get_optimizer_cls_and_kwargs"]
-    if len(inspect.signature(static_method).parameters) == 1:
-        return
 
     @wraps_once(evaluator.TransformersEvaluator, "_init_optimizer_helpers")
     def with_traced_class(init: Any, self: Any, pure_model: torch.nn.Module) -> None:
@@ -63,13 +60,8 @@ def patch_loss_of_any_signature() -> None:
 
     Transformers also passes ``num_items_in_batch``: "got an unexpected keyword argument".
     """
-    evaluator = _evaluator()
-    if not evaluator.TRANSFORMERS_INSTALLED:
-        return
-    if len(inspect.signature(evaluator.HFTrainer.compute_loss).parameters) == 4:
-        return
 
-    @wraps_once(evaluator.TransformersEvaluator, "patch_loss")
+    @wraps_once(_evaluator().TransformersEvaluator, "patch_loss")
     def patch_loss_with_all_arguments(
         _: Any, self: Any, patch: Callable[[torch.Tensor, Any], torch.Tensor]
     ) -> None:
@@ -90,16 +82,14 @@ def patch_step_of_transformers() -> None:
     (``MovementPruner`` needs two). Without DeepSpeed the optimizer already exists, so its own step can be
     patched. A gradient scaler calls this step too, after unscaling the gradients.
     """
-    evaluator = _evaluator()
-    if not evaluator.TRANSFORMERS_INSTALLED:
-        return
+    evaluator_class = _evaluator().TransformersEvaluator
 
     def unwrap_optimizer(self: Any) -> Any:
         # Training leaves Accelerate's wrapper around the optimizer, which keeps calling the old step.
         self.trainer.optimizer = self._ori_trainer_attr["optimizer.step"].__self__
         return self.trainer.optimizer
 
-    @wraps_once(evaluator.TransformersEvaluator, "patch_optimizer_step")
+    @wraps_once(evaluator_class, "patch_optimizer_step")
     def patch_own_step(patch_step: Any, self: Any, before_step_tasks: Tasks, after_step_tasks: Tasks) -> None:
         if self.trainer.args.deepspeed:
             patch_step(self, before_step_tasks, after_step_tasks)
@@ -118,7 +108,7 @@ def patch_step_of_transformers() -> None:
         # PyTorch's schedulers require a bound method.
         optimizer.step = MethodType(patched, optimizer)
 
-    @wraps_once(evaluator.TransformersEvaluator, "revert_optimizer_step")
+    @wraps_once(evaluator_class, "revert_optimizer_step")
     def revert_own_step(revert_step: Any, self: Any) -> None:
         unwrap_optimizer(self)
         revert_step(self)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import functools
-import io
-import pickle
 import sys
-from collections import defaultdict
 from typing import Any
 
 import torch
@@ -80,8 +77,6 @@ def load_masks_files() -> None:
     """
     from nni.compression.speedup import ModelSpeedup
 
-    if _loads_defaultdict():
-        return
     # As in `runtime.files.load_tensors`. Not imported: importing nni_jackpot applies all patches.
     allowed: list[Any] = [(lambda factory=None: {}, "collections.defaultdict"), (dict, "builtins.dict")]
 
@@ -131,14 +126,3 @@ def find_dimension_of_concatenations() -> None:
         return build(graph_module, *args, **kwargs)
 
     dependency.build_channel_dependency = mask_conflict.build_channel_dependency = build_with_dimensions
-
-
-def _loads_defaultdict() -> bool:
-    file = io.BytesIO()
-    torch.save(defaultdict(dict, {"module": {}}), file)
-    file.seek(0)
-    try:
-        torch.load(file)
-    except pickle.UnpicklingError:
-        return False
-    return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -126,14 +127,14 @@ def capture(model: nn.Module, blocks: Sequence[str], batches: Iterable[Any]) -> 
     captured = Captured([], [[] for _ in blocks], [])
     seen: list[tuple[str, Tensor]] = []
 
-    def before(i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def before(i: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden, call = _split(blocks[i], args, kwargs)
         captured.calls[i].append(call)
         if i == 0:
             captured.hidden.append(hidden.detach())
         seen.append((blocks[i], hidden))
 
-    def after(i: int, result: Any) -> None:
+    def after(i: int, _: nn.Module, args: Any, result: Any) -> None:
         outputs.append(output_of(result))
         if i == len(blocks) - 1:
             raise _Done
@@ -141,13 +142,8 @@ def capture(model: nn.Module, blocks: Sequence[str], batches: Iterable[Any]) -> 
     outputs: list[Tensor] = []
     handles = []
     for i, module in enumerate(modules):
-        handles.append(
-            module.register_forward_pre_hook(
-                lambda _, args, kwargs, i=i: before(i, args, kwargs),
-                with_kwargs=True,
-            )
-        )
-        handles.append(module.register_forward_hook(lambda _, args, out, i=i: after(i, out)))
+        handles.append(module.register_forward_pre_hook(partial(before, i), with_kwargs=True))
+        handles.append(module.register_forward_hook(partial(after, i)))
     try:
         with without_caches(model):
             for batch in batches:

@@ -12,21 +12,21 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
 from nni_jackpot.errors import MaskError
-from nni_jackpot.masks import Masks
+from nni_jackpot.masks import Masks, named_masks
 from nni_jackpot.modules.batches import inputs_of
 from nni_jackpot.modules.modes import restored_modes
 from nni_jackpot.runtime.settings import between, option
-from nni_jackpot.search.blockwise.best_masks import (
+from nni_jackpot.search.blockwise.blocks import blocks_of, without_caches
+from nni_jackpot.search.blockwise.mask_training import (
     CHECKS,
     RATE,
     STEPS,
     MaskTraining,
     OnCheck,
-    best_masks,
     held_out_of,
     order_of,
+    train_masks,
 )
-from nni_jackpot.search.blockwise.blocks import blocks_of, without_caches
 from nni_jackpot.search.blockwise.scores import NOTHING, ScoreTraining
 from nni_jackpot.search.blockwise.search import nni_masks
 from nni_jackpot.search.blockwise.targets import Target, chosen_targets
@@ -40,7 +40,7 @@ class Polish(MaskTraining):
     Attributes
     ----------
     steps, lr, momentum, checks, held_out, seed
-        As for `nni_jackpot.search.blockwise.best_masks.MaskTraining`.
+        As for `nni_jackpot.search.blockwise.mask_training.MaskTraining`.
     cache_gib
         Memory for outputs of the dense network, in GiB. Outputs beyond that are computed again for each step.
 
@@ -121,7 +121,7 @@ def polish(
         def held_out_loss(masked: dict[str, Tensor]) -> float:
             return sum(loss_of(i, masked).item() for i in held_out) / len(held_out)
 
-        best = best_masks(
+        best = train_masks(
             ScoreTraining(
                 weights,
                 targets,
@@ -175,10 +175,9 @@ def _scores_of(
 
 def _grains_kept(masks: Masks, targets: Mapping[str, Target]) -> dict[str, Tensor]:
     """Return which grains NNI's masks keep, by the names of parameters."""
-    kept = {}
+    kept, given = {}, named_masks(masks)
     for name, target in targets.items():
-        module, _, parameter = name.rpartition(".")
-        mask = masks.get(module, {}).get(parameter)
+        mask = given.get(name)
         if mask is None or tuple(mask.shape) != target.grains.shape:
             raise MaskError(f"{name} has no mask of its shape {target.grains.shape}: search its block first")
         kept[name] = target.grains.of_mask(mask)

@@ -13,19 +13,19 @@ from torch.utils._pytree import tree_leaves
 
 from nni_jackpot.errors import CheckpointError
 from nni_jackpot.masking.activations.input_statistics import InputStatistics, InputWatcher
-from nni_jackpot.masks import Masks
+from nni_jackpot.masks import Masks, by_module
 from nni_jackpot.modules.batches import inputs_of
 from nni_jackpot.modules.modes import restored_modes
 from nni_jackpot.runtime.resume import digest
 from nni_jackpot.runtime.settings import between, one_of, option
-from nni_jackpot.search.blockwise.best_masks import (
-    BestMasks,
+from nni_jackpot.search.blockwise.blocks import Call, blocks_of, capture
+from nni_jackpot.search.blockwise.mask_training import (
     MaskTraining,
-    best_masks,
+    TrainedMasks,
     held_out_of,
     order_of,
+    train_masks,
 )
-from nni_jackpot.search.blockwise.blocks import Call, blocks_of, capture
 from nni_jackpot.search.blockwise.scores import ScoreTraining, masked_weights
 from nni_jackpot.search.blockwise.start import STARTS, layers_of, start_masks
 from nni_jackpot.search.blockwise.targets import Target, as_numbers, by_block, chosen_targets
@@ -42,7 +42,7 @@ class BlockSearch(MaskTraining):
     start
         The mask to start from: ``"swaps"``, ``"wanda"`` or ``"magnitude"``.
     steps, lr, momentum, checks, held_out, seed
-        Of the training of one block's masks: see `nni_jackpot.search.blockwise.best_masks.MaskTraining`.
+        Of the training of one block's masks: see `nni_jackpot.search.blockwise.mask_training.MaskTraining`.
     aim
         What a block shall compute: ``"dense"``, the output of the dense network; or ``"own"``, the output of
         the dense block on the input that the sparse blocks before it give.
@@ -218,7 +218,7 @@ class _Task:
         masked = masked_weights(self._weights(), self.targets, kept)
         return [call.run(self.block, h, masked) for call, h in zip(self.calls, hidden, strict=True)]
 
-    def search(self, inputs: Sequence[Tensor], goal: Sequence[Tensor]) -> BestMasks:
+    def search(self, inputs: Sequence[Tensor], goal: Sequence[Tensor]) -> TrainedMasks:
         """Return the best masks for inputs of the block, and outputs that it shall give."""
         settings = self.settings
         trained, held_out = held_out_of(len(inputs), settings.held_out)
@@ -233,7 +233,7 @@ class _Task:
             error, scale = (sum(part.item() for part in parts) for parts in zip(*found, strict=True))
             return error / scale if scale else error
 
-        return best_masks(
+        return train_masks(
             ScoreTraining(
                 self._weights(), self.targets, kept, scores, settings.lr, settings.momentum, settings.steps
             ),
@@ -304,9 +304,6 @@ def _restored(
 
 def nni_masks(model: nn.Module, targets: Mapping[str, Target], kept: Mapping[str, Tensor]) -> Masks:
     """Return masks of grains, by the names of parameters, as NNI's."""
-    masks: dict[str, dict[str, Tensor | None]] = {}
-    for name, target in targets.items():
-        module, _, parameter = name.rpartition(".")
-        weight = model.get_parameter(name)
-        masks.setdefault(module, {})[parameter] = as_numbers(target, kept[name], weight).clone()
-    return masks
+    return by_module(
+        {name: as_numbers(t, kept[name], model.get_parameter(name)).clone() for name, t in targets.items()}
+    )

@@ -54,7 +54,7 @@ def encode(mask: Tensor) -> CodedMask:
     group = _group_of(cells, ones)
     stream = b""
     if group is not None:
-        stream = _encode(_ranks(cells, group), _any_of(math.comb(group[1], group[0])))
+        stream = _encode(_ranks(cells, group), _model.Uniform(math.comb(group[1], group[0])))
     elif 0 < ones < cells.size:
         stream = _encode(cells.reshape(-1), _biased(ones, cells.size))
     return CodedMask(name_of(mask.dtype), tuple(mask.shape), tuple(blocks), ones, group, stream)
@@ -109,7 +109,7 @@ def _pieces(coded: CodedMask) -> Iterator[Bools]:
         count, distribution, patterns = coded.cells, _biased(coded.ones, coded.cells), None
     else:
         keep, size, _ = coded.group
-        count, distribution = coded.cells // size, _any_of(math.comb(size, keep))
+        count, distribution = coded.cells // size, _model.Uniform(math.comb(size, keep))
         patterns = _patterns(keep, size)
     decoder = _queue.RangeDecoder(np.frombuffer(coded.stream, "<u4").astype(np.uint32))
     ones = 0
@@ -177,10 +177,6 @@ def _ranks(cells: Bools, group: tuple[int, int, int]) -> npt.NDArray[np.int32]:
 
 def _biased(ones: int, count: int) -> Any:
     return _model.Bernoulli(ones / count, perfect=False)
-
-
-def _any_of(count: int) -> Any:
-    return _model.Uniform(count)
 
 
 def _encode(symbols: npt.NDArray[Any], distribution: Any) -> bytes:

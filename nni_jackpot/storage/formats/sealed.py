@@ -12,10 +12,10 @@ import io
 import json
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -40,8 +40,6 @@ from nni_jackpot.storage.formats.sealed_format import (
     object_of,
 )
 
-T = TypeVar("T")
-
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (
@@ -61,13 +59,6 @@ def digest_of(tensor: Tensor) -> bytes:
     """Return the SHA-256 (32 bytes) of ``float32 [64, 3, 7, 7] `` (dtype and shape), then the values."""
     digest = hashlib.sha256(f"{name_of(tensor.dtype)} {list(tensor.shape)} ".encode())
     digest.update(as_bytes(tensor).numpy().data)
-    return digest.digest()
-
-
-def _digest_of_bytes(part: bytes) -> bytes:
-    """Return `digest_of` for the uint8 tensor of these bytes."""
-    digest = hashlib.sha256(f"uint8 [{len(part)}] ".encode())
-    digest.update(part)
     return digest.digest()
 
 
@@ -122,27 +113,6 @@ def read_sealed(path: str | os.PathLike[str], kind: str, version: int) -> tuple[
     TicketError
         If the file is missing, damaged, of another kind, or of a newer version than ``version``.
     """
-    return _read(path, kind, version, read_tensor, digest_of)
-
-
-def read_parts(path: str | os.PathLike[str], kind: str, version: int) -> tuple[Any, dict[str, bytes]]:
-    """Read a sealed file whose tensors are bytes, and return its plain data and these bytes.
-
-    Raises
-    ------
-    TicketError
-        If the file is missing, damaged, of another kind, or of a newer version than ``version``.
-    """
-    return _read(path, kind, version, _part, _digest_of_bytes)
-
-
-def _read(
-    path: str | os.PathLike[str],
-    kind: str,
-    version: int,
-    take: Callable[[BufferedReader, Entry, str], T],
-    digest: Callable[[T], bytes],
-) -> tuple[Any, dict[str, T]]:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would block
             raise TicketError(f"{path} is not a {kind}, and not a regular file")
@@ -161,7 +131,7 @@ def _read(
                     f"{version}: take a newer nni_jackpot"
                 )
             with error_prefix(f"{path} is damaged"):
-                return _sealed_in(file, entries, kind, envelope, take, digest)
+                return _sealed_in(file, entries, kind, envelope)
     except TicketError:
         raise
     except FileNotFoundError:
@@ -170,22 +140,32 @@ def _read(
         raise TicketError(f"{escaped(path)} is not a readable {kind}: {escaped(error)}") from None
 
 
+def read_parts(path: str | os.PathLike[str], kind: str, version: int) -> tuple[Any, dict[str, bytes]]:
+    """Read a sealed file whose tensors are bytes, and return its plain data and these bytes.
+
+    Raises
+    ------
+    TicketError
+        As `read_sealed` does; and if a tensor is of another type, or of more than one dimension.
+    """
+    content, tensors = read_sealed(path, kind, version)
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.uint8 or tensor.ndim != 1:
+            with error_prefix(f"{path} is damaged"):
+                raise BYTES.broken(f"tensor {name}")
+    return content, {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
+
+
 def _sealed_in(
-    file: BufferedReader,
-    entries: Mapping[str, Entry],
-    kind: str,
-    envelope: Any,
-    take: Callable[[BufferedReader, Entry, str], T],
-    digest: Callable[[T], bytes],
-) -> tuple[Any, dict[str, T]]:
+    file: BufferedReader, entries: Mapping[str, Entry], kind: str, envelope: Any
+) -> tuple[Any, dict[str, Tensor]]:
     """Check the digest, and return the plain data and the tensors; ``file`` must be at the first tensor."""
     check_envelope(envelope)
     begin, tensors = file.tell(), {}
     for name, entry in entries.items():
         file.seek(begin + entry.begin)
-        tensors[name] = take(file, entry, name)
-    digests = {name: digest(tensor) for name, tensor in tensors.items()}
-    if envelope["sha256"] != _seal(kind, envelope["version"], envelope["content"], digests):
+        tensors[name] = read_tensor(file, entry, name)
+    if envelope["sha256"] != seal_of(kind, envelope["version"], envelope["content"], tensors):
         raise DIGEST.broken("its digest")
     return envelope["content"], tensors
 
@@ -207,21 +187,8 @@ def read_tensor(file: BufferedReader, entry: Entry, name: str) -> Tensor:
     return tensor
 
 
-def _part(file: BufferedReader, entry: Entry, name: str) -> bytes:
-    if entry.dtype != torch.uint8 or len(entry.shape) != 1:
-        raise BYTES.broken(f"tensor {name}")
-    raw = file.read(entry.shape[0])
-    if len(raw) != entry.shape[0]:
-        raise TILING.broken(f"the file was cut short at tensor {name}")
-    return raw
-
-
 def seal_of(kind: str, version: int, content: Any, tensors: Mapping[str, Tensor]) -> str:
     """Return the digest of a whole file, as 64 hexadecimal digits."""
-    return _seal(kind, version, content, {name: digest_of(tensor) for name, tensor in tensors.items()})
-
-
-def _seal(kind: str, version: int, content: Any, digests: Mapping[str, bytes]) -> str:
-    hashes = {name: digest.hex() for name, digest in digests.items()}
+    hashes = {name: digest_of(tensor).hex() for name, tensor in tensors.items()}
     whole = json.dumps([kind, version, content, hashes], sort_keys=True)
     return hashlib.sha256(whole.encode()).hexdigest()

@@ -42,7 +42,7 @@ def test_block_by_block(kind: str, text: Path, tmp_path: Path, capsys: pytest.Ca
     result = load_result(tmp_path / "out")
     assert [row.kind for row in result.rows] == ["dense", "initial", "sparsegpt", "jackpot"]
     assert all(list(row.values) == measures for row in result.rows)
-    assert all(row.spent is not None for row in result.rows[1:])
+    assert all(row.tokens is not None for row in result.rows[1:])
     assert "wanda mask alone" in said
     if measures == ["perplexity"]:
         assert "perplexity (lower is better)" in said
@@ -140,6 +140,6 @@ def test_results_tell_what_rows_took(text: Path, tmp_path: Path) -> None:
     network = save_network(tmp_path / "network")
     assert command("search", write_run(tmp_path, network)) == 0
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
-    assert rows[0]["spent"] is None
-    assert rows[1]["spent"]["tokens"] == 24 * 16
+    assert rows[0]["tokens"] is None
+    assert rows[1]["tokens"] == 24 * 16
     assert rows[1]["accuracy"] is None

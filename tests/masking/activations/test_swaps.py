@@ -10,7 +10,6 @@ from torch import Tensor
 
 from nni_jackpot.masking.activations.swaps import (
     benefit_of_keeping,
-    reconstruction_error,
     swap_in_groups,
     swap_in_rows,
 )
@@ -30,20 +29,6 @@ def by_hand(weight: Tensor, kept: Tensor, inputs: Tensor) -> Tensor:
 
 def two_of_four(weight: Tensor) -> Tensor:
     return keep_top_by_row(weight.abs().reshape(-1, 4), 2).view_as(weight)
-
-
-def test_the_error_is_that_of_the_outputs() -> None:
-    weight, inputs = layer(6, 16)
-    kept = two_of_four(weight)
-    gram = inputs @ inputs.T
-    torch.testing.assert_close(
-        reconstruction_error(weight, kept, gram), by_hand(weight, kept, inputs), rtol=1e-4, atol=0.0
-    )
-    dense = inputs + torch.randn_like(inputs) * 0.1
-    expected = (weight @ dense - (weight * kept) @ inputs).double().square().sum(1)
-    found = reconstruction_error(weight, kept, gram, inputs @ dense.T)
-    constant = (weight @ dense).double().square().sum(1)
-    torch.testing.assert_close(found + constant, expected, rtol=1e-4, atol=1e-2)
 
 
 @pytest.mark.parametrize("groups", [torch.arange(32).view(-1, 4), torch.arange(32).view(4, 8).t()])
@@ -89,22 +74,6 @@ def test_swaps_in_rows_lower_the_error_step_by_step_and_keep_the_counts() -> Non
         assert (after <= before * (1 + 1e-5)).all()
         before = after
     assert before.sum() < 0.9 * by_hand(weight, kept, inputs).sum()
-
-
-def test_swaps_may_aim_at_the_outputs_for_other_inputs() -> None:
-    weight, inputs = layer(8, 16)
-    dense = inputs + torch.randn_like(inputs)
-    kept, gram, cross = two_of_four(weight), inputs @ inputs.T, inputs @ dense.T
-
-    def error(mask: Tensor) -> Tensor:
-        return (weight @ dense - (weight * mask) @ inputs).square().sum(1)
-
-    for better in (
-        swap_in_groups(weight, kept, gram, torch.arange(16).view(-1, 4), cross),
-        swap_in_rows(weight, kept, gram, cross),
-    ):
-        assert (error(better) <= error(kept) * (1 + 1e-5)).all()
-        assert error(better).sum() < error(kept).sum()
 
 
 def test_inputs_of_zero_change_nothing() -> None:

@@ -1,0 +1,1 @@
+"""What a report leads with: one sentence, and one picture of accuracy against cost."""
