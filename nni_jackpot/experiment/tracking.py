@@ -18,7 +18,7 @@ import torch
 from nni_jackpot.errors import CheckpointError, JackpotError
 from nni_jackpot.experiment.measures import MEASURES
 from nni_jackpot.experiment.services import Services
-from nni_jackpot.runtime.events import EventFile
+from nni_jackpot.experiment.services.events import EventFile
 from nni_jackpot.runtime.files import errors_of, replace_file
 from nni_jackpot.runtime.progress import Progress
 
