@@ -9,8 +9,16 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, NoReturn
 
+import nni_jackpot
 from nni_jackpot.cli.boundary import EXIT_CODES, Exit, way_out
+from nni_jackpot.cli.options import (
+    add_form_options,
+    add_loudness_options,
+    add_place_options,
+    add_run_options,
+)
 from nni_jackpot.errors import TicketError
+from nni_jackpot.experiment.schema.shipped import config_file
 from nni_jackpot.experiment.schema.strict_yaml import parse_file
 from nni_jackpot.runtime.terminal import any_terminal, one_line
 
@@ -30,7 +38,8 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _check_file(options: argparse.Namespace) -> None:
-    parse_file(options.file)
+    if options.file is not None:
+        parse_file(config_file(options.file))
 
 
 def _check_run(options: argparse.Namespace) -> None:
@@ -57,64 +66,49 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(check=lambda options: None)
+    parser.add_argument("--version", action="version", version=f"nni-jackpot {nni_jackpot.__version__}")
+    add_loudness_options(parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, text in (
         ("pretrain", "train the network of FILE, once; later runs find it in the cache"),
         ("search", "find a lottery jackpot in the pre-trained network of FILE"),
         ("overlap", "compare the masks of all criteria with the jackpots found from them (Fig. 4)"),
     ):
-        sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(command=f"commands:{name}", check=_check_file)
-        sub.add_argument(
-            "file", metavar="FILE", type=Path, help="YAML file of a run, or of an NNI experiment"
-        )
-        sub.add_argument(
-            "--set",
-            metavar="KEY=VALUE",
-            action="append",
-            default=[],
-            help="override a value of the file, by dotted name: --set search.lr=1.0",
-        )
-        sub.add_argument(
-            "--sweep",
-            metavar="KEY=V1,V2,...",
-            action="append",
-            default=[],
-            help="one run per value; searches that differ only in the seed share a table: --sweep seed=0,1,2",
-        )
-        sub.add_argument(
-            "--overwrite",
-            action="store_true",
-            help="replace finished runs, once the new ones are finished",
-        )
-        if name == "search":
-            sub.add_argument(
-                "--resume",
-                action="store_true",
-                help="continue a sweep: reuse the results of finished runs with the same settings",
-            )
-            sub.add_argument(
-                "--dry-run",
-                action="store_true",
-                help="check all runs, and print the plan of each with an estimated time",
-            )
-    text = "print every key of FILE with its default and meaning"
-    sub = commands.add_parser("config", help=text, description=text)
-    sub.set_defaults(command="commands:config")
+        sub = _command(commands, name, text, f"commands:{name}", check=_check_file)
+        add_run_options(sub, is_search=name == "search")
+    sub = _command(
+        commands, "config", "print every key of FILE with its default and meaning", "commands:config"
+    )
     sub.add_argument("--markdown", action="store_true", help="as the reference page of the documentation")
+    text = "print the names of the configs and examples that come with the package, or the path of one"
+    sub = _command(commands, "examples", text, "commands:examples")
+    sub.add_argument("name", metavar="NAME", nargs="?", help="such as digits/resnet or quickstart")
     _add_ticket_commands(commands)
+    text = "measure a jackpot and its dense network on the test data of its run"
+    add_place_options(_command(commands, "evaluate", text, "deployment:evaluate"))
+    text = "write a jackpot in a form that is smaller or faster, and check and measure what was written"
+    sub = _command(commands, "deploy", text, "deployment:deploy")
+    add_place_options(sub)
+    add_form_options(sub)
     text = "write the paper's tables and figures, of finished runs and NNI experiments"
-    sub = commands.add_parser("report", help=text, description=text)
-    sub.set_defaults(command="commands:report")
+    sub = _command(commands, "report", text, "commands:report")
     sub.add_argument("runs", metavar="RUNS", type=Path, nargs="+", help="folders of runs or NNI experiments")
     sub.add_argument("-o", "--output", metavar="DIR", type=Path, default="report", help="default: report")
+    text = "print versions, hardware, repairs of NNI, and how to install what is missing"
+    _command(commands, "doctor", text, "doctor:doctor")
     return parser
+
+
+def _command(commands: Any, name: str, text: str, function: str, **defaults: Any) -> argparse.ArgumentParser:
+    """Add a command; ``function`` is where its code is, within this package."""
+    sub: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    sub.set_defaults(command=function, **defaults)
+    return sub
 
 
 def _add_ticket_commands(commands: Any) -> None:
     text = "write the jackpot of a run's folder as a ticket"
-    sub = commands.add_parser("export", help=text, description=text)
-    sub.set_defaults(command="tickets:export", check=_check_run)
+    sub = _command(commands, "export", text, "tickets:export", check=_check_run)
     sub.add_argument("run", metavar="RUN", type=Path, help="folder that a search has written")
     sub.add_argument(
         "-o", "--output", metavar="FILE", type=Path, help="jackpot.ticket in the folder by default"
@@ -124,13 +118,11 @@ def _add_ticket_commands(commands: Any) -> None:
     )
 
     text = "print the content of a ticket, its size, and how it was found"
-    sub = commands.add_parser("inspect", help=text, description=text)
-    sub.set_defaults(command="tickets:inspect", check=_check_ticket)
+    sub = _command(commands, "inspect", text, "tickets:inspect", check=_check_ticket)
     sub.add_argument("ticket", metavar="TICKET", type=Path)
 
     text = "write the sparse network of a ticket and its base"
-    sub = commands.add_parser("apply", help=text, description=text)
-    sub.set_defaults(command="tickets:apply", check=_check_ticket)
+    sub = _command(commands, "apply", text, "tickets:apply", check=_check_ticket)
     sub.add_argument("ticket", metavar="TICKET", type=Path)
     text = "state dict, .pth or .safetensors; or a folder of safetensors, as save_pretrained writes it"
     sub.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help=text)

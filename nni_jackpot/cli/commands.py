@@ -12,28 +12,31 @@ import sys
 from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 from nni_jackpot.errors import ExperimentConfigError, Interrupted
 from nni_jackpot.experiment.config import RunConfig, parse_override
 from nni_jackpot.experiment.processes import joined
+from nni_jackpot.experiment.schema.shipped import config_file, shipped_files
 from nni_jackpot.experiment.sweep import named, runs_of
 from nni_jackpot.runtime.distributed import broadcast_result, rank
+from nni_jackpot.runtime.extras import install_command
+from nni_jackpot.runtime.registry import close_match
 
 Value = TypeVar("Value")
 
 
 def run_command(command: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> None:
     """Run a command in all processes that torchrun has started; only the first prints."""
-    with joined(), redirect_stdout(sys.stdout if rank() == 0 else None):
+    _set_loudness(options)
+    with joined(), redirect_stdout(sys.stdout if rank() == 0 and not options.quiet else None):
         command(options)
 
 
 def pretrain(options: argparse.Namespace) -> None:
     """Train the networks of a file."""
     runs = _configs(options)
-    _load_nni(options.file, len(runs))
+    _load_nni(options, len(runs))
     from nni_jackpot.experiment import run
 
     for _, config in runs:
@@ -48,7 +51,7 @@ def search(options: argparse.Namespace) -> None:
     """Find the jackpots of a file, or print the plan of the runs."""
     # All configs are read before the first run, so that an error in the last one is reported at once.
     runs = _configs(options)
-    _load_nni(options.file, len(runs))
+    _load_nni(options, len(runs))
     if options.dry_run:
         from nni_jackpot.experiment.dry_run import plan
 
@@ -84,7 +87,7 @@ def search(options: argparse.Namespace) -> None:
 def overlap(options: argparse.Namespace) -> None:
     """Compare the masks of all criteria with the jackpots found from them."""
     runs = _configs(options)
-    _load_nni(options.file, len(runs))
+    _load_nni(options, len(runs))
     from nni_jackpot.experiment import overlap as overlaps
 
     for swept, config in runs:
@@ -93,7 +96,7 @@ def overlap(options: argparse.Namespace) -> None:
         paths = overlaps.save(comparison) if rank() == 0 else []
         print(f"\n{title}".rstrip(), comparison.table(), comparison.legend(), sep="\n")
         if not any(path.suffix == ".png" for path in paths):
-            print('no overlap.png, which needs matplotlib: pip install "nni-jackpot[plot]"')
+            print(f"no overlap.png, which needs matplotlib: {install_command('plot')}")
         print("written to", *paths, flush=True)
 
 
@@ -111,15 +114,34 @@ def config(options: argparse.Namespace) -> None:
     print((markdown if options.markdown else yaml_text)(), end="")
 
 
-def _load_nni(file: Path, count: int) -> None:
+def examples(options: argparse.Namespace) -> None:
+    """Print the names of shipped files, or the path of one."""
+    files = shipped_files()
+    if options.name is None:
+        print(*files, sep="\n")
+    elif options.name in files:
+        print(files[options.name])
+    else:
+        raise ExperimentConfigError(
+            f"{options.name} is not the name of a config or example{close_match(options.name, files)}"
+        )
+
+
+def _load_nni(options: argparse.Namespace, count: int) -> None:
     """Import NNI, which takes seconds, and say so: the file has been read."""
     if "nni.compression" not in sys.modules:
         valid = "the run is valid" if count == 1 else f"{count} runs are valid"
-        print(f"{file}: {valid}; loading NNI", flush=True)
+        print(f"{options.file}: {valid}; loading NNI", flush=True)
     import nni.compression  # noqa: F401
 
-    # NNI logs a line per metric and per module; progress and table have the same information.
-    logging.getLogger("nni").setLevel(logging.WARNING)
+    _set_loudness(options)  # NNI sets its own when it is imported
+
+
+def _set_loudness(options: argparse.Namespace) -> None:
+    """Keep what NNI logs off the terminal: a line per metric and per module, which progress and table tell."""
+    logging.getLogger("nni").setLevel(logging.INFO if options.verbose else logging.WARNING)
+    if options.verbose:
+        logging.getLogger("nni_jackpot").setLevel(logging.DEBUG)
 
 
 def _configs(options: argparse.Namespace) -> list[tuple[dict[str, object], RunConfig]]:
@@ -127,7 +149,7 @@ def _configs(options: argparse.Namespace) -> list[tuple[dict[str, object], RunCo
     from nni_jackpot.experiment import tracking
 
     fixed = _once("--set", map(parse_override, options.set)) | broadcast_result(tracking.tuner_parameters)
-    return runs_of(options.file, fixed, _once("--sweep", map(_axis, options.sweep)))
+    return runs_of(config_file(options.file), fixed, _once("--sweep", map(_axis, options.sweep)))
 
 
 def _once(option: str, pairs: Iterable[tuple[str, Value]]) -> dict[str, Value]:

@@ -33,6 +33,7 @@ from nni_jackpot.experiment.schema.rules import (
     related,
 )
 from nni_jackpot.experiment.schema.training import EPOCHS, TrainConfig
+from nni_jackpot.experiment.services import SERVICE_NAMES
 from nni_jackpot.masking.budgets import BUDGETS
 from nni_jackpot.masking.criteria import CRITERIA
 from nni_jackpot.masking.methods.method import LR, METHODS, Method
@@ -181,6 +182,12 @@ class RunConfig:
     device: str = option("where the run computes", _DEVICE, "auto", affects="nothing")
     plugins: tuple[str, ...] = option(
         "modules that register criteria, methods, budgets, data sets or comparators", MODULES, ()
+    )
+    trackers: tuple[str, ...] = option(
+        "tracking services that get the metrics, beside TensorBoard: wandb, mlflow",
+        SERVICE_NAMES,
+        (),
+        affects="nothing",
     )
     data: DataSection
     model: ModelSection

@@ -123,7 +123,14 @@ def _search(context: RunContext, run: RunFolder) -> Result:
         run.delete_stale_logs("")
         if steps:
             run.delete_stale_comparators()
-    with Tracker(run.work, steps, description="search", rank=rank(), measure=context.measure) as tracker:
+    with Tracker(
+        run.work,
+        steps,
+        description="search",
+        rank=rank(),
+        measure=context.measure,
+        services=context.services(),
+    ) as tracker:
         loop = _SearchLoop(context, tracker)
         with measured(context.device) as started:
             pruner, start = loop.start()

@@ -1,4 +1,4 @@
-"""Metrics of a run, for NNI, TensorBoard, a CSV file and the progress display."""
+"""Metrics of a run, for NNI, TensorBoard, tracking services, a CSV file and the progress display."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ import torch
 
 from nni_jackpot.errors import CheckpointError, Interrupted, JackpotError
 from nni_jackpot.experiment.measures import MEASURES
-from nni_jackpot.runtime.events import EventFile
+from nni_jackpot.experiment.services import Services
+from nni_jackpot.experiment.services.events import EventFile
 from nni_jackpot.runtime.files import errors_of, replace_file
 from nni_jackpot.runtime.progress import Progress
 
@@ -74,6 +75,8 @@ class Tracker:
         Whether a trial of NNI reports the measure.
     measure
         Name of the measure of an epoch, and of its column.
+    services
+        Tracking services, which get the values that TensorBoard gets.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class Tracker:
         rank: int = 0,
         report_to_nni: bool = True,
         measure: str = "accuracy",
+        services: Services | None = None,
     ) -> None:
         self._silent = rank != 0
         if self._silent:
@@ -97,6 +101,7 @@ class Tracker:
         # The subfolder of a trial's output folder that NNI's web portal asks for.
         self._event_folder = folder / "tensorboard"
         self._events: EventFile | None = None
+        self._services = services
         self._path = folder / "metrics.csv"
         self._rows_on_file = _read_rows(self._path)
         self._rows: list[Mapping[str, object]] = []
@@ -255,7 +260,10 @@ class Tracker:
             self._events = EventFile(
                 self._event_folder, lambda tag, at: at <= (steps if tag.startswith("step/") else epochs)
             )
-        self._events.add(at, {f"{group}/{name}": value for name, value in values.items()})
+        named = {f"{group}/{name}": value for name, value in values.items()}
+        self._events.add(at, named)
+        if self._services is not None and named:
+            self._services.add("step" if group == "step" else "epoch", at, named)
 
     def _write_row(self, values: Mapping[str, float]) -> None:
         row: dict[str, object] = {"epoch": self._epochs, "step": self._progress.steps}
@@ -285,6 +293,8 @@ class Tracker:
         if self._silent:
             return
         self._progress.close()
+        if self._services is not None:
+            self._services.close()
         if error is None:
             self._write(self._rows)  # also without any epoch
         if kind is KeyboardInterrupt:

@@ -33,7 +33,8 @@ class Progress:
         self.steps = 0
         self._description = description
         self._total = total
-        self._has_bar = sys.stderr is not None and sys.stderr.isatty()
+        is_quiet = sys.stdout is None
+        self._has_bar = not is_quiet and sys.stderr is not None and sys.stderr.isatty()
         self._bar: tqdm | None = None
         self._first, self._began = 0, 0.0
         self._last_line = time.monotonic()

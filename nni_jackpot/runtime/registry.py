@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
@@ -17,6 +18,8 @@ class Registry(Mapping[str, T]):
     ----------
     kind
         Kind of the objects, for error messages: ``"criterion"``.
+    names
+        Pattern that every name matches; None for identifiers.
 
     Examples
     --------
@@ -25,8 +28,9 @@ class Registry(Mapping[str, T]):
     ... def half(units, importance): ...
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, names: str | None = None) -> None:
         self.kind = kind
+        self._names = names
         self._objects: dict[str, T] = {}
         self._origins: dict[str, object] = {}
 
@@ -36,7 +40,7 @@ class Registry(Mapping[str, T]):
         Parameters
         ----------
         name
-            The name, an identifier.
+            The name, an identifier unless the registry has its own pattern.
         source
             The function or class that the object is made of; the object itself by default.
         **attributes
@@ -45,10 +49,12 @@ class Registry(Mapping[str, T]):
         Raises
         ------
         ValueError
-            If the name is not an identifier, or belongs to another object.
+            If the name is not allowed, or belongs to another object.
         """
-        if not name.isidentifier():
-            raise ValueError(f"the name of a {self.kind} must be an identifier, got {name!r}")
+        is_name = name.isidentifier() if self._names is None else re.fullmatch(self._names, name)
+        if not is_name:
+            wanted = "be an identifier" if self._names is None else f"match {self._names}"
+            raise ValueError(f"the name of a {self.kind} must {wanted}, got {name!r}")
 
         def decorate(registered: F) -> F:
             # A module that is imported again, such as in a notebook, replaces its own object.
@@ -68,12 +74,12 @@ class Registry(Mapping[str, T]):
         Parameters
         ----------
         name
-            The name, an identifier.
+            The name, an identifier unless the registry has its own pattern.
 
         Raises
         ------
         ValueError
-            If the name is not an identifier, or belongs to another class.
+            If the name is not allowed, or belongs to another class.
         """
         return self.register(name, name=name)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from nni_jackpot.errors import SpeedupError
 
@@ -56,9 +57,35 @@ class Call(NamedTuple):
         takes = ", ".join(signature.parameters)
         raise SpeedupError(f"the example input does not fit the model's forward({takes}): {reason}")
 
+    @property
+    def inputs(self) -> Inputs:
+        """The inputs that `to` makes this call of, for the model that it was made for."""
+        return self.kwargs if self.kwargs and not self.args else self.args
+
     def on(self, device: torch.device | str) -> Call:
         """Return a call with copies of the tensors on a device; the model may change the copies."""
         return tree_map_only(Tensor, lambda tensor: tensor.detach().to(device, copy=True), self)
+
+    def twice(self) -> tuple[Call, Call]:
+        """Return the call with its batch doubled, and that call with dynamic shapes in place of its tensors.
+
+        The batch is the first dimension of the tensors that share the most common first size.
+        """
+        sizes = Counter(tensor.shape[0] for tensor in self.tensors() if tensor.ndim)
+        rows = max(sizes, key=lambda size: sizes[size], default=None)
+        batch = torch.export.Dim("batch")
+
+        def has_rows(leaf: Any) -> bool:
+            return isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == rows
+
+        return (
+            tree_map(lambda leaf: torch.cat([leaf, leaf]) if has_rows(leaf) else leaf, self),
+            tree_map(lambda leaf: {0: batch} if has_rows(leaf) else None, self),
+        )
+
+    def shapes_for(self, model: nn.Module) -> dict[str, Any]:
+        """Return dynamic shapes by the names of a model's arguments, as ``torch.export`` wants them."""
+        return dict(inspect.signature(model.forward).bind(*self.args, **self.kwargs).arguments)
 
     def tensors(self) -> list[Tensor]:
         """Return all tensors, in nesting order."""

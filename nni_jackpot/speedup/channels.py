@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from nni.compression.speedup import ModelSpeedup
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_map_only
@@ -46,6 +45,8 @@ def shrink(model: nn.Module, masks: Masks, example_input: Inputs) -> nn.Module:
         If the example does not fit the model, ModelSpeedup fails on the model, or the smaller model computes
         something else.
     """
+    from nni.compression.speedup import ModelSpeedup  # the import takes seconds
+
     fitting = fit_masks(model, masks)
     device = next((parameter.device for parameter in model.parameters()), None)
     masked = apply_masks(copy_of(model), masks).cpu().eval()

@@ -89,12 +89,30 @@ class _Csr(nn.Module):
             return self._product(x.to(self.values.dtype)).to(torch.get_autocast_dtype(device))
 
     def _product(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            product = _traced_product(self.row_starts, self.columns, self.values, x)
+            return product if self.bias is None else product + self.bias.unsqueeze(1)
         # Several times faster than F.linear, which multiplies by the transpose.
         return self._rows() @ x if self.bias is None else torch.addmm(self.bias.unsqueeze(1), self._rows(), x)
 
     def _rows(self) -> Tensor:
-        places, shape = (self.row_starts, self.columns), (self.shape[0], self.shape[1])
-        return torch.sparse_csr_tensor(*places, self.values, shape, check_invariants=False)
+        return _matrix(self.row_starts, self.columns, self.values, self.shape[1])
+
+
+def _matrix(row_starts: Tensor, columns: Tensor, values: Tensor, width: int) -> Tensor:
+    shape = (row_starts.shape[0] - 1, width)
+    return torch.sparse_csr_tensor(row_starts, columns, values, shape, check_invariants=False)
+
+
+@torch.library.custom_op("nni_jackpot::csr_product", mutates_args=())
+def _traced_product(row_starts: Tensor, columns: Tensor, values: Tensor, x: Tensor) -> Tensor:
+    """Multiply a CSR matrix by a dense one: PyTorch cannot trace tensors in CSR format."""
+    return _matrix(row_starts, columns, values, x.shape[0]) @ x
+
+
+@_traced_product.register_fake
+def _(row_starts: Tensor, columns: Tensor, values: Tensor, x: Tensor) -> Tensor:
+    return x.new_empty(row_starts.shape[0] - 1, x.shape[1])
 
 
 class _CsrLinear(_Csr, nn.Linear):

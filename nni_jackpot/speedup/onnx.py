@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
 import os
-from collections import Counter
-from collections.abc import Iterable
-from importlib import import_module
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten_with_path, tree_map
+from torch.utils._pytree import tree_flatten_with_path
 
-from nni_jackpot.errors import MissingLibraryError, SpeedupError, first_line
+from nni_jackpot.errors import SpeedupError, first_line
 from nni_jackpot.masks import check_unwrapped
+from nni_jackpot.runtime.extras import library
 from nni_jackpot.runtime.files import replace_file
 from nni_jackpot.speedup.calls import Call, Inputs
 from nni_jackpot.speedup.outputs import check_same, copy_of, outputs_of
@@ -47,28 +45,26 @@ def export_onnx(model: nn.Module, path: str | os.PathLike[str], example_input: I
     OutputFolderError
         If the folder cannot be written. The write is atomic, and happens after the comparison.
     """
-    _library("onnx")
-    _library("onnxscript")
+    check_onnx()
     runtime = _library("onnxruntime")
     check_unwrapped(model, SpeedupError)
     model = copy_of(model).cpu().eval()
     call = Call.to(model, example_input).on("cpu")
     # Export with the doubled batch: a batch of one would become a constant.
-    twice, dynamic = _twice(call)
+    twice, dynamic = call.twice()
     doubled = "the model with its batch doubled"
     expected = [
         (call, outputs_of(copy_of(model), call)),
         (twice, outputs_of(copy_of(model), twice, doubled)),
     ]
     try:
-        shapes = inspect.signature(model.forward).bind(*dynamic.args, **dynamic.kwargs).arguments
         program = torch.onnx.export(
             model,
             # torch.onnx takes a final dict for keyword arguments: append an empty one.
             (*twice.args, {}) if twice.args else (),
             kwargs=twice.kwargs,
             dynamo=True,
-            dynamic_shapes=shapes,
+            dynamic_shapes=dynamic.shapes_for(model),
             verbose=False,
         )
     except Exception as error:  # the exporter's passes may raise any error
@@ -140,6 +136,27 @@ def quantize_onnx(
     replace_file(quantized, write)
 
 
+def check_onnx() -> None:
+    """Check that the libraries of `export_onnx` are installed; raises MissingLibraryError."""
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        _library(name)
+
+
+def onnx_runner(path: Path) -> Callable[..., list[Tensor]]:
+    """Return a function that runs a file of `export_onnx`, with as many threads as PyTorch uses."""
+    runtime = _library("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = _session(runtime, path, options)
+    names = [node.name for node in session.get_inputs()]
+
+    def run(*args: Any, **kwargs: Any) -> list[Tensor]:
+        arrays = session.run(None, dict(zip(names, _arrays(Call(args, kwargs)), strict=True)))
+        return [torch.from_numpy(array) for array in arrays]
+
+    return run
+
+
 class _Calibration:
     """A calibration reader for onnxruntime: one batch at a time, then None."""
 
@@ -148,21 +165,6 @@ class _Calibration:
 
     def get_next(self) -> dict[str, Any] | None:
         return next(self._feeds, None)
-
-
-def _twice(call: Call) -> tuple[Call, Call]:
-    """Return a call with its batch doubled, and the same call with its tensors replaced by dynamic shapes."""
-    sizes = Counter(tensor.shape[0] for tensor in call.tensors() if tensor.ndim)
-    rows = max(sizes, key=lambda size: sizes[size], default=None)
-    batch = torch.export.Dim("batch")
-
-    def has_rows(leaf: Any) -> bool:
-        return isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == rows
-
-    return (
-        tree_map(lambda leaf: torch.cat([leaf, leaf]) if has_rows(leaf) else leaf, call),
-        tree_map(lambda leaf: {0: batch} if has_rows(leaf) else None, call),
-    )
 
 
 def _run(runtime: Any, path: Path, call: Call) -> list[Tensor]:
@@ -190,8 +192,8 @@ def _feed(names: list[str], call: Call) -> dict[str, Any]:
     raise SpeedupError(f"the file's inputs are {names}, and the batch has {paths}")
 
 
-def _session(runtime: Any, path: Path) -> Any:
-    return runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+def _session(runtime: Any, path: Path, options: Any = None) -> Any:
+    return runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def _arrays(call: Call) -> list[Any]:
@@ -199,9 +201,4 @@ def _arrays(call: Call) -> list[Any]:
 
 
 def _library(name: str) -> Any:
-    try:
-        return import_module(name)
-    except ImportError:
-        raise MissingLibraryError(
-            f'{name} is not installed, but ONNX files need it: pip install "nni-jackpot[deploy]"'
-        ) from None
+    return library(name, "deploy", "ONNX files need")

@@ -44,7 +44,7 @@ def outputs_of(model: nn.Module, call: Call, form: str = "the masked model") -> 
     gpus = {tensor.device for tensor in own.tensors() if tensor.is_cuda}
     try:
         with torch.no_grad(), torch.random.fork_rng([*gpus]):
-            found = _tensors_in(model(*own.args, **own.kwargs))
+            found = tensors_in(model(*own.args, **own.kwargs))
     except Exception as error:  # the model's own code
         raise SpeedupError(f"{form} fails on the example input: {first_line(error)}") from error
     if not found:
@@ -52,20 +52,41 @@ def outputs_of(model: nn.Module, call: Call, form: str = "the masked model") -> 
     return found
 
 
-def check_same(expected: Sequence[Tensor], found: Sequence[Tensor], form: str, advice: str = "") -> None:
-    """Check that a converted model gives the outputs of the masked model, up to rounding.
+def check_same(
+    expected: Sequence[Tensor],
+    found: Sequence[Tensor],
+    form: str,
+    advice: str = "",
+    tolerance: float | None = None,
+) -> float:
+    """Check that a converted model gives the outputs of the masked model, up to a tolerance.
 
-    The tolerance is the largest finite value of each tensor times the square root of its dtype's machine
-    epsilon: 3.5e-4 for float32.
+    Parameters
+    ----------
+    expected, found
+        Outputs of the masked and of the converted model.
+    form
+        Name of the converted model, for the message.
+    advice
+        End of the message.
+    tolerance
+        Largest difference, as a share of the largest finite value of each tensor. None for rounding errors:
+        the square root of the machine epsilon of the tensor's dtype, 3.5e-4 for float32.
+
+    Returns
+    -------
+    float
+        The largest difference that was found, as such a share.
 
     Raises
     ------
     SpeedupError
-        If the shapes or values differ.
+        If the shapes differ, or values differ by more.
     """
     if [x.shape for x in expected] != [x.shape for x in found]:
         shapes = [[tuple(x.shape) for x in outputs] for outputs in (found, expected)]
         raise SpeedupError(f"{form} gives tensors of shapes {shapes[0]}, the masked model {shapes[1]}")
+    most = 0.0
     for i, (a, b) in enumerate(zip(expected, found, strict=True)):
         precision = torch.finfo(a.dtype).eps if a.is_floating_point() or a.is_complex() else 0.0
         wide = torch.complex128 if a.is_complex() else torch.float64
@@ -75,21 +96,25 @@ def check_same(expected: Sequence[Tensor], found: Sequence[Tensor], form: str, a
             continue
         largest = torch.where(a.isfinite(), a.abs(), 0.0).max().item()
         difference = (a - b)[differs].abs().max().item()
-        if not difference <= largest * precision**0.5:  # "not <=", so that NaN differs
+        allowed = precision**0.5 if tolerance is None else tolerance
+        if not difference <= largest * allowed:  # "not <=", so that NaN differs
             raise SpeedupError(
                 f"{form} differs from the masked model by {difference:.2g} in output {i}, whose largest "
                 f"value is {largest:.2g}{advice}"
             )
+        most = max(most, difference / largest)
+    return most
 
 
-def _tensors_in(outputs: Any) -> list[Tensor]:
+def tensors_in(outputs: Any) -> list[Tensor]:
+    """Return all tensors of a model's output, in nesting order."""
     found: list[Tensor] = []
     for leaf in tree_leaves(outputs):
         if isinstance(leaf, Tensor):
             parts = leaf.unbind() if leaf.is_nested else [leaf]
             found += [part if part.layout == torch.strided else part.to_dense() for part in parts]
         elif isinstance(leaf, Mapping):  # a class that PyTorch's tree_leaves does not flatten
-            found += _tensors_in(list(leaf.values()))
+            found += tensors_in(list(leaf.values()))
         elif is_dataclass(leaf):
-            found += _tensors_in([getattr(leaf, field.name) for field in fields(leaf)])
+            found += tensors_in([getattr(leaf, field.name) for field in fields(leaf)])
     return found

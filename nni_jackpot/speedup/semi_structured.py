@@ -85,12 +85,17 @@ def semi_structured(model: nn.Module, masks: Masks, example_input: Inputs | None
     return with_layers(model, masks, names, _to_semi_structured, example_input)
 
 
-def _check_kernels(name: str, weight: Tensor) -> None:
-    if weight.device.type != "cuda" or torch.cuda.get_device_capability(weight.device) < (8, 0):
+def check_gpu(name: str, device: torch.device) -> None:
+    """Check that a device has 2:4 kernels; raises SpeedupError that names the layer."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
         raise SpeedupError(
-            f"{name} is on {weight.device}, and 2:4 needs a CUDA GPU of compute capability 8.0 or more; "
+            f"{name} is on {device}, and 2:4 needs a CUDA GPU of compute capability 8.0 or more; "
             "check_semi_structured checks the masks on any device"
         )
+
+
+def _check_kernels(name: str, weight: Tensor) -> None:
+    check_gpu(name, weight.device)
     if weight.dtype not in (torch.float16, torch.bfloat16):
         raise SpeedupError(f"{name} is {weight.dtype}, and 2:4 needs float16 or bfloat16: call model.half()")
 

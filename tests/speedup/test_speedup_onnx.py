@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from nni_jackpot import LotteryJackpotPruner, apply_masks
 from nni_jackpot.errors import MissingLibraryError, OutputFolderError, SpeedupError
 from nni_jackpot.experiment.models.resnet import ResNet
+from nni_jackpot.runtime.extras import install_command
 from nni_jackpot.speedup import export_onnx, quantize_onnx
 
 onnx = pytest.importorskip("onnx")
@@ -92,7 +94,7 @@ def test_bad_input(model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyP
         export_onnx(model, tmp_path / "model.onnx", X)
     pruner.unwrap_model()
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(MissingLibraryError, match=r'onnxscript .* pip install "nni-jackpot\[deploy\]"'):
+    with pytest.raises(MissingLibraryError, match=rf"onnxscript .*: {re.escape(install_command('deploy'))}$"):
         export_onnx(model, tmp_path / "model.onnx", X)
 
 

@@ -46,7 +46,7 @@ SEARCH = "checkpoint.pth"
 # Folders of comparators: two by their own names, all others in a folder.
 _TUNED, _COMPARATORS = ("initial_tuned", "jackpot_tuned"), "comparators"
 
-_TICKETS = "jackpot.ticket", "jackpot.sparse"  # where export puts them
+_TICKETS = "jackpot.ticket", "jackpot.sparse", "deployed"  # where export and deploy put them
 _METRICS, _EVENTS = "metrics.csv", "tensorboard"
 _PRETRAIN = "pretrain"
 _FILES = CONFIG, RESULTS, _METRICS, START, MASKS, JACKPOT, SEARCH

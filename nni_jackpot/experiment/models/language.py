@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from nni_jackpot.errors import CheckpointError, ExperimentConfigError, MissingLibraryError, first_line
+from nni_jackpot.errors import CheckpointError, ExperimentConfigError, first_line
+from nni_jackpot.runtime.extras import library
 
 if TYPE_CHECKING:
     from nni_jackpot.experiment.models.section import LanguageModelConfig
@@ -146,10 +146,4 @@ def _task_of(config: Any) -> str:
 
 
 def _library(name: str) -> Any:
-    try:
-        return import_module(name)
-    except ImportError:
-        extra = "transformers" if name == "transformers" else "real"
-        raise MissingLibraryError(
-            f'{name} is not installed, which this network needs: pip install "nni-jackpot[{extra}]"'
-        ) from None
+    return library(name, "transformers" if name == "transformers" else "real", "this network needs")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any, Protocol
 
 import torchvision.models
 from torch import nn
 
-from nni_jackpot.errors import CheckpointError, ExperimentConfigError, MissingLibraryError, first_line
+from nni_jackpot.errors import CheckpointError, ExperimentConfigError, first_line
 from nni_jackpot.experiment.models.published import place_of, read_safely
+from nni_jackpot.runtime.extras import library
 
 
 class Library(Protocol):
@@ -116,12 +116,7 @@ LIBRARIES: dict[str, Library] = {"torchvision": Torchvision(), "timm": Timm()}
 
 
 def _timm() -> Any:
-    try:
-        return import_module("timm")
-    except ImportError:
-        raise MissingLibraryError(
-            'timm is not installed, which networks timm/NAME need: pip install "nni-jackpot[timm]"'
-        ) from None
+    return library("timm", "timm", "networks timm/NAME need")
 
 
 def _full(name: str, weights: str) -> str:

@@ -14,7 +14,6 @@ from nni_jackpot.runtime.terminal import encodable
 # Okabe and Ito's palette, without black, and without yellow, which is faint on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = "os^Dv*"
-MISSING = 'figures need matplotlib: pip install "nni-jackpot[plot]"'
 
 
 def blank(panels: int = 1) -> tuple[Any, list[Any]] | None:

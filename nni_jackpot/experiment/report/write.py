@@ -18,6 +18,7 @@ from nni_jackpot.experiment.report.measures import Measure, measure
 from nni_jackpot.experiment.report.page import Report, Section, markdown, page
 from nni_jackpot.experiment.report.runs import Found, find_runs
 from nni_jackpot.experiment.report.tables import tables
+from nni_jackpot.runtime.extras import install_command
 from nni_jackpot.runtime.files import check_folder, replace_files
 from nni_jackpot.runtime.terminal import encodable
 
@@ -101,7 +102,8 @@ def _written(report: Report, folder: Path) -> list[str]:
     drawn = [files for section in report.sections for _, files in section.drawn]
     forms = "CSV, PNG, SVG" if all(drawn) else "CSV"
     files = f"index.html, report.md, tables: {tables} (CSV), figures: {len(drawn)} ({forms})"
-    return [f"written to {folder}: {files}", *([] if all(drawn) else [plot.MISSING])]
+    missing = [] if all(drawn) else [f"figures need matplotlib: {install_command('plot')}"]
+    return [f"written to {folder}: {files}", *missing]
 
 
 def _files(report: Report) -> dict[str, bytes]:

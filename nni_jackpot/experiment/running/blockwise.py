@@ -108,6 +108,7 @@ def _search(context: RunContext, batches: list[Any], targets: Mapping[str, Targe
         log_every=1,
         rank=rank(),
         measure=context.measure,
+        services=context.services(),
     ) as tracker:
         for _ in range(done):
             tracker.skip_step()

@@ -31,6 +31,7 @@ from nni_jackpot.experiment.running.cost import Cost, total_epochs
 from nni_jackpot.experiment.running.image_task import ImageTask
 from nni_jackpot.experiment.running.language_task import LanguageTask
 from nni_jackpot.experiment.schema.training import TrainConfig
+from nni_jackpot.experiment.services import Services, check_services
 from nni_jackpot.experiment.sight import tell_start
 from nni_jackpot.experiment.tracking import Tracker
 from nni_jackpot.experiment.train import train_weights
@@ -50,6 +51,8 @@ class RunContext:
     ----------
     data, model, task
         Data, network, and what the network computes.
+    tokenizer
+        Tokenizer of a network of text; None for images.
     run
         The folder that `open` was given.
 
@@ -62,6 +65,7 @@ class RunContext:
     data: Data
     model: nn.Module
     task: ImageTask | LanguageTask
+    tokenizer: Any
     run: RunFolder
 
     def __init__(self, config: RunConfig) -> None:
@@ -71,7 +75,9 @@ class RunContext:
         # mask.
         torch.backends.cudnn.deterministic = True
         check_folder(place_of(config))
-        self.data, self.model, self.task = _language(config) if is_language(config) else _images(config)
+        check_services(config.trackers)
+        made = _language(config) if is_language(config) else _images(config)
+        self.data, self.model, self.task, self.tokenizer = made
         if not self.task.has_labels and config.search.loss == "labels":
             raise ExperimentConfigError(
                 f"search.loss: found labels, allowed for this network: {', '.join(MATCHING_LOSSES)}"
@@ -107,6 +113,10 @@ class RunContext:
             check_state(file, "training", self._what_a_training_depends_on(config.pretrain))
         barrier()  # all processes have checked the files before the first one changes them
         run.begin(config)
+
+    def services(self, phase: str = "search") -> Services:
+        """Return the tracking services of a phase."""
+        return Services(self.config.trackers, place_of(self.config) / phase, to_dict(self.config))
 
     @property
     def measure(self) -> str:
@@ -191,6 +201,7 @@ class RunContext:
             rank=rank(),
             report_to_nni=False,
             measure=self.measure,
+            services=self.services(name),
         ) as tracker:
             return train_weights(
                 model,
@@ -230,7 +241,7 @@ def is_language(config: RunConfig) -> bool:
     return isinstance(config.model, LanguageModelConfig)
 
 
-def _images(config: RunConfig) -> tuple[Data, nn.Module, ImageTask]:
+def _images(config: RunConfig) -> tuple[Data, nn.Module, ImageTask, None]:
     assert isinstance(config.data, DataConfig)  # the config has checked it
     assert isinstance(config.model, ModelConfig)
     data = load_data(config.data, config.seed)
@@ -239,12 +250,12 @@ def _images(config: RunConfig) -> tuple[Data, nn.Module, ImageTask]:
     model = build_model(config.model, data.num_classes, data.shape[0])
     channels, height, width = data.shape
     validate_model(config.model, model, data.num_classes, (channels, height, width))
-    return data, model, ImageTask(data.num_classes)
+    return data, model, ImageTask(data.num_classes), None
 
 
-def _language(config: RunConfig) -> tuple[Data, nn.Module, LanguageTask]:
+def _language(config: RunConfig) -> tuple[Data, nn.Module, LanguageTask, Any]:
     assert isinstance(config.data, TextConfig)  # the config has checked it
     assert isinstance(config.model, LanguageModelConfig)
     loaded = load_language_model(config.model)
     data = load_text(config.data, config.seed, loaded.tokenizer, loaded.task)
-    return data, loaded.network, LanguageTask(loaded.task)
+    return data, loaded.network, LanguageTask(loaded.task), loaded.tokenizer

@@ -25,6 +25,7 @@ from nni_jackpot.experiment.report.measures import measure
 from nni_jackpot.experiment.report.runs import find_runs
 from nni_jackpot.experiment.run import search
 from nni_jackpot.masking.methods.edge_popup import EdgePopup
+from nni_jackpot.runtime.extras import install_command
 
 
 @pytest.fixture
@@ -122,7 +123,7 @@ def test_the_same_runs_make_the_same_files(runs: Path) -> None:
 def test_without_matplotlib(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     text = write_report([runs], Path("out"))
-    assert text.splitlines()[-1] == 'figures need matplotlib: pip install "nni-jackpot[plot]"'
+    assert text.splitlines()[-1] == f"figures need matplotlib: {install_command('plot')}"
     assert {path.suffix for path in Path("out").iterdir()} == {".html", ".md", ".csv"}
     assert ".svg" not in Path("out/report.md").read_text()
 

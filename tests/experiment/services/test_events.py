@@ -10,7 +10,7 @@ import pytest
 from event_points import read_events
 
 from nni_jackpot.errors import OutputFolderError
-from nni_jackpot.runtime.events import EventFile
+from nni_jackpot.experiment.services.events import EventFile
 
 
 def points(folder: Path, tag: str) -> list[int]:
