@@ -93,8 +93,10 @@ def _dense(config: RunConfig, masks: Masks, found: dict[str, Tensor], run: Path)
 def _told(config: RunConfig, run: Path) -> dict[str, Any]:
     """Return the metadata of a run, without information about the machine."""
     settings, result = to_dict(config), load_result(run)
+    seen = {key: settings["data"].get(key) for key in ("image_size", "preprocess", "transform", "loader")}
     return {
         "data": config.data.name,
+        "preprocessing": {key: value for key, value in seen.items() if value is not None},
         **{name: settings[name] for name in ("model", "config_list", "seed", "search")},
         "metrics": {row.kind: row.main for row in result.rows},
         "overlap": result.overlap,

@@ -17,12 +17,13 @@ from typing import Any
 
 from nni_jackpot.errors import ExperimentConfigError
 from nni_jackpot.experiment.comparators import COMPARATORS, Comparator, InitialTuned, JackpotTuned, OneShot
-from nni_jackpot.experiment.data import datasets  # noqa: F401  # register data sets
-from nni_jackpot.experiment.data.section import DataSection, TextConfig
+from nni_jackpot.experiment.data import datasets, own_images  # noqa: F401  # register data sets
+from nni_jackpot.experiment.data.section import DataConfig, DataSection, TextConfig
 from nni_jackpot.experiment.data.spec import DATASETS
-from nni_jackpot.experiment.models.section import LanguageModelConfig, ModelSection
+from nni_jackpot.experiment.models import inputs_of
+from nni_jackpot.experiment.models.section import LanguageModelConfig, ModelConfig, ModelSection
 from nni_jackpot.experiment.schema import old_names, strict_yaml
-from nni_jackpot.experiment.schema.plugins import MODULES, import_plugins
+from nni_jackpot.experiment.schema.plugins import MODULES, import_function, import_plugins
 from nni_jackpot.experiment.schema.rules import (
     PATH,
     Invalid,
@@ -194,6 +195,12 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         self._check_kind()
+        if (
+            isinstance(self.data, DataConfig)
+            and isinstance(self.model, ModelConfig)
+            and self.data.is_in_files
+        ):
+            object.__setattr__(self, "data", self.data.for_network(inputs_of(self.model)))
         for i, entry in enumerate(self.config_list):
             for key in ("op_names_re", "exclude_op_names_re"):
                 _check_patterns(entry.get(key), f"config_list.{i}.{key}")
@@ -278,6 +285,9 @@ def load_config(
             raw = overridden(raw, name.split("."), value, name)
         if not is_stored and isinstance(raw, dict) and "plugins" in raw:
             import_plugins(raw["plugins"], Path(path).parent)
+        if not is_stored and isinstance(raw, dict) and isinstance(raw.get("data"), dict):
+            for key in ("transform", "loader"):
+                import_function(raw["data"].get(key), f"data.{key}", Path(path).parent)
         config: RunConfig = Reader(overrides, is_stored and _names_plugins(raw)).section(RunConfig, raw)
     except RecursionError:
         raise ExperimentConfigError(f"{path}: an override has too many levels") from None

@@ -37,7 +37,7 @@ from nni_jackpot.experiment.models.section import ModelConfig
 from nni_jackpot.experiment.processes import averaged
 from nni_jackpot.experiment.running.blockwise import search_blockwise
 from nni_jackpot.experiment.running.context import RunContext, is_language
-from nni_jackpot.experiment.sight import tell_search
+from nni_jackpot.experiment.sight import tell_dense, tell_search
 from nni_jackpot.experiment.tracking import Tracker
 from nni_jackpot.experiment.train import fit
 from nni_jackpot.masks import Masks, apply_masks, densities, mask_overlap, save_masks, sparsity_of
@@ -113,6 +113,7 @@ def _search(context: RunContext, run: RunFolder) -> Result:
     model, steps = context.model, context.steps
     dense = copy.deepcopy(model.state_dict())
     rows = [context.row("dense", model, 0.0)]
+    tell_dense(config, context.data, rows[0])
 
     if not (run.work / SEARCH).exists():
         run.delete_stale_logs("")
@@ -121,7 +122,7 @@ def _search(context: RunContext, run: RunFolder) -> Result:
     with Tracker(run.work, steps, description="search", rank=rank(), measure=context.measure) as tracker:
         loop = _SearchLoop(context, tracker)
         pruner, start = loop.start()
-        tell_search(rows[0], start)
+        tell_search(start)
         sparsity = sparsity_of(start)
         rows.append(context.row("initial", model, sparsity))
         if not is_language(config):

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 from nni_jackpot.experiment.comparators import COMPARATORS
 from nni_jackpot.experiment.config import RunConfig
+from nni_jackpot.experiment.data.preprocess import Preprocess
 from nni_jackpot.experiment.data.section import DataConfig, TextConfig
 from nni_jackpot.experiment.data.spec import DATASETS
 from nni_jackpot.experiment.models.section import LanguageModelConfig, ModelConfig
@@ -68,6 +69,8 @@ def sections() -> Iterator[Section]:
     for entry in fields(RunConfig):
         if is_dataclass(kinds[entry.name]):
             yield from _variants(entry.name, kinds[entry.name])
+        if entry.name == "data":
+            yield _section("data.preprocess", Preprocess)
         if entry.name == "search":
             yield _section("search.blockwise", BlockSearch)
             yield _section("search.polish", Polish)

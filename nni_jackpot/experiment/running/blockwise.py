@@ -16,7 +16,7 @@ from nni_jackpot.experiment.folder.result import Row, Spent
 from nni_jackpot.experiment.folder.run_folder import SEARCH
 from nni_jackpot.experiment.running.context import RunContext
 from nni_jackpot.experiment.running.targets import targets_in
-from nni_jackpot.experiment.sight import tell_search
+from nni_jackpot.experiment.sight import tell_dense, tell_search
 from nni_jackpot.experiment.tracking import Tracker
 from nni_jackpot.masks import Masks, apply_masks, sparsity_of
 from nni_jackpot.runtime.distributed import rank
@@ -67,13 +67,14 @@ def search_blockwise(context: RunContext) -> BlockwiseResult:
     tokens = _tokens(batches)
     targets = targets_in(config, model)
     rows = [context.row("dense", model, 0.0)]
+    tell_dense(config, context.data, rows[0])
     own = config.search.blockwise
     assert own is not None  # else the run searches the network as a whole
     with _measured(context, tokens) as spent:
         plain = replace(own, steps=0, start=START)
         start = search_blocks(model, batches, targets, settings=plain)
     sparsity = sparsity_of(start)
-    tell_search(rows[0], start)
+    tell_search(start)
     rows.append(_masked_row(context, "initial", start, spent))
     for name, comparator in config.compared.items():
         if isinstance(comparator, OneShot):
