@@ -33,7 +33,7 @@ from nni_jackpot.experiment.schema.rules import (
     overridden,
     related,
 )
-from nni_jackpot.experiment.schema.training import EPOCHS, TrainConfig
+from nni_jackpot.experiment.schema.training import EPOCHS, PretrainConfig, TrainConfig
 from nni_jackpot.masking.budgets import BUDGETS
 from nni_jackpot.masking.criteria import CRITERIA
 from nni_jackpot.masking.methods.method import LR, METHODS, Method
@@ -72,14 +72,6 @@ class FinetuneConfig(TrainConfig):
         if self.epochs and self.under != "initial":
             made.append(JackpotTuned(**own))
         return {comparator.name: comparator for comparator in made}
-
-
-@dataclass(frozen=True, kw_only=True)
-class PretrainConfig(TrainConfig):
-    """Where the pre-trained weights come from."""
-
-    checkpoint: str | None = option("state_dict file to use, null to train and cache", PATH, None)
-    cache: str = option("folder of the weights trained once", PATH, "runs/pretrained", affects="nothing")
 
 
 def _settings_of_recipe(section: Mapping[str, Any]) -> Method | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nni_jackpot.experiment.schema.rules import PATH
 from nni_jackpot.runtime.settings import Rule, between, option
 
 EPOCHS = between(0, 10**6)
@@ -21,3 +22,16 @@ class TrainConfig:
     lr: float = option("learning rate at the start", _RATE)
     momentum: float = option("momentum of SGD", _MOMENTUM, 0.9)
     weight_decay: float = option("weight decay of SGD", _DECAY, 5e-4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(TrainConfig):
+    """Where the pre-trained weights come from."""
+
+    checkpoint: str | None = option(
+        "file or folder of weights: a state dict, a checkpoint of a training script or safetensors; null to "
+        "train and cache",
+        PATH,
+        None,
+    )
+    cache: str = option("folder of the weights trained once", PATH, "runs/pretrained", affects="nothing")
