@@ -99,7 +99,7 @@ def _told(config: RunConfig, run: Path) -> dict[str, Any]:
     return {
         "data": config.data.name,
         "preprocessing": {key: value for key, value in seen.items() if value is not None},
-        **{name: settings[name] for name in ("model", "config_list", "seed", "search")},
+        **{name: settings[name] for name in ("model", "config_list", "preset", "sparsity", "seed", "search")},
         "metrics": {row.kind: row.main for row in result.rows},
         "overlap": result.overlap,
     }

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from nni_jackpot.errors import TrainingDivergedError
-from nni_jackpot.experiment.checks import check_frozen, pruner_options
+from nni_jackpot.experiment.checks import check_frozen, config_list_of, pruner_options
 from nni_jackpot.experiment.comparators import Comparator
 from nni_jackpot.experiment.config import RunConfig
 from nni_jackpot.experiment.folder.result import Result, Row
@@ -193,7 +193,7 @@ class _SearchLoop:
         optimizer = nni.trace(SGD)(context.model.parameters(), lr=0.1)
         pruner = LotteryJackpotPruner(
             context.model,
-            list(context.config.config_list),
+            config_list_of(context.config, context.model),
             TorchEvaluator(self._train, optimizer, self._training_step),
             init=options.init,
             **pruner_options(options),

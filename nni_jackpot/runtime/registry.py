@@ -18,6 +18,8 @@ class Registry(Mapping[str, T]):
     ----------
     kind
         Kind of the objects, for error messages: ``"criterion"``.
+    is_name
+        Whether a name is possible; by default, identifiers are.
 
     Examples
     --------
@@ -26,8 +28,9 @@ class Registry(Mapping[str, T]):
     ... def half(units, importance): ...
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, is_name: Callable[[str], bool] = str.isidentifier) -> None:
         self.kind = kind
+        self._is_name = is_name
         self._objects: dict[str, T] = {}
         self._origins: dict[str, object] = {}
 
@@ -46,7 +49,7 @@ class Registry(Mapping[str, T]):
         ValueError
             If the name is not an identifier, or belongs to another object.
         """
-        if not name.isidentifier():
+        if not self._is_name(name):
             raise ValueError(f"the name of a {self.kind} must be an identifier, got {name!r}")
 
         def decorate(registered: F) -> F:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from nni_jackpot.errors import ConfigListError
-from nni_jackpot.experiment.checks import pruner_options
+from nni_jackpot.experiment.checks import config_list_of, pruner_options
 from nni_jackpot.experiment.config import RunConfig
 from nni_jackpot.nni_bridge.grouping import by_name
 from nni_jackpot.pruner import LotteryJackpotPruner
@@ -31,7 +31,7 @@ def targets_in(config: RunConfig, model: nn.Module) -> dict[str, Target]:
         If layers share scores, or other tensors follow the masks: the search of a block cannot know them.
     """
     pruner = LotteryJackpotPruner(
-        copy.deepcopy(model), list(config.config_list), **pruner_options(config.search)
+        copy.deepcopy(model), config_list_of(config, model), **pruner_options(config.search)
     )
     found = by_name(pruner._targets.groups, pruner._target_spaces)
     groups = [group for group in pruner._targets.groups if len(group.members) > 1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nni_jackpot.experiment.schema.rules import PATH
+from nni_jackpot.experiment.schema.rules import PATH, Invalid
 from nni_jackpot.runtime.settings import Rule, between, option
 
 EPOCHS = between(0, 10**6)
@@ -28,6 +28,8 @@ class TrainConfig:
 class PretrainConfig(TrainConfig):
     """Where the pre-trained weights come from."""
 
+    epochs: int = option("passes over the training data; required without a checkpoint", EPOCHS, None)
+    lr: float = option("learning rate at the start; required without a checkpoint", _RATE, None)
     checkpoint: str | None = option(
         "file or folder of weights: a state dict, a checkpoint of a training script or safetensors; null to "
         "train and cache",
@@ -35,3 +37,11 @@ class PretrainConfig(TrainConfig):
         None,
     )
     cache: str = option("folder of the weights trained once", PATH, "runs/pretrained", affects="nothing")
+
+    def __post_init__(self) -> None:
+        for name, unused in (("epochs", 0), ("lr", 0.1)):
+            if getattr(self, name) is not None:
+                continue
+            if self.checkpoint is None:
+                raise Invalid(name, "is missing, allowed: a number, or a checkpoint, which needs no training")
+            object.__setattr__(self, name, unused)
