@@ -13,6 +13,7 @@ from nni_jackpot.masking.budgets import register_budget  # noqa: E402
 from nni_jackpot.masking.criteria import register_criterion  # noqa: E402
 from nni_jackpot.masking.methods import EdgePopup, Method, Patterns, Supermask, register_method  # noqa: E402
 from nni_jackpot.masks import MaskOverlap, apply_masks, load_masks, mask_overlap, save_masks  # noqa: E402
+from nni_jackpot.one_call import find_jackpot  # noqa: E402
 from nni_jackpot.pruner import LotteryJackpotPruner  # noqa: E402
 from nni_jackpot.search.match_dense import MatchDense  # noqa: E402
 from nni_jackpot.storage.base_folder import BaseFolder  # noqa: E402
@@ -36,6 +37,7 @@ __all__ = [
     "TicketBox",
     "__version__",
     "apply_masks",
+    "find_jackpot",
     "load_masks",
     "load_sparse",
     "load_ticket",

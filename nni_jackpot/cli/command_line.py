@@ -9,19 +9,23 @@ from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from nni_jackpot.cli.boundary import EXIT_CODES, Exit, way_out
+from nni_jackpot.cli.one_line import PLACE, add_options, content_of
 from nni_jackpot.cli.tickets import add_commands
 from nni_jackpot.errors import ExperimentConfigError
-from nni_jackpot.experiment.config import RunConfig, parse_override
+from nni_jackpot.experiment.config import RunConfig, parse_override, to_dict
 from nni_jackpot.experiment.dry_run import plan
 from nni_jackpot.experiment.folder.result import finished
 from nni_jackpot.experiment.overlap import overlap, save
 from nni_jackpot.experiment.processes import joined
 from nni_jackpot.experiment.reference.keys import markdown, yaml_text
+from nni_jackpot.experiment.reference.templates import TEMPLATES, commented
 from nni_jackpot.experiment.report import summary, write_report
 from nni_jackpot.experiment.run import pretrain, search
+from nni_jackpot.experiment.schema import strict_yaml
+from nni_jackpot.experiment.schema.rules import overridden
 from nni_jackpot.experiment.sweep import named, runs_of
 from nni_jackpot.experiment.tracking import Interrupted, tuner_parameters
 from nni_jackpot.runtime.distributed import broadcast_result, rank
@@ -66,8 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     ):
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(command=command)
+        text = "YAML file of a run, or of an NNI experiment"
         sub.add_argument(
-            "file", metavar="FILE", type=Path, help="YAML file of a run, or of an NNI experiment"
+            "file", metavar="FILE", type=Path, help=text, nargs="?" if command is _search else None
         )
         sub.add_argument(
             "--set",
@@ -89,6 +94,12 @@ def _parser() -> argparse.ArgumentParser:
             help="replace finished runs, once the new ones are finished",
         )
         if command is _search:
+            add_options(sub)
+            sub.add_argument(
+                "--print-config",
+                action="store_true",
+                help="print the YAML file that the command stands for, and search nothing",
+            )
             sub.add_argument(
                 "--resume",
                 action="store_true",
@@ -101,8 +112,9 @@ def _parser() -> argparse.ArgumentParser:
             )
     text = "print every key of FILE with its default and meaning"
     sub = commands.add_parser("config", help=text, description=text)
-    sub.set_defaults(command=lambda options: print((markdown if options.markdown else yaml_text)(), end=""))
+    sub.set_defaults(command=_config)
     sub.add_argument("--markdown", action="store_true", help="as the reference page of the documentation")
+    sub.add_argument("--template", choices=TEMPLATES, help="a file to begin with")
     add_commands(commands)
     text = "write the paper's tables and figures, of finished runs and NNI experiments"
     sub = commands.add_parser("report", help=text, description=text)
@@ -121,7 +133,17 @@ def _pretrain(options: argparse.Namespace) -> None:
             print(f"{path}: test accuracy {100 * accuracy:.2f} %")
 
 
+def _config(options: argparse.Namespace) -> None:
+    if options.template is not None:
+        print(commented(TEMPLATES[options.template]), end="")
+    else:
+        print((markdown if options.markdown else yaml_text)(), end="")
+
+
 def _search(options: argparse.Namespace) -> None:
+    if options.print_config:
+        _print_config(options)
+        return
     if options.dry_run:
         print(plan(_configs(options), here=True, overwrite=options.overwrite))
         return
@@ -150,6 +172,17 @@ def _search(options: argparse.Namespace) -> None:
         raise Interrupted(f"{where}in run {number} of {len(runs)}") from stop
 
 
+def _print_config(options: argparse.Namespace) -> None:
+    """Print the YAML of the command: that of its options, or every value that the file stands for."""
+    runs = _configs(options)
+    if len(runs) > 1:
+        raise ExperimentConfigError("--print-config: found a sweep, allowed: one run")
+    content: Any = content_of(options) or to_dict(runs[0][1])
+    for name, value in map(parse_override, options.set):
+        content = overridden(content, name.split("."), value, name)
+    print(strict_yaml.dump(content), end="")
+
+
 def _overlap(options: argparse.Namespace) -> None:
     for swept, config in _configs(options):
         title = named(swept)
@@ -168,7 +201,9 @@ def _report(options: argparse.Namespace) -> None:
 def _configs(options: argparse.Namespace) -> list[tuple[dict[str, object], RunConfig]]:
     """Return the swept values and the config of every run of the command line."""
     fixed = _once("--set", map(parse_override, options.set)) | broadcast_result(tuner_parameters)
-    return runs_of(options.file, fixed, _once("--sweep", map(_axis, options.sweep)))
+    given = content_of(options) if hasattr(options, "model") else None
+    path = options.file if given is None else Path(PLACE)
+    return runs_of(path, fixed, _once("--sweep", map(_axis, options.sweep)), given)
 
 
 def _once(option: str, pairs: Iterable[tuple[str, Value]]) -> dict[str, Value]:

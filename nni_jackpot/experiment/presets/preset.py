@@ -89,16 +89,6 @@ def entries_of(name: str, model: nn.Module, sparsity: float | None) -> Entries:
     return found
 
 
-def layers(model: nn.Module, *kinds: type[nn.Module]) -> dict[str, nn.Module]:
-    """Return the layers of the given types by name, without the classifier: the last linear layer."""
-    linear = [name for name, module in model.named_modules() if type(module) is nn.Linear]
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if type(module) in kinds and name not in linear[-1:]
-    }
-
-
 def check_preset(name: str | None, sparsity: float | None, has_list: bool) -> None:
     """Check that a run has one source of what to prune, and how much; raises Invalid."""
     if name is None:

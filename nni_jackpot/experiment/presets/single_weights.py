@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from nni_jackpot.experiment.presets.preset import Entries, layers, register_preset
+from nni_jackpot.experiment.presets.preset import Entries, register_preset
+from nni_jackpot.one_call import searched_layers
 
 # A layer keeps at least this share of the density of the whole network.
 _FLOOR = 0.1
@@ -13,7 +14,7 @@ _FLOOR = 0.1
 @register_preset("weights")
 def weights(model: nn.Module, sparsity: float) -> Entries:
     """Prune single weights of convolutions and linear layers, ranked together; the classifier stays dense."""
-    names = [*layers(model, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)]
+    names = [*searched_layers(model)]
     return [{"op_names": names, "sparse_ratio": sparsity, "global_group_id": 0}] if names else []
 
 
