@@ -27,7 +27,7 @@ def find_jackpot(
     config_list: list[dict[str, Any]] | None = None,
     **options: Any,
 ) -> Masks:
-    """Find a lottery jackpot in a pre-trained model, whose weights stay as they are.
+    """Find a lottery jackpot in a pre-trained model, whose weights are unchanged.
 
     Parameters
     ----------

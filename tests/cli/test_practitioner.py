@@ -42,7 +42,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def trained(model: nn.Module, transform: Callable[..., Any]) -> float:
-    """Train a model in a loop of its own, and return its accuracy in percent."""
+    """Train a model by Adam, and return its accuracy in percent."""
     parts = [ImageFolder(f"my_images/{part}", transform) for part in ("train", "val")]
     train, val = ((torch.stack([image for image, _ in part]), torch.tensor(part.targets)) for part in parts)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
