@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nni_jackpot.masking.criteria import register_criterion
     from nni_jackpot.masking.methods import EdgePopup, Method, Patterns, Supermask, register_method
     from nni_jackpot.masks import MaskOverlap, apply_masks, load_masks, mask_overlap, save_masks
+    from nni_jackpot.one_call import find_jackpot
     from nni_jackpot.pruner import LotteryJackpotPruner
     from nni_jackpot.search.match_dense import MatchDense
     from nni_jackpot.sparse_training_pruner import SparseTrainingPruner
@@ -43,6 +44,7 @@ __all__ = [
     "TicketBox",
     "__version__",
     "apply_masks",
+    "find_jackpot",
     "load_masks",
     "load_sparse",
     "load_ticket",
@@ -61,6 +63,7 @@ _LAZY = {
     "masking.criteria": ("register_criterion",),
     "masking.methods": ("EdgePopup", "Method", "Patterns", "Supermask", "register_method"),
     "masks": ("MaskOverlap", "apply_masks", "load_masks", "mask_overlap", "save_masks"),
+    "one_call": ("find_jackpot",),
     "pruner": ("LotteryJackpotPruner",),
     "search.match_dense": ("MatchDense",),
     "sparse_training_pruner": ("SparseTrainingPruner",),

@@ -80,6 +80,8 @@ def _parser() -> argparse.ArgumentParser:
         commands, "config", "print every key of FILE with its default and meaning", "commands:config"
     )
     sub.add_argument("--markdown", action="store_true", help="as the reference page of the documentation")
+    text = "image_folder, digits, causal_lm or channels: print a file to begin with"
+    sub.add_argument("--template", metavar="NAME", help=text)
     text = "print the names of the configs and examples that come with the package, or the path of one"
     sub = _command(commands, "examples", text, "commands:examples")
     sub.add_argument("name", metavar="NAME", nargs="?", help="such as digits/resnet or quickstart")

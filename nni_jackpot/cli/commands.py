@@ -12,11 +12,15 @@ import sys
 from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
 from functools import partial
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
+from nni_jackpot.cli.one_line import PLACE, content_of
 from nni_jackpot.errors import ExperimentConfigError, Interrupted
-from nni_jackpot.experiment.config import RunConfig, parse_override
+from nni_jackpot.experiment.config import RunConfig, parse_override, to_dict
 from nni_jackpot.experiment.processes import joined
+from nni_jackpot.experiment.schema import strict_yaml
+from nni_jackpot.experiment.schema.rules import overridden
 from nni_jackpot.experiment.schema.shipped import config_file, shipped_files
 from nni_jackpot.experiment.sweep import named, runs_of
 from nni_jackpot.runtime.distributed import broadcast_result, rank
@@ -49,6 +53,9 @@ def pretrain(options: argparse.Namespace) -> None:
 
 def search(options: argparse.Namespace) -> None:
     """Find the jackpots of a file, or print the plan of the runs."""
+    if options.print_config:
+        _print_config(options)
+        return
     # All configs are read before the first run, so that an error in the last one is reported at once.
     runs = _configs(options)
     _load_nni(options, len(runs))
@@ -108,10 +115,18 @@ def report(options: argparse.Namespace) -> None:
 
 
 def config(options: argparse.Namespace) -> None:
-    """Print every key of a run's file."""
+    """Print every key of a run's file, or a file to begin with."""
     from nni_jackpot.experiment.reference.keys import markdown, yaml_text
+    from nni_jackpot.experiment.reference.templates import TEMPLATES, commented
 
-    print((markdown if options.markdown else yaml_text)(), end="")
+    name = options.template
+    if name is None:
+        print((markdown if options.markdown else yaml_text)(), end="")
+    elif name in TEMPLATES:
+        print(commented(TEMPLATES[name]), end="")
+    else:
+        allowed = f"{', '.join(TEMPLATES)}{close_match(name, TEMPLATES)}"
+        raise ExperimentConfigError(f"--template: found {name}, allowed: {allowed}")
 
 
 def examples(options: argparse.Namespace) -> None:
@@ -127,18 +142,29 @@ def examples(options: argparse.Namespace) -> None:
         )
 
 
+def _print_config(options: argparse.Namespace) -> None:
+    """Print the YAML of the command: that of its options, or every value that the file stands for."""
+    runs = _configs(options)
+    if len(runs) > 1:
+        raise ExperimentConfigError("--print-config: found a sweep, allowed: one run")
+    content: Any = content_of(options) or to_dict(runs[0][1])
+    for name, value in map(parse_override, options.set):
+        content = overridden(content, name.split("."), value, name)
+    print(strict_yaml.dump(content), end="")
+
+
 def _load_nni(options: argparse.Namespace, count: int) -> None:
     """Import NNI, which takes seconds, and say so: the file has been read."""
     if "nni.compression" not in sys.modules:
         valid = "the run is valid" if count == 1 else f"{count} runs are valid"
-        print(f"{options.file}: {valid}; loading NNI", flush=True)
+        print(f"{options.file or PLACE}: {valid}; loading NNI", flush=True)
     import nni.compression  # noqa: F401
 
     _set_loudness(options)  # NNI sets its own when it is imported
 
 
 def _set_loudness(options: argparse.Namespace) -> None:
-    """Keep what NNI logs off the terminal: a line per metric and per module, which progress and table tell."""
+    """Drop what NNI logs, a line per metric and module, unless it is asked for."""
     logging.getLogger("nni").setLevel(logging.INFO if options.verbose else logging.WARNING)
     if options.verbose:
         logging.getLogger("nni_jackpot").setLevel(logging.DEBUG)
@@ -149,7 +175,9 @@ def _configs(options: argparse.Namespace) -> list[tuple[dict[str, object], RunCo
     from nni_jackpot.experiment import tracking
 
     fixed = _once("--set", map(parse_override, options.set)) | broadcast_result(tracking.tuner_parameters)
-    return runs_of(config_file(options.file), fixed, _once("--sweep", map(_axis, options.sweep)))
+    given = content_of(options) if hasattr(options, "model") else None
+    path = config_file(options.file) if given is None else Path(PLACE)
+    return runs_of(path, fixed, _once("--sweep", map(_axis, options.sweep)), given)
 
 
 def _once(option: str, pairs: Iterable[tuple[str, Value]]) -> dict[str, Value]:

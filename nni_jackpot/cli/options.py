@@ -6,15 +6,25 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+# What stands for a file: a search from options of the command line alone.
+OPTIONS = {
+    "model": "network: torchvision/NAME, timm/NAME, transformers/FOLDER, resnet or vgg19",
+    "weights": "published weights of the network",
+    "checkpoint": "file or folder of weights of your own",
+    "data": "folder with train/CLASS/ and val/CLASS/, name of a data set, module:function, or folder of text",
+    "preset": "what to prune: weights, mobile, 2:4 or channels; default: weights",
+    "sparsity": "share of zeros, by default 0.9",
+    "epochs": "passes over the training data, by default 3",
+    "output": "folder that the run writes, by default in runs",
+}
+_KINDS: dict[str, type] = {"sparsity": float, "epochs": int}
+_FILE = "YAML file of a run or of an NNI experiment, or the name of a shipped one: digits/resnet"
+
 
 def add_run_options(parser: argparse.ArgumentParser, is_search: bool) -> None:
     """Add what names and changes the runs of a command."""
-    parser.add_argument(
-        "file",
-        metavar="FILE",
-        type=Path,
-        help="YAML file of a run or of an NNI experiment, or the name of a shipped one: digits/resnet",
-    )
+    nargs = "?" if is_search else None
+    parser.add_argument("file", metavar="FILE", type=Path, help=_FILE, nargs=nargs)
     parser.add_argument(
         "--set",
         metavar="KEY=VALUE",
@@ -35,6 +45,14 @@ def add_run_options(parser: argparse.ArgumentParser, is_search: bool) -> None:
         help="replace finished runs, once the new ones are finished",
     )
     if is_search:
+        group = parser.add_argument_group("without FILE")
+        for name, text in OPTIONS.items():
+            group.add_argument(f"--{name}", metavar=name.upper(), type=_KINDS.get(name, str), help=text)
+        parser.add_argument(
+            "--print-config",
+            action="store_true",
+            help="print the YAML file that the command stands for, and search nothing",
+        )
         parser.add_argument(
             "--resume",
             action="store_true",

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 from prettytable import PrettyTable, TableStyle
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from nni_jackpot.errors import CheckpointError
 from nni_jackpot.experiment.config import RunConfig, load_config, to_dict
 from nni_jackpot.experiment.folder.pretrained import cache_path
 from nni_jackpot.experiment.folder.result import load_result
+from nni_jackpot.experiment.models.checkpoints import read_checkpoint
 from nni_jackpot.masks import Masks, load_masks
-from nni_jackpot.runtime.files import load_state_dict, replace_file
+from nni_jackpot.runtime.files import replace_file
 from nni_jackpot.runtime.terminal import escaped
 from nni_jackpot.storage.base_folder import BaseFolder
 from nni_jackpot.storage.formats.coded_mask import CodedMask
@@ -50,7 +52,7 @@ def export(options: argparse.Namespace) -> None:
 def _dense(config: RunConfig, masks: Masks, found: dict[str, Tensor], run: Path) -> dict[str, Tensor]:
     """Return the found network before its weights were pruned."""
     path = Path(config.pretrain.checkpoint or cache_path(config))
-    base = _read_state(path)
+    base = _read_state(path, found)
     zeros = {name: mask.logical_not() for name, mask in masks_by_name(masks, base).items()}
     adapted = {name: found[name] for name in statistics_of(base) if name in found}
     dense = base | adapted
@@ -66,9 +68,11 @@ def _dense(config: RunConfig, masks: Masks, found: dict[str, Tensor], run: Path)
 def _told(config: RunConfig, run: Path) -> dict[str, Any]:
     """Return the metadata of a run, without information about the machine."""
     settings, result = to_dict(config), load_result(run)
+    seen = {key: settings["data"].get(key) for key in ("image_size", "preprocess", "transform", "loader")}
     return {
         "data": config.data.name,
-        **{name: settings[name] for name in ("model", "config_list", "seed", "search")},
+        "preprocessing": {key: value for key, value in seen.items() if value is not None},
+        **{name: settings[name] for name in ("model", "config_list", "preset", "sparsity", "seed", "search")},
         "metrics": {row.kind: row.main for row in result.rows},
         "overlap": result.overlap,
     }
@@ -120,28 +124,17 @@ def apply(options: argparse.Namespace) -> None:
     if options.checkpoint.is_dir():
         BaseFolder(options.checkpoint).apply(ticket, options.output)
     else:
-        state = _read_state(options.checkpoint)
+        state = _read_state(options.checkpoint, ticket.names)
         ticket.apply(state)
         _write_state(state, options.output)
     print(f"{options.output}: {100 * ticket.sparsity:.2f} % of the weights of its pruned targets are zero")
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
-    if path.suffix == _SAFETENSORS:
-        try:
-            return load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{path} is not a checkpoint: {escaped(error)}") from None
+def _read_state(path: Path, names: Collection[str] = ()) -> dict[str, Tensor]:
     try:
-        state = load_state_dict(path)
+        return read_checkpoint(path, names)
     except CheckpointError as error:
         raise CheckpointError(escaped(error, most=1000)) from None
-    most = path.stat().st_size
-    for name, tensor in state.items():
-        # Strides of 0 let a few bytes pass for a large tensor.
-        if tensor.numel() * tensor.element_size() > most:
-            raise CheckpointError(f"{path} has {most:,} bytes, and {escaped(name)} claims to be larger")
-    return state
 
 
 def _write_state(state: dict[str, Tensor], path: Path) -> None:

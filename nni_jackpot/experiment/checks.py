@@ -9,9 +9,23 @@ from torch import nn
 
 from nni_jackpot.errors import ConfigListError, JackpotError, NothingKeptError
 from nni_jackpot.experiment.config import RunConfig, SearchConfig
+from nni_jackpot.experiment.presets import entries_of
 from nni_jackpot.masking.budgets import BUDGETS, criterion_of_budget
 from nni_jackpot.masking.criteria import CRITERIA, needs_of
 from nni_jackpot.pruner import LotteryJackpotPruner
+
+
+def config_list_of(config: RunConfig, model: nn.Module) -> list[dict[str, Any]]:
+    """Return the config list of a run, or the one that its preset makes for the network.
+
+    Raises
+    ------
+    ConfigListError
+        If the network has nothing that the preset can prune.
+    """
+    if config.preset is None:
+        return list(config.config_list)
+    return entries_of(config.preset, model, config.sparsity)
 
 
 def pruner_options(config: SearchConfig, has_data: bool = True) -> dict[str, Any]:
@@ -53,7 +67,7 @@ def validate_config_list(config: RunConfig, model: nn.Module, is_pretrained: boo
     """
     try:
         options = pruner_options(config.search, has_data=False)
-        pruner = LotteryJackpotPruner(model, list(config.config_list), **options)
+        pruner = LotteryJackpotPruner(model, config_list_of(config, model), **options)
         pruner.check_criterion(CRITERIA[config.search.init])
         if (by_budget := criterion_of_budget(BUDGETS[config.search.budget])) is not None:
             pruner.check_criterion(by_budget)

@@ -11,18 +11,21 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from nni_jackpot.errors import ExperimentConfigError
-from nni_jackpot.experiment.comparators import COMPARATORS, Comparator, InitialTuned, JackpotTuned, OneShot
-from nni_jackpot.experiment.data import datasets  # noqa: F401  # register data sets
-from nni_jackpot.experiment.data.section import DataSection, TextConfig
+from nni_jackpot.experiment.comparators import COMPARATORS, Comparator, OneShot
+from nni_jackpot.experiment.comparators.section import FinetuneConfig
+from nni_jackpot.experiment.data import datasets, own_images  # noqa: F401  # register data sets
+from nni_jackpot.experiment.data.section import DataConfig, DataSection, TextConfig
 from nni_jackpot.experiment.data.spec import DATASETS
-from nni_jackpot.experiment.models.section import LanguageModelConfig, ModelSection
+from nni_jackpot.experiment.models import inputs_of
+from nni_jackpot.experiment.models.section import LanguageModelConfig, ModelConfig, ModelSection
+from nni_jackpot.experiment.presets import PRESETS, check_preset, with_preset
 from nni_jackpot.experiment.schema import old_names, strict_yaml
-from nni_jackpot.experiment.schema.plugins import MODULES, import_plugins
+from nni_jackpot.experiment.schema.plugins import MODULES, import_function, import_plugins
 from nni_jackpot.experiment.schema.rules import (
     PATH,
     Invalid,
@@ -32,7 +35,7 @@ from nni_jackpot.experiment.schema.rules import (
     overridden,
     related,
 )
-from nni_jackpot.experiment.schema.training import EPOCHS, TrainConfig
+from nni_jackpot.experiment.schema.training import EPOCHS, PretrainConfig
 from nni_jackpot.experiment.services import SERVICE_NAMES
 from nni_jackpot.masking.budgets import BUDGETS
 from nni_jackpot.masking.criteria import CRITERIA
@@ -51,35 +54,6 @@ _DEVICE = Rule(
     "out of auto, cpu, cuda, cuda:N", lambda value: bool(re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", value))
 )
 _MINUTES = Rule("> 0 and <= 1e6", lambda value: 0 < value <= 1e6)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(TrainConfig):
-    """Tuning of weights under fixed masks, for comparison (Eq. 9)."""
-
-    under: str = option(
-        "the masks: those that the search starts from, the jackpot's, or both, one after the other",
-        one_of(("initial", "jackpot", "both")),
-        "initial",
-    )
-
-    def comparators(self) -> dict[str, Comparator]:
-        """Return the comparators that the section stands for, by name."""
-        own = {entry.name: getattr(self, entry.name) for entry in fields(TrainConfig)}
-        made: list[Comparator] = []
-        if self.epochs and self.under != "jackpot":
-            made.append(InitialTuned(**own))
-        if self.epochs and self.under != "initial":
-            made.append(JackpotTuned(**own))
-        return {comparator.name: comparator for comparator in made}
-
-
-@dataclass(frozen=True, kw_only=True)
-class PretrainConfig(TrainConfig):
-    """Where the pre-trained weights come from."""
-
-    checkpoint: str | None = option("state_dict file to use, null to train and cache", PATH, None)
-    cache: str = option("folder of the weights trained once", PATH, "runs/pretrained", affects="nothing")
 
 
 def _settings_of_recipe(section: Mapping[str, Any]) -> Method | None:
@@ -191,16 +165,36 @@ class RunConfig:
     )
     data: DataSection
     model: ModelSection
-    pretrain: PretrainConfig
-    config_list: tuple[dict[str, Any], ...] = option("what to prune, and how much", _NOT_EMPTY)
+    pretrain: PretrainConfig = None  # type: ignore[assignment]  # no more than a network's weights need
+    config_list: tuple[dict[str, Any], ...] = option(
+        "what to prune, and how much; required without a preset", _NOT_EMPTY, ()
+    )
+    preset: str | None = option(
+        "name of a config list that is made for the network, in place of config_list", one_of(PRESETS), None
+    )
+    sparsity: float | None = option(
+        "share of weights or channels that the preset prunes", Rule("> 0 and < 1", lambda v: 0 < v < 1), None
+    )
     search: SearchConfig
-    finetune: FinetuneConfig
+    finetune: FinetuneConfig = field(default_factory=lambda: FinetuneConfig(epochs=0, lr=0.05))
     comparators: Mapping[str, Comparator] = by_name(
         "methods that train weights under masks, for comparison, by name", COMPARATORS
     )
 
     def __post_init__(self) -> None:
+        check_preset(self.preset, self.sparsity, bool(self.config_list))
+        if self.pretrain is None:
+            if getattr(self.model, "weights", "") is None:
+                wanted = "a mapping with epochs and lr, or with checkpoint, or weights in the section model"
+                raise Invalid("pretrain", f"is missing, allowed: {wanted}")
+            object.__setattr__(self, "pretrain", PretrainConfig(epochs=0, lr=0.1))
         self._check_kind()
+        if (
+            isinstance(self.data, DataConfig)
+            and isinstance(self.model, ModelConfig)
+            and self.data.is_in_files
+        ):
+            object.__setattr__(self, "data", self.data.for_network(inputs_of(self.model)))
         for i, entry in enumerate(self.config_list):
             for key in ("op_names_re", "exclude_op_names_re"):
                 _check_patterns(entry.get(key), f"config_list.{i}.{key}")
@@ -271,15 +265,29 @@ def load_config(
         an unknown or a missing key, or a value of the wrong type or out of range, in the file or in an
         override. The message names the file, the key, what was found and what is allowed.
     """
-    raw = strict_yaml.parse_file(path)
+    return read_config(strict_yaml.parse_file(path), path, overrides, is_stored=is_stored)
+
+
+def read_config(
+    raw: object,
+    path: str | os.PathLike[str],
+    overrides: Mapping[str, object] = {},
+    *,
+    is_stored: bool = False,
+) -> RunConfig:
+    """Read the content of a run's YAML file; ``path`` is where it stands, for messages."""
     said: list[str] = []
     overrides = old_names.renamed_overrides(overrides, said)
     raw = old_names.renamed(raw, said)
     try:
         for name, value in overrides.items():
             raw = overridden(raw, name.split("."), value, name)
+        raw = with_preset(raw)
         if not is_stored and isinstance(raw, dict) and "plugins" in raw:
             import_plugins(raw["plugins"], Path(path).parent)
+        if not is_stored and isinstance(raw, dict) and isinstance(raw.get("data"), dict):
+            for key in ("transform", "loader"):
+                import_function(raw["data"].get(key), f"data.{key}", Path(path).parent)
         config: RunConfig = Reader(overrides, is_stored and _names_plugins(raw)).section(RunConfig, raw)
     except RecursionError:
         raise ExperimentConfigError(f"{path}: an override has too many levels") from None
@@ -294,7 +302,7 @@ def load_config(
 
 def stored_config(raw: Mapping[str, Any], key: str = "") -> RunConfig:
     """Return the config of a run that was made before, from its `to_dict`; raises `Invalid`."""
-    raw = old_names.renamed(raw, [])
+    raw = with_preset(old_names.renamed(raw, []))
     config: RunConfig = Reader(is_stored=_names_plugins(raw)).section(RunConfig, raw, key)
     return config
 

@@ -162,7 +162,7 @@ def _size(config: RunConfig) -> tuple[int, Shape, int]:
 
 def _what_a_trial_depends_on(config: RunConfig, here: bool) -> str:
     """Return a key that is equal for runs that need one trial in all."""
-    names = ["data", "model", "config_list", *(["device", "pretrain"] if here else [])]
+    names = ["data", "model", "config_list", "preset", "sparsity", *(["device", "pretrain"] if here else [])]
     parts = {name: getattr(config, name) for name in names}
     return config_hash({**parts, "options": pruner_options(config.search), "init": config.search.init})
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from nni_jackpot.errors import DatasetNotFoundError, NothingKeptError
-from nni_jackpot.experiment.checks import device_of, pruner_options, validate_config_list
+from nni_jackpot.experiment.checks import config_list_of, device_of, pruner_options, validate_config_list
 from nni_jackpot.experiment.config import RunConfig
 from nni_jackpot.experiment.data.images import Batch
 from nni_jackpot.experiment.data.loading import Data, load_data
@@ -88,7 +88,7 @@ def check_here(config: RunConfig, shape: Shape, classes: int) -> str:
 def _refuse_too_few(config: RunConfig, model: nn.Module) -> None:
     """Refuse layers that share fewer weights than there are layers."""
     groups: dict[object, list[dict[str, Any]]] = defaultdict(list)
-    for entry in config.config_list:
+    for entry in config_list_of(config, model):
         if entry.get("global_group_id") is not None and entry.get("sparse_ratio") is not None:
             groups[entry["global_group_id"]].append(entry)
     for group, entries in groups.items():
@@ -139,7 +139,7 @@ def measure(config: RunConfig, shape: Shape, classes: int) -> Pace:
     optimizer = nni.trace(SGD)(model.parameters(), lr=0.1)
     pruner = LotteryJackpotPruner(
         model,
-        _each_alone(config.config_list),  # the run ranks other weights
+        _each_alone(config_list_of(config, model)),  # the run ranks other weights
         TorchEvaluator(train, optimizer, cross_entropy_step),
         **pruner_options(config.search, has_data=False),
     )

@@ -14,7 +14,7 @@ from nni.compression.utils import TorchEvaluator
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from nni_jackpot.experiment.checks import check_frozen, pruner_options
+from nni_jackpot.experiment.checks import check_frozen, config_list_of, pruner_options
 from nni_jackpot.experiment.config import RunConfig
 from nni_jackpot.experiment.folder.result import Result, Row
 from nni_jackpot.experiment.folder.run_folder import (
@@ -32,7 +32,7 @@ from nni_jackpot.experiment.running.blockwise import search_blockwise
 from nni_jackpot.experiment.running.compare import compare
 from nni_jackpot.experiment.running.context import RunContext, is_language
 from nni_jackpot.experiment.running.cost import measured, with_overlap
-from nni_jackpot.experiment.sight import tell_search
+from nni_jackpot.experiment.sight import tell_dense, tell_search
 from nni_jackpot.experiment.tracking import Tracker
 from nni_jackpot.experiment.train import fit
 from nni_jackpot.masks import (
@@ -118,6 +118,7 @@ def _search(context: RunContext, run: RunFolder) -> Result:
     model, steps = context.model, context.steps
     dense = copy.deepcopy(model.state_dict())
     rows = [context.row("dense", model, 0.0)]
+    tell_dense(config, context.data, rows[0])
 
     if not (run.work / SEARCH).exists():
         run.delete_stale_logs("")
@@ -134,7 +135,7 @@ def _search(context: RunContext, run: RunFolder) -> Result:
         loop = _SearchLoop(context, tracker)
         with measured(context.device) as started:
             pruner, start = loop.start()
-        tell_search(rows[0], start)
+        tell_search(start)
         targets = loop.targets()
         sparsity = sparsity_of(start, targets)
         rows.append(context.row("initial", model, sparsity, cost=started))
@@ -207,7 +208,7 @@ class _SearchLoop:
         optimizer = nni.trace(SGD)(context.model.parameters(), lr=0.1)
         pruner = LotteryJackpotPruner(
             context.model,
-            list(context.config.config_list),
+            config_list_of(context.config, context.model),
             TorchEvaluator(self._train, optimizer, self._training_step),
             init=options.init,
             **pruner_options(options),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nni_jackpot.errors import ExperimentConfigError
-from nni_jackpot.experiment.config import RunConfig, config_hash, load_config
+from nni_jackpot.experiment.config import RunConfig, config_hash, load_config, read_config
 from nni_jackpot.experiment.schema import strict_yaml
 from nni_jackpot.experiment.schema.paths import folder_name
 from nni_jackpot.experiment.schema.rules import related
@@ -24,7 +24,10 @@ _MOST_RUNS = 10_000
 
 
 def runs_of(
-    path: Path, fixed: Mapping[str, object] = {}, sweep: Mapping[str, Sequence[object]] = {}
+    path: Path,
+    fixed: Mapping[str, object] = {},
+    sweep: Mapping[str, Sequence[object]] = {},
+    given: Mapping[str, Any] | None = None,
 ) -> list[tuple[dict[str, object], RunConfig]]:
     """Return the swept values and the config of every run; all configs are read before the first run.
 
@@ -37,6 +40,8 @@ def runs_of(
         Values by dotted name, which replace values of the file and of the search space.
     sweep
         Lists of values by dotted name, which replace those of the search space; one run per combination.
+    given
+        Content of a run's file, which need not exist; ``path`` is its name in messages.
 
     Raises
     ------
@@ -46,7 +51,7 @@ def runs_of(
     """
     if twice := sorted(a for a in fixed if any(related(a, b) for b in sweep)):
         raise ExperimentConfigError(f"{', '.join(twice)}: is both set and swept, allowed: one of them")
-    content = _mapping(path)
+    content = _mapping(path) if given is None else {}
     if "trialCommand" in content:
         grid = {name: values for name, values in _grid(path, content).items() if name not in fixed}
         sweep = {**grid, **sweep}
@@ -57,16 +62,20 @@ def runs_of(
     made: set[str] = set()
     for values in itertools.product(*sweep.values()):
         swept = dict(zip(sweep, values, strict=True))
-        config = load_config(path, {**fixed, **swept})
+        config = _read(path, given, {**fixed, **swept})
         if (key := config_hash(config)) in made:  # their mean would count one run twice
             raise ExperimentConfigError(f"{path}: two runs of the sweep are the same: {named(swept)}")
         made.add(key)
         if swept:  # each run needs its own folder
             name = folder_name(swept, {key: shown(value) for key, value in swept.items()})
             output = {"output": str(Path(config.output) / name)}
-            config = load_config(path, {**fixed, **swept, **output})
+            config = _read(path, given, {**fixed, **swept, **output})
         runs.append((swept, config))
     return runs
+
+
+def _read(path: Path, given: Mapping[str, Any] | None, overrides: Mapping[str, object]) -> RunConfig:
+    return load_config(path, overrides) if given is None else read_config(dict(given), path, overrides)
 
 
 def named(swept: Mapping[str, object], short: bool = False) -> str:

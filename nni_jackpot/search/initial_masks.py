@@ -64,8 +64,8 @@ def check_budgets(budgets: Mapping[ScoreGroup, int]) -> None:
             raise NothingKeptError(
                 f"none of the {group.grains.count * group.grains.size} weights of {group} would be kept "
                 f"at sparse_ratio {group.space.sparse_ratio}: lower it, exclude "
-                f"{group.members[0].module_name} from the config list, take it out of its global_group_id, "
-                "or give it a max_sparse_ratio"
+                f"{group.members[0].module_name} from the config list, give its entry a max_sparse_ratio "
+                "below 1, or take it out of its global_group_id"
             )
 
 

@@ -1,7 +1,7 @@
 """The data sets of the package: training and test images, and the number of classes.
 
 Small data sets are read into memory and normalised by their training images. Image files are read during
-training, cropped and normalised as in PyTorch's reference for ImageNet.
+training, cropped and normalised as the network wants them.
 """
 
 from __future__ import annotations
@@ -18,22 +18,21 @@ from filelock import FileLock
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100, MNIST, FashionMNIST, ImageFolder
 from torchvision.datasets.utils import check_integrity
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode, v2
 
 from nni_jackpot.errors import DatasetNotFoundError, first_few
 from nni_jackpot.experiment.data.idx import read_idx
 from nni_jackpot.experiment.data.images import ImageFiles, Images, ImageTensors
+from nni_jackpot.experiment.data.preprocess import IMAGENET
 from nni_jackpot.experiment.data.section import DataConfig
 from nni_jackpot.experiment.data.spec import register_dataset
+from nni_jackpot.experiment.schema.plugins import function_named
 
 # The folder of Debian's package dataset-fashion-mnist.
 FASHION_MNIST_ROOT = "/usr/share/datasets/fashion-mnist"
 # The default root of the other data sets, and of downloads.
 USUAL_ROOT = "data"
 
-# Mean and deviation of ImageNet's training images in RGB, from 0 to 255, as in PyTorch's reference.
-IMAGENET_MEAN = 255 * torch.tensor([0.485, 0.456, 0.406])
-IMAGENET_STD = 255 * torch.tensor([0.229, 0.224, 0.225])
 IMAGENET_CLASSES = 1000
 
 Pair = tuple[Tensor, Tensor]
@@ -66,12 +65,12 @@ class Loaded(NamedTuple):
 def in_memory(
     config: DataConfig, train: Pair, test: Pair, num_classes: int, max_shift: int, flip: bool = False
 ) -> Loaded:
-    """Return a data set of images in memory, normalised by the mean and deviation of the training images.
+    """Return a data set of images in memory, by default normalised by its training images.
 
     Parameters
     ----------
     config
-        Image size and augmentation.
+        Image size, mean, deviation and augmentation.
     train, test
         Images, uint8 (N, C, S, S), and labels, int64 (N,).
     num_classes
@@ -84,6 +83,10 @@ def in_memory(
     channels = [train[0][:, i].float() for i in range(train[0].shape[1])]
     mean = torch.stack([values.mean() for values in channels])
     std = torch.stack([values.std() for values in channels])
+    if (preprocess := config.preprocess) is not None:
+        given = preprocess.normalisation(len(channels))
+        mean = mean if preprocess.mean is None else given[0]
+        std = std if preprocess.std is None else given[1]
     size = config.image_size or train[0].shape[2]
     plain = ImageTensors(*train, mean, std, size)
     varied = ImageTensors(*train, mean, std, size, max_shift, flip) if config.augment else plain
@@ -194,7 +197,6 @@ def _image_folder(config: DataConfig) -> Loaded:
     """Load the user's images: ``root/train/<class>/*``, and ``root/val`` or ``root/test`` likewise."""
     assert config.root is not None  # the config has checked it
     root = Path(config.root)
-    size = config.image_size or 224
     held_out = next((root / name for name in ("val", "test") if (root / name).is_dir()), root / "val")
     train, test = _scan(root / "train"), _scan(held_out)
     if train.classes != test.classes:
@@ -203,24 +205,20 @@ def _image_folder(config: DataConfig) -> Loaded:
             f"{root / 'train'} and {held_out} must have the same class folders; in one of them only: "
             f"{first_few(only, 5, ', ')}"
         )
-    # The central 7/8: of 256 pixels, as in PyTorch's reference, the usual 224.
-    plain = v2.Compose([v2.Resize(size * 8 // 7), v2.CenterCrop(size), v2.PILToTensor()])
-    images, held_out_images = (
-        ImageFiles(
-            [path for path, _ in folder.samples],
-            torch.tensor(folder.targets),
-            IMAGENET_MEAN,
-            IMAGENET_STD,
-            plain,
-            size,
-        )
-        for folder in (train, test)
-    )
+    parts = [([path for path, _ in folder.samples], torch.tensor(folder.targets)) for folder in (train, test)]
+    if config.transform is not None:
+        own = function_named(config.transform), None
+        images, others = (ImageFiles(*part, torch.zeros(1), torch.ones(1), *own) for part in parts)
+        return Loaded(images, images, others, len(train.classes))
+    size, preprocess = IMAGENET.with_given(config.image_size, config.preprocess)
+    plain, shape = preprocess.transform(size), (3, size, size)
+    images, others = (ImageFiles(*part, *preprocess.normalisation(), plain, shape) for part in parts)
     varied = images
     if config.augment:
-        steps = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), v2.PILToTensor()]
-        varied = images.seen_through(v2.Compose(steps))
-    return Loaded(varied, images, held_out_images, len(train.classes))
+        how = InterpolationMode(preprocess.interpolation or "bilinear")
+        crop = v2.RandomResizedCrop(size, interpolation=how)
+        varied = images.seen_through(v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()]))
+    return Loaded(varied, images, others, len(train.classes))
 
 
 @register_dataset(
@@ -229,6 +227,7 @@ def _image_folder(config: DataConfig) -> Loaded:
     shape=(3, 224, 224),
     train_images=1_281_167,
     root="the folder of imagenet's train and val",
+    in_files=True,
 )
 def _imagenet(config: DataConfig) -> Loaded:
     """Load ImageNet-1K: ``root/train/<wnid>/*.JPEG`` and ``root/val/<wnid>/*.JPEG``."""
@@ -266,4 +265,6 @@ def _refuse_circles(top: Path) -> None:
             )
 
 
-register_dataset("image_folder", root="the folder of image_folder's train and val")(_image_folder)
+register_dataset("image_folder", root="the folder of image_folder's train and val", in_files=True)(
+    _image_folder
+)

@@ -6,7 +6,8 @@ import copy
 import os
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from nni_jackpot.errors import DatasetNotFoundError
+from nni_jackpot.errors import DatasetNotFoundError, first_line
 
 Batch = tuple[Tensor, Tensor]
 
@@ -58,7 +59,7 @@ class Images(Dataset[Any]):
         """
         at = torch.tensor(indices)
         try:
-            pixels = self._pixels(at, zlib.crc32(at.numpy().tobytes()))
+            pixels = self._pixels(at, seed_of(at))
         except DatasetNotFoundError as error:
             return error
         return (pixels.float() - self._mean) / self._std, self.labels[at]
@@ -68,8 +69,21 @@ class Images(Dataset[Any]):
         return torch.zeros(()).expand(size, *self.shape), torch.zeros((), dtype=torch.int64).expand(size)
 
     def _pixels(self, at: Tensor, seed: int) -> Tensor:
-        """Return the images at int64 (N,) as uint8 (N, C, H, W), augmented by random numbers of the seed."""
+        """Return the images at int64 (N,) as (N, C, H, W), augmented by random numbers of the seed."""
         raise NotImplementedError
+
+
+def seed_of(at: Tensor) -> int:
+    """Return the seed of the random numbers of a batch, from its indices, int64 (N,)."""
+    return zlib.crc32(at.numpy().tobytes())
+
+
+@contextmanager
+def random_numbers(seed: int) -> Iterator[None]:
+    """Seed PyTorch's global generator for the block, and restore it afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 class ImageTensors(Images):
@@ -137,10 +151,10 @@ class ImageFiles(Images):
     labels, mean, std
         As for `Images`.
     transform
-        Maps a PIL image in RGB to uint8 (3, size, size). Its random numbers come from PyTorch's global
+        Maps a PIL image in RGB to a tensor of the shape. Its random numbers come from PyTorch's global
         generator, which is restored afterwards.
-    size
-        Height and width of an image in a batch.
+    shape
+        (C, H, W) of an image in a batch; None for what the transform makes of the first image.
     """
 
     def __init__(
@@ -150,12 +164,16 @@ class ImageFiles(Images):
         mean: Tensor,
         std: Tensor,
         transform: Callable[[Any], Tensor],
-        size: int,
+        shape: tuple[int, int, int] | None,
     ) -> None:
-        super().__init__(labels, (3, size, size), mean, std)
         # One array: reference counts would make worker processes copy a list of a million strings.
         self._paths = np.array([os.fsencode(path) for path in paths])
         self._transform = transform
+        if shape is None:
+            with random_numbers(0):
+                channels, height, width = self._transformed(0).shape
+            shape = channels, height, width
+        super().__init__(labels, shape, mean, std)
 
     def seen_through(self, transform: Callable[[Any], Tensor]) -> ImageFiles:
         """Return the same images with another transform."""
@@ -164,12 +182,36 @@ class ImageFiles(Images):
         return others
 
     def _pixels(self, at: Tensor, seed: int) -> Tensor:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            return torch.stack([self._transform(self._read(i)) for i in at.tolist()])
+        with random_numbers(seed):
+            return torch.stack([self._checked(i, self._transformed(i)) for i in at.tolist()])
+
+    def _transformed(self, index: int) -> Any:
+        image = self._read(index)
+        try:
+            pixels = self._transform(image)
+        except Exception as error:  # of the user's code
+            said = f"{type(error).__name__}: {first_line(error)}"
+            raise DatasetNotFoundError(f"{self._path(index)} cannot be transformed: {said}") from error
+        if not isinstance(pixels, Tensor) or pixels.ndim != 3:
+            found = f"{type(pixels).__name__} {tuple(getattr(pixels, 'shape', ()))}"
+            raise DatasetNotFoundError(
+                f"{self._path(index)} is transformed to {found}, not to a tensor (C, H, W)"
+            )
+        return pixels
+
+    def _checked(self, index: int, pixels: Tensor) -> Tensor:
+        if tuple(pixels.shape) != self.shape:
+            raise DatasetNotFoundError(
+                f"{self._path(index)} is transformed to {tuple(pixels.shape)}, other images to "
+                f"{self.shape}: all must have one shape"
+            )
+        return pixels
+
+    def _path(self, index: int) -> str:
+        return os.fsdecode(self._paths[index])
 
     def _read(self, index: int) -> Any:
-        path = os.fsdecode(self._paths[index])
+        path = self._path(index)
         try:
             if not os.path.isfile(path):  # opening a pipe may block forever
                 raise ValueError("it is not a file")

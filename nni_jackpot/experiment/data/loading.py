@@ -34,6 +34,8 @@ class Data:
         dicts of int64 (N, tokens).
     sample
         The first few training batches, the same in each pass.
+    tested
+        Number of test images, or of sequences, of all processes.
     num_classes
         Labels are 0 to ``num_classes - 1``; 0 for text.
     shape
@@ -43,6 +45,7 @@ class Data:
     train: TrainLoader
     test: Loader
     sample: Loader
+    tested: int
     num_classes: int
     shape: tuple[int, ...]
 
@@ -137,6 +140,7 @@ def _in_batches(
         train=TrainLoader(train, order, config.workers, seed),
         test=Loader(tested, list(filter(len, blocks)), config.workers, seed),
         sample=Loader(train, first, config.workers, seed),
+        tested=len(in_order),
         num_classes=num_classes,
         shape=train.shape,
     )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from nni_jackpot.experiment.data.spec import DATASETS
+from nni_jackpot.experiment.data.preprocess import Inputs, Preprocess, given_names
+from nni_jackpot.experiment.data.spec import DATASETS, DatasetSpec
+from nni_jackpot.experiment.schema.plugins import FUNCTION
 from nni_jackpot.experiment.schema.rules import PATH, Invalid
 from nni_jackpot.runtime.settings import between, one_of, option, shown
 
@@ -51,23 +53,77 @@ class DataConfig(DataSection):
         None,
     )
     image_size: int | None = option(
-        "height and width of the images in pixels, null for the data set's own", between(1, 4096), None
+        "height and width of the images in pixels, null for the data set's own, or the network's for files",
+        between(1, 4096),
+        None,
     )
     augment: bool = option(
         "whether training images are shifted, cropped and mirrored at random, as is usual for the data set",
         default=False,
+    )
+    preprocess: Preprocess | None = option(  # noqa: RUF009
+        "how image files become inputs of the network, null for what the network was made for; of data sets "
+        "in memory mean and std alone, null for those of the training images",
+        default=None,
+    )
+    transform: str | None = option(
+        "function from a PIL image in RGB to a float tensor (C, H, W), in place of preprocess", FUNCTION, None
+    )
+    loader: str | None = option(
+        "function that returns (training data, test data, number of classes), for name: own",
+        FUNCTION,
+        None,
     )
 
     def __post_init__(self) -> None:
         if self.name not in DATASETS:  # of a finished run whose plugin is not imported
             return
         spec = DATASETS.find(self.name)
+        self._check_functions(spec)
         if spec.root and self.root is None:
             raise Invalid("root", f"found {shown(None)}, allowed: {spec.root}")
         if self.download and not spec.downloadable:
             others = ", ".join(name for name in DATASETS if DATASETS.find(name).downloadable)
             wanted = f"false for {self.name}, true for {others}"
             raise Invalid("download", f"found {shown(True)}, allowed: {wanted}")
+
+    def _check_functions(self, spec: DatasetSpec) -> None:
+        """Refuse values that would do nothing for the data set, or beside a function of the user's."""
+        if spec.by_function != (self.loader is not None):
+            wanted = "module:function" if spec.by_function else "null, or name: own"
+            raise Invalid("loader", f"found {shown(self.loader)}, allowed for {self.name}: {wanted}")
+        if self.transform is not None and not spec.in_files:
+            raise Invalid(
+                "transform",
+                f"found {self.transform}, allowed: null for {self.name}, which has no files",
+            )
+        by = "loader" if self.loader else "transform" if self.transform else ""
+        for name in ("image_size", "augment", "preprocess") if by else ():
+            if (value := getattr(self, name)) not in (None, False):
+                raise Invalid(name, f"found {shown(value)}, allowed: nothing beside {by}")
+        channels = 3 if spec.shape is None else spec.shape[0]
+        for name in ("mean", "std"):
+            if len(values := getattr(self.preprocess, name, None) or ()) > channels:
+                wanted = f"1 number for the images of {self.name}"
+                raise Invalid(f"preprocess.{name}", f"found {len(values)} numbers, allowed: {wanted}")
+        if not by and not spec.in_files:
+            for name in {*given_names(self.preprocess)} - {"mean", "std"}:
+                raise Invalid(
+                    f"preprocess.{name}", f"found a value, allowed: null for {self.name}, which has no files"
+                )
+
+    @property
+    def is_in_files(self) -> bool:
+        """Whether images are files that `preprocess` is about."""
+        return self.transform is None and self.name in DATASETS and DATASETS.find(self.name).in_files
+
+    def for_network(self, inputs: Inputs) -> DataConfig:
+        """Return the section with the preprocessing that a network was made for, where none is given."""
+        try:
+            size, preprocess = inputs.with_given(self.image_size, self.preprocess)
+        except Invalid as error:
+            raise Invalid(f"data.preprocess.{error.key}", error.text) from None
+        return replace(self, image_size=size, preprocess=preprocess)
 
 
 @dataclass(frozen=True, kw_only=True)

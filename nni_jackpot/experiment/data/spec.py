@@ -29,6 +29,10 @@ class DatasetSpec:
         What ``data.root`` must name, if the data set has no usual place; empty if it has one.
     is_text
         Whether the data set is text: ``load`` then returns its paragraphs.
+    in_files
+        Whether images are files, which are resized, cropped and normalised as the network wants them.
+    by_function
+        Whether ``data.loader`` names the function that makes the data set.
     """
 
     load: Callable[..., Any]
@@ -38,6 +42,8 @@ class DatasetSpec:
     downloadable: bool = False
     root: str = ""
     is_text: bool = False
+    in_files: bool = False
+    by_function: bool = False
 
     @property
     def size(self) -> tuple[int, tuple[int, int, int], int] | None:

@@ -14,11 +14,11 @@ from torch import nn
 from nni_jackpot.errors import CheckpointError, ExperimentConfigError, OutputFolderError, first_few
 from nni_jackpot.experiment.config import RunConfig, config_hash, to_dict
 from nni_jackpot.experiment.models import has_new_classifier
+from nni_jackpot.experiment.models.checkpoints import class_counts, read_checkpoint
 from nni_jackpot.experiment.models.section import ModelConfig
 from nni_jackpot.runtime.distributed import barrier, broadcast_result, rank
 from nni_jackpot.runtime.files import (
     check_folder,
-    load_state_dict,
     remove_leftovers,
     replace_file,
     save_tensors,
@@ -149,15 +149,21 @@ def ensure_pretrained(model: nn.Module, config: RunConfig, train: Callable[[Path
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a state dict, every key of which must fit; no code in the file is executed.
+    """Load a checkpoint, every tensor of which must fit; no code in the file is executed.
 
     Raises
     ------
     CheckpointError
         If the file is missing, unreadable, or belongs to another network; the model is then unchanged.
     """
-    state = load_state_dict(path)
     own = model.state_dict()
+    state = read_checkpoint(path, own)
+    if (counts := class_counts(state, own)) is not None:
+        raise CheckpointError(
+            f"{path} has {counts[0]} classes, and the data {counts[1]}: its classifier does not fit, and a "
+            "new one would know nothing. Give the data the same classes, or train the network on the data's "
+            "classes first, and name that checkpoint"
+        )
     wrong = [f"{name} is missing" for name in own if name not in state]
     wrong += [f"{name} is unknown" for name in state if name not in own]
     wrong += [

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nni_jackpot.errors import ExperimentConfigError, first_line
+from nni_jackpot.experiment.data.preprocess import IMAGENET, Inputs
 from nni_jackpot.experiment.models.initial import draw_weights
 from nni_jackpot.experiment.models.libraries import LIBRARIES
 from nni_jackpot.experiment.models.resnet import ResNet
@@ -46,6 +47,12 @@ def weights_names(model: str) -> list[str]:
     """Return the names of the published weights of a network."""
     library, slash, name = model.partition("/")
     return LIBRARIES[library].weights(name) if slash else []
+
+
+def inputs_of(config: ModelConfig) -> Inputs:
+    """Return the inputs that a network was made for; PyTorch's reference, if no library says."""
+    library, slash, name = config.name.partition("/")
+    return LIBRARIES[library].inputs(name, config.weights) if slash else IMAGENET
 
 
 def has_new_classifier(config: ModelConfig, num_classes: int) -> bool:

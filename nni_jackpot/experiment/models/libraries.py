@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+from importlib import import_module
 from typing import Any, Protocol
 
 import torchvision.models
 from torch import nn
 
 from nni_jackpot.errors import CheckpointError, ExperimentConfigError, first_line
+from nni_jackpot.experiment.data.preprocess import CENTER, SQUASH, Inputs, Preprocess
 from nni_jackpot.experiment.models.published import place_of, read_safely
+from nni_jackpot.experiment.schema.rules import Invalid
 from nni_jackpot.runtime.extras import library
 
 
@@ -23,6 +28,15 @@ class Library(Protocol):
 
     def classes(self, name: str, weights: str) -> int:
         """Return the number of classes of such weights."""
+
+    def inputs(self, name: str, weights: str | None) -> Inputs:
+        """Return the inputs that weights were made for; without weights, those that the library prefers.
+
+        Raises
+        ------
+        ExperimentConfigError
+            If the library prepares images in another way than by a resize and a central crop.
+        """
 
     def build(self, name: str, weights: str | None, num_classes: int, in_channels: int) -> nn.Module:
         """Build a classifier; published weights get a new last layer for another number of classes.
@@ -50,6 +64,14 @@ class Torchvision:
     def classes(self, name: str, weights: str) -> int:
         """Return the number of categories of the weights."""
         return len(torchvision.models.get_model_weights(name)[weights].meta["categories"])
+
+    def inputs(self, name: str, weights: str | None) -> Inputs:
+        """Return what ``weights.transforms()`` does, of the default weights for a network without any."""
+        known = torchvision.models.get_model_weights(name)
+        steps = known[weights or "DEFAULT"].transforms()
+        (size,), (resize,) = steps.crop_size, steps.resize_size
+        how = steps.interpolation.value
+        return _inputs(size, resize=resize, interpolation=how, mean=steps.mean, std=steps.std)
 
     def build(self, name: str, weights: str | None, num_classes: int, in_channels: int) -> nn.Module:
         """Build a classifier, without auxiliary ones, which would make the output a tuple in training."""
@@ -81,10 +103,7 @@ class Torchvision:
 
 
 class Timm:
-    """Weights are named by timm's tags, ``a1_in1k``, or ``default``.
-
-    Images are normalised by PyTorch's constants, also for those tags that were trained with others.
-    """
+    """Weights are named by timm's tags, ``a1_in1k``, or ``default``."""
 
     def names(self) -> list[str]:
         """Return timm's names, without tags."""
@@ -98,6 +117,22 @@ class Timm:
     def classes(self, name: str, weights: str) -> int:
         """Return the number of classes in timm's records."""
         return _timm().get_pretrained_cfg(_full(name, weights)).num_classes
+
+    def inputs(self, name: str, weights: str | None) -> Inputs:
+        """Return ``resolve_data_config`` of the weights; of the default tag for a network without any."""
+        record = _timm().get_pretrained_cfg(_full(name, weights or "default"))
+        known = import_module("timm.data").resolve_data_config(
+            {}, pretrained_cfg=record.to_dict() if record is not None else {}
+        )
+        _, height, width = known["input_size"]
+        if height != width or known["crop_mode"] not in (CENTER, SQUASH):
+            raise Invalid(
+                "data.transform",
+                f"found null, allowed for timm/{name}: module:function, for its images are {height} x "
+                f"{width} with crop mode {known['crop_mode']}",
+            )
+        own = {key: known[key] for key in ("interpolation", "mean", "std")}
+        return _inputs(height, resize=math.floor(height / known["crop_pct"]), crop=known["crop_mode"], **own)
 
     def build(self, name: str, weights: str | None, num_classes: int, in_channels: int) -> nn.Module:
         """Build a classifier; timm sums the first filters over channels for images of one channel."""
@@ -113,6 +148,11 @@ class Timm:
 
 
 LIBRARIES: dict[str, Library] = {"torchvision": Torchvision(), "timm": Timm()}
+
+
+def _inputs(size: int, *, mean: Iterable[float], std: Iterable[float], **values: Any) -> Inputs:
+    crop = values.pop("crop", CENTER)
+    return Inputs(size, Preprocess(crop=crop, mean=tuple(mean), std=tuple(std), **values))
 
 
 def _timm() -> Any:

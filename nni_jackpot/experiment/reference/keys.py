@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
-from typing import Any, NamedTuple, get_type_hints
+from types import NoneType
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 from nni_jackpot.experiment.comparators import COMPARATORS
 from nni_jackpot.experiment.config import RunConfig
+from nni_jackpot.experiment.data.preprocess import Preprocess
 from nni_jackpot.experiment.data.section import DataConfig, TextConfig
 from nni_jackpot.experiment.data.spec import DATASETS
 from nni_jackpot.experiment.models.section import LanguageModelConfig, ModelConfig
@@ -68,6 +70,8 @@ def sections() -> Iterator[Section]:
     for entry in fields(RunConfig):
         if is_dataclass(kinds[entry.name]):
             yield from _variants(entry.name, kinds[entry.name])
+        if entry.name == "data":
+            yield _section("data.preprocess", Preprocess)
         if entry.name == "search":
             yield _section("search.blockwise", BlockSearch)
             yield _section("search.polish", Polish)
@@ -86,6 +90,16 @@ def _variants(name: str, cls: Any) -> Iterator[Section]:
     usual, text, choice = _FORMS[name]
     yield _section(name, usual)
     yield replace(_section(name, text), choice=choice)
+
+
+def keys_of(name: str, cls: Any, raw: Mapping[str, Any]) -> list[Key]:
+    """Return the keys of a section, or of the top level, for what the section holds."""
+    if hasattr(cls, "choose"):
+        cls = cls.choose(raw)
+    if name:
+        method = [_of_method(raw.get("method", next(iter(METHODS))))] if name == "search" else []
+        return [key for section in (_section(name, cls), *method) for key in section.keys]
+    return next(sections()).keys
 
 
 def _section(name: str, cls: Any) -> Section:
@@ -110,7 +124,8 @@ def _of_method(name: str) -> Section:
 
 
 def _key(entry: Field[Any], kind: Any) -> Key:
-    default = "" if entry.default is MISSING else _yaml(entry.default)
+    is_required = entry.default is MISSING or (entry.default is None and NoneType not in get_args(kind))
+    default = "" if is_required else _yaml(entry.default)
     allowed = allowed_text(kind, entry.metadata.get("rule", ANY))
     return Key(entry.name, default, allowed, entry.metadata.get("doc", ""))
 
@@ -135,19 +150,20 @@ def yaml_text() -> str:
         indent = "  " if parent and not name else ""
         is_chosen = section.choice in ("", f"method: {next(iter(METHODS))}")
         before = "#     " if name else indent if is_chosen else f"{indent}# "
-        lines += ["", *_comment(section.doc, indent if section.choice else "")] if section.doc else []
+        lines += ["", *comment(section.doc, indent if section.choice else "")] if section.doc else []
         lines += [f"{indent}# With {section.choice}:"] if section.choice else []
         if parent and parent not in known:
             lines.append(f"# {parent}:" if name else f"{parent}:")
             known.add(parent)
         lines += [f"#   {name}:"] if name else []
         for key in section.keys:
-            lines += _comment(f"{key.doc} ({key.allowed})", before if name else indent)
+            lines += comment(f"{key.doc} ({key.allowed})", before if name else indent)
             lines.append(f"{before}{key.name}: {key.default}".rstrip())
     return "\n".join(lines) + "\n"
 
 
-def _comment(text: str, indent: str = "") -> list[str]:
+def comment(text: str, indent: str = "") -> list[str]:
+    """Return text as lines of a comment."""
     return textwrap.wrap(text, _WIDTH, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
 
 

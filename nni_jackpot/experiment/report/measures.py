@@ -24,7 +24,7 @@ _RATIO = f"{LIST}0.sparse_ratio"
 # Prefixes of the settings that a kind of row depends on. The dense network of ten searches is measured once,
 # not ten times.
 _NETWORK = ("weights", "data.", "model.", "pretrain.")
-_MASK = (*_NETWORK, "config_list.", INIT)
+_MASK = (*_NETWORK, "config_list.", "preset", "sparsity", INIT)
 _DEPENDS_ON = {
     "dense": _NETWORK,
     "initial": _MASK,

@@ -16,7 +16,7 @@ from nni_jackpot.experiment.folder.run_folder import SEARCH
 from nni_jackpot.experiment.running.context import RunContext
 from nni_jackpot.experiment.running.cost import Cost, changes_weights, measured, with_overlap
 from nni_jackpot.experiment.running.targets import targets_in
-from nni_jackpot.experiment.sight import tell_search
+from nni_jackpot.experiment.sight import tell_dense, tell_search
 from nni_jackpot.experiment.tracking import Tracker
 from nni_jackpot.masks import Masks, apply_masks, mask_overlap, sparsity_of
 from nni_jackpot.modules.batches import moved
@@ -57,13 +57,14 @@ def search_blockwise(context: RunContext) -> tuple[Result, Masks, Masks]:
         targets = targets_in(config, model, batches, loss)
     gc.collect()  # the pruner that chose the targets, and its copy of the network
     rows = [context.row("dense", model, 0.0)]
+    tell_dense(config, context.data, rows[0])
     own = config.search.blockwise
     assert own is not None  # else the run searches the network as a whole
     with measured(context.device, tokens) as cost:
         plain = replace(own, steps=0, start=START)
         start = search_blocks(model, batches, targets, settings=plain)
     sparsity = sparsity_of(start)
-    tell_search(rows[0], start)
+    tell_search(start)
     rows.append(_masked_row(context, "initial", start, chosen + cost))
     masks_of = {"initial": start}
     for name, comparator in config.compared.items():

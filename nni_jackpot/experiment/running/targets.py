@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from nni_jackpot.errors import ConfigListError
-from nni_jackpot.experiment.checks import pruner_options
+from nni_jackpot.experiment.checks import config_list_of, pruner_options
 from nni_jackpot.experiment.config import RunConfig
 from nni_jackpot.masks import named_masks
 from nni_jackpot.nni_bridge.grouping import by_name
@@ -59,7 +59,7 @@ def targets_in(
     with same_random_states():
         torch.manual_seed(config.seed)  # a resumed run finds the same budgets
         pruner = LotteryJackpotPruner(
-            tried, list(config.config_list), evaluator, init=options.init, **pruner_options(options)
+            tried, config_list_of(config, model), evaluator, init=options.init, **pruner_options(options)
         )
     found = by_name(pruner._targets.groups, pruner._target_spaces)
     groups = [group for group in pruner._targets.groups if len(group.members) > 1]

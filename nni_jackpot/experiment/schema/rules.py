@@ -133,8 +133,8 @@ class Reader:
         if dataclasses.is_dataclass(base):
             return self.section(base, raw, key)
         if get_origin(base) is tuple and isinstance(raw, list) and rule.holds(raw):
-            if get_args(base)[0] is str:
-                return tuple(raw)
+            if (part := get_args(base)[0]) in (str, float):
+                return tuple(map(part, raw))
             return tuple(_entry(entry, _join(key, i)) for i, entry in enumerate(raw))
         if base is int and key in self.loose and isinstance(raw, float) and raw.is_integer():
             raw = int(raw)

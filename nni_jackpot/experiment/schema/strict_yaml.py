@@ -121,10 +121,12 @@ class _Bounded(yaml.SafeLoader):
                 seen.add((key.tag, key.value))
         return node
 
-    def construct_number(self, node: Any) -> int | float:
-        """Construct a number after a check of its length."""
+    def construct_number(self, node: Any) -> int | float | str:
+        """Construct a number after a check of its length; ``2:4`` is a string."""
         too_long = len(self.construct_scalar(node)) > _LONGEST_NUMBER
         _refuse(too_long, f"a number of more than {_LONGEST_NUMBER:,} characters", node.start_mark)
+        if ":" in node.value:  # YAML 1.1 counts 2:4 in units of 60
+            return self.construct_scalar(node)
         is_int = node.tag.endswith(":int")
         return self.construct_yaml_int(node) if is_int else self.construct_yaml_float(node)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nni_jackpot.experiment.schema.rules import PATH, Invalid
 from nni_jackpot.runtime.settings import Rule, between, option
 
 EPOCHS = between(0, 10**6)
@@ -21,3 +22,26 @@ class TrainConfig:
     lr: float = option("learning rate at the start", _RATE)
     momentum: float = option("momentum of SGD", _MOMENTUM, 0.9)
     weight_decay: float = option("weight decay of SGD", _DECAY, 5e-4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(TrainConfig):
+    """Where the pre-trained weights come from."""
+
+    epochs: int = option("passes over the training data; required without a checkpoint", EPOCHS, None)
+    lr: float = option("learning rate at the start; required without a checkpoint", _RATE, None)
+    checkpoint: str | None = option(
+        "file or folder of weights: a state dict, a checkpoint of a training script or safetensors; null to "
+        "train and cache",
+        PATH,
+        None,
+    )
+    cache: str = option("folder of the weights trained once", PATH, "runs/pretrained", affects="nothing")
+
+    def __post_init__(self) -> None:
+        for name, unused in (("epochs", 0), ("lr", 0.1)):
+            if getattr(self, name) is not None:
+                continue
+            if self.checkpoint is None:
+                raise Invalid(name, "is missing, allowed: a number, or a checkpoint, which needs no training")
+            object.__setattr__(self, name, unused)

@@ -20,11 +20,10 @@ from nni_jackpot.errors import DatasetNotFoundError
 from nni_jackpot.experiment.data import datasets
 from nni_jackpot.experiment.data.datasets import (
     FASHION_MNIST_ROOT,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     Loaded,
 )
 from nni_jackpot.experiment.data.images import Images
+from nni_jackpot.experiment.data.preprocess import IMAGENET
 from nni_jackpot.experiment.data.section import DataConfig
 from nni_jackpot.experiment.data.spec import DATASETS
 
@@ -359,8 +358,9 @@ def test_images_are_seen_as_in_pytorchs_reference(tmp_path: Path) -> None:
 
 
 def test_imagenet_constants_are_those_of_the_reference() -> None:
-    assert torch.allclose(IMAGENET_MEAN, torch.tensor([123.675, 116.28, 103.53]))
-    assert torch.allclose(IMAGENET_STD, torch.tensor([58.395, 57.12, 57.375]))
+    mean, std = IMAGENET.preprocess.normalisation()
+    assert torch.allclose(mean, torch.tensor([123.675, 116.28, 103.53]))
+    assert torch.allclose(std, torch.tensor([58.395, 57.12, 57.375]))
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def said_of(path: Path) -> str:
     """Return the error for an image that is refused, which comes without a warning."""
     transform = v2.Compose([v2.Resize(8), v2.CenterCrop(6), v2.PILToTensor()])
     labels = torch.zeros(1, dtype=torch.int64)
-    images = ImageFiles([str(path)], labels, torch.zeros(3), torch.ones(3), transform, 6)
+    images = ImageFiles([str(path)], labels, torch.zeros(3), torch.ones(3), transform, (3, 6, 6))
     error = images.__getitems__([0])
     assert isinstance(error, DatasetNotFoundError)
     assert f"{path} cannot be read as an image: " in str(error)

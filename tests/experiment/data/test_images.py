@@ -104,7 +104,9 @@ def paths(tmp_path: Path) -> list[str]:
 
 def in_files(paths: list[str], *steps: v2.Transform, size: int = 6) -> ImageFiles:
     transform = v2.Compose([*steps, v2.PILToTensor()])
-    return ImageFiles(paths, torch.arange(len(paths)), torch.zeros(3), torch.ones(3), transform, size)
+    return ImageFiles(
+        paths, torch.arange(len(paths)), torch.zeros(3), torch.ones(3), transform, (3, size, size)
+    )
 
 
 def test_files_are_read_in_the_order_of_the_batch(paths: list[str]) -> None:

@@ -145,7 +145,6 @@ def test_unknown_key_that_resembles_nothing(tmp_path: Path) -> None:
         "config_list",
         "search",
         "search.epochs",
-        "finetune",
         "finetune.lr",
     ],
 )
@@ -154,6 +153,18 @@ def test_missing_key(tmp_path: Path, key: str) -> None:
     *parents, last = key.split(".")
     del (raw[parents[0]] if parents else raw)[last]
     assert f": {key}: is missing, allowed: " in message(write(tmp_path, yaml.dump(raw)))
+
+
+def test_sections_that_would_do_nothing_need_not_be_given(tmp_path: Path) -> None:
+    raw = yaml.safe_load(MINIMAL)
+    del raw["finetune"]
+    raw["pretrain"] = {"checkpoint": "my.pth"}
+    config = load_config(write(tmp_path, yaml.dump(raw)))
+    assert config.compared == {}
+    assert config.pretrain.epochs == 0
+    raw["model"] = {"name": "torchvision/resnet18", "weights": "IMAGENET1K_V1"}
+    del raw["pretrain"]
+    assert load_config(write(tmp_path, yaml.dump(raw))).pretrain.epochs == 0
 
 
 BAD_VALUES: list[tuple[str, Any, str]] = [
