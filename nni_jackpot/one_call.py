@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nni_jackpot.masks import Masks
+from nni_jackpot.modules.layouts import searched_layers
 from nni_jackpot.pruner import LotteryJackpotPruner
 
 # Batches by whose loss the search chooses among the masks that it has had.
@@ -89,17 +90,6 @@ def find_jackpot(
     finally:
         pruner.unwrap_model()
         model.train(was_training)
-
-
-def searched_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the convolutions and linear layers of a model by name, but the last linear layer."""
-    linear = [name for name, module in model.named_modules() if type(module) is nn.Linear]
-    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if type(module) in kinds and name not in linear[-1:]
-    }
 
 
 def _cross_entropy(batch: Any, model: nn.Module) -> Tensor:

@@ -16,6 +16,7 @@ from nni_jackpot.cli.options import (
     add_loudness_options,
     add_place_options,
     add_run_options,
+    check_runs,
 )
 from nni_jackpot.errors import TicketError
 from nni_jackpot.experiment.schema.shipped import config_file
@@ -38,6 +39,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _check_file(options: argparse.Namespace) -> None:
+    check_runs(options)
     if options.file is not None:
         parse_file(config_file(options.file))
 

@@ -6,8 +6,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nni_jackpot.cli.options import OPTIONS
-from nni_jackpot.errors import ExperimentConfigError
 from nni_jackpot.experiment.data.spec import DATASETS
 from nni_jackpot.experiment.models.language import LANGUAGE
 from nni_jackpot.experiment.presets import PRESETS
@@ -18,22 +16,9 @@ PLACE = "the command line"
 
 
 def content_of(options: argparse.Namespace) -> dict[str, Any] | None:
-    """Return what the options stand for, as the content of a YAML file; None if there is a file.
-
-    Raises
-    ------
-    ExperimentConfigError
-        If there are both, or neither.
-    """
-    given = [f"--{name}" for name in OPTIONS if getattr(options, name) is not None]
+    """Return what the options stand for, as the content of a YAML file; None if there is a file."""
     if options.file is not None:
-        if given:
-            wanted = "one of them; --set KEY=VALUE overrides a value of the file"
-            raise ExperimentConfigError(f"found FILE and {', '.join(given)}, allowed: {wanted}")
         return None
-    if options.model is None or options.data is None:
-        found = ", ".join(given) or "nothing"
-        raise ExperimentConfigError(f"found {found}, allowed: FILE, or at least --model and --data")
     preset = options.preset or "weights"
     is_free = preset not in PRESETS or PRESETS[preset].sparsity is None
     sparsity = 0.9 if options.sparsity is None and is_free else options.sparsity

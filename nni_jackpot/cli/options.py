@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from nni_jackpot.errors import ExperimentConfigError
+
 # What stands for a file: a search from options of the command line alone.
 OPTIONS = {
     "model": "network: torchvision/NAME, timm/NAME, transformers/FOLDER, resnet or vgg19",
@@ -63,6 +65,17 @@ def add_run_options(parser: argparse.ArgumentParser, is_search: bool) -> None:
             action="store_true",
             help="check all runs, and print the plan of each with an estimated time",
         )
+
+
+def check_runs(options: argparse.Namespace) -> None:
+    """Raise ExperimentConfigError if there are both a file and what stands for one, or neither."""
+    given = [f"--{name}" for name in OPTIONS if getattr(options, name, None) is not None]
+    if options.file is not None and given:
+        wanted = "one of them; --set KEY=VALUE overrides a value of the file"
+        raise ExperimentConfigError(f"found FILE and {', '.join(given)}, allowed: {wanted}")
+    if options.file is None and (options.model is None or options.data is None):
+        found = ", ".join(given) or "nothing"
+        raise ExperimentConfigError(f"found {found}, allowed: FILE, or at least --model and --data")
 
 
 def add_place_options(parser: argparse.ArgumentParser) -> None:

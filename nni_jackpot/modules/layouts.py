@@ -80,3 +80,14 @@ def _experts_are_transposed(module: nn.Module) -> bool | None:
     if first.shape[1] == 2 * second.shape[2] and first.shape[2] == second.shape[1]:
         return False
     return True if first.shape[2] == 2 * second.shape[1] and first.shape[1] == second.shape[2] else None
+
+
+def searched_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the convolutions and linear layers of a model by name, but the last linear layer."""
+    linear = [name for name, module in model.named_modules() if type(module) is nn.Linear]
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if type(module) in kinds and name not in linear[-1:]
+    }

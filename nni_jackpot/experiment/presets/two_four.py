@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from nni_jackpot.experiment.presets.preset import Entries, register_preset
-from nni_jackpot.one_call import searched_layers
+from nni_jackpot.modules.layouts import searched_layers
 
 
 @register_preset("2:4", sparsity=0.5)

@@ -52,12 +52,11 @@ def test_every_layer_of_a_mobilenet_keeps_weights() -> None:
     model = timm.create_model("mobilenetv3_small_050", num_classes=4)
     with torch.no_grad():
         model.blocks[1][0].conv_dw.weight.mul_(1e-6)
-    with pytest.raises(ConfigListError, match=r"max_sparse_ratio below 1|keeps nothing"):
-        masks_of("weights", model, 0.9)
-    masks = masks_of("mobile", model, 0.9)
-    assert sparsity_of(masks) == pytest.approx(0.9, abs=2e-3)
-    kept = [mask.mean() for of in masks.values() for mask in of.values() if mask is not None]
-    assert min(kept) > 0
+    for preset in ("weights", "mobile"):
+        masks = masks_of(preset, model, 0.9)
+        assert sparsity_of(masks) == pytest.approx(0.9, abs=2e-3)
+        kept = [mask.mean() for of in masks.values() for mask in of.values() if mask is not None]
+        assert min(kept) > 0
 
 
 def test_two_of_every_four_weights() -> None:
@@ -156,7 +155,7 @@ def test_a_preset_of_ones_own(tmp_path: Path) -> None:
         assert entries_of("first_only", model, 0.5) == [{"op_names": ["conv1"], "sparse_ratio": 0.5}]
         save_masks(masks_of("first_only", model, 0.5), tmp_path / "masks.pth")
         assert load_config(written(tmp_path, preset="first_only", sparsity=0.5)).sparsity == 0.5
-        with pytest.raises(ValueError, match="the name of a preset must be"):
+        with pytest.raises(ValueError, match="the name of a preset must match"):
             register_preset("no name")(first_only)
     finally:
         del PRESETS._objects["first_only"]

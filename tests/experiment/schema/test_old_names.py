@@ -85,7 +85,7 @@ def test_what_a_setting_affects_is_said_on_its_field(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, MINIMAL))
     everything = settings_of(config, ["weights", "accuracy", "nothing"])
     assert everything.keys() - settings_of(config).keys() == {
-        *("output", "device", "data.workers", "data.download", "pretrain.cache"),
+        *("output", "trackers", "device", "data.workers", "data.download", "pretrain.cache"),
         *("search.checkpoint_every", "search.checkpoint_minutes"),
     }
     assert settings_of(config).keys() - settings_of(config, ["weights"]).keys() == {"data.eval_batch_size"}
