@@ -109,10 +109,13 @@ def flat_checkpoint(path: Path) -> None:
 
 def test_a_layer_that_would_keep_nothing(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flat_checkpoint(path)
-    assert cli.main(dry(path, pretrain__checkpoint="flat.pth")) == 2
+    paper = {"pretrain__checkpoint": "flat.pth", "search__recipe": "paper"}
+    assert cli.main(dry(path, **paper)) == 2
     assert "weights of conv1.weight would be kept" in capsys.readouterr().err
     # By another criterion it may keep some.
-    assert cli.main(dry(path, pretrain__checkpoint="flat.pth", search__init="random")) == 0
+    assert cli.main(dry(path, **paper, search__init="random")) == 0
+    # The default recipe leaves each layer some.
+    assert cli.main(dry(path, pretrain__checkpoint="flat.pth")) == 0
 
 
 def test_what_ranking_will_leave_of_weights_to_be_trained_is_not_known(
@@ -127,10 +130,10 @@ def test_what_ranking_will_leave_of_weights_to_be_trained_is_not_known(
         return model
 
     monkeypatch.setattr("nni_jackpot.experiment.rehearsal.build_model", built)
-    assert cli.main(dry(path)) == 0
+    assert cli.main(dry(path, search__recipe="paper")) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("note: if trained weights rank as untrained ones do") for line in lines)
-    assert cli.main(dry(path, pretrain__epochs=0)) == 2  # they will not be trained
+    assert cli.main(dry(path, search__recipe="paper", pretrain__epochs=0)) == 2  # they will not be trained
 
 
 def test_weights_that_are_there_are_looked_at(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
