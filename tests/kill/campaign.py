@@ -20,7 +20,7 @@ from typing import Any
 
 from attempts import Attempt, End, Fate, at_event, events_of, kill, no_file_above, no_space
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers" / "runs"))
 
 from tiny_runs import copied, files_in, outcome, write_file
 
