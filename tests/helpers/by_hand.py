@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nni_jackpot import LotteryJackpotPruner, apply_masks
-from nni_jackpot.experiment.config import RunConfig, TrainConfig
+from nni_jackpot.experiment.config import RunConfig
 from nni_jackpot.experiment.data.loading import Data, load_data
 from nni_jackpot.experiment.folder.pretrained import cache_path, load_weights
+from nni_jackpot.experiment.schema.training import TrainConfig
 from nni_jackpot.experiment.train import accuracy
 from nni_jackpot.masks import Masks
 from nni_jackpot.modules.batch_norm import preserve_stats, reestimate

@@ -60,6 +60,7 @@ def test_without_an_installation(monkeypatch: pytest.MonkeyPatch) -> None:
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr(extras, "distribution", missing)
+    monkeypatch.setattr(extras, "__file__", str(ROOT / "nni_jackpot" / "runtime" / "extras.py"))
     assert install_command("plot") == f'pip install -e "{ROOT}[plot]"'
     monkeypatch.setattr(extras, "__file__", "/nowhere/a/b/c.py")
     assert install_command("transformers") == "pip install transformers accelerate"

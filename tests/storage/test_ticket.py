@@ -114,7 +114,7 @@ model.load_state_dict(torch.load("base.pth"))
 load_ticket("a.ticket").apply(model)
 torch.save(model.eval()(torch.load("images.pth")).detach(), "logits.pth")
 """
-    paths = [str(TESTS), str(HELPERS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(TESTS), str(HELPERS), str(HELPERS / "runs"), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(paths),

@@ -143,7 +143,7 @@ def test_checkpoints_that_claim_to_be_larger_than_they_are(run, tmp_path: Path) 
         lambda state: {1: torch.ones(1), **state},
         lambda state: state | {"fc.weight": state["fc.weight"].to_sparse()},
         lambda state: state | {"fc.weight": [1.0]},
-        lambda state: {"state_dict": state},
+        lambda state: {"weights_of_it": state},
     ],
 )
 def test_checkpoints_that_are_no_plain_state_dict(run, tmp_path: Path, change) -> None:
