@@ -83,3 +83,10 @@ def test_every_command_is_there() -> None:
     ]
     for line in lines:
         assert callable(resolve_name(f"nni_jackpot.cli.{_parser().parse_args(line).command}"))
+
+
+def test_a_fresh_process_knows_every_registered_name() -> None:
+    page = Path(__file__).parents[2] / "docs" / "reference" / "yaml.md"
+    line = [sys.executable, "-m", "nni_jackpot", "config", "--markdown"]
+    result = subprocess.run(line, capture_output=True, text=True, encoding="utf-8", timeout=240, check=True)
+    assert result.stdout == page.read_text("utf-8")
