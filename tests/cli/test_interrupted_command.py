@@ -46,13 +46,14 @@ def test_ctrl_c_in_the_midst_of_a_search(path: Path, monkeypatch: pytest.MonkeyP
     found = re.fullmatch(said, err)
     assert found is not None, err
     assert int(found[1]) >= 23
+    assert lines[0] == f"{path}: the run is valid; loading NNI\n"
     assert re.fullmatch(
         r"cpu, \d+ threads; digits: 1,437 images of 1x8x8 for training, 10 classes; resnet-8, 2 filters: "
         r"[\d,]+ weights\n",
-        lines[0],
+        lines[1],
     )
-    assert re.fullmatch(r"dense accuracy [\d.]+ % on 360 images of 1x8x8\n", lines[1])
-    assert re.fullmatch(r"searching [\d,]+ weights, [\d.]+ % of them to be zero\n", lines[2])
+    assert re.fullmatch(r"dense accuracy [\d.]+ % on 360 images of 1x8x8\n", lines[2])
+    assert re.fullmatch(r"searching [\d,]+ weights, [\d.]+ % of them to be zero\n", lines[3])
 
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     again = subprocess.run(command, capture_output=True, text=True)
