@@ -88,6 +88,11 @@ class SparseTrainingPruner(Pruner):
         if existed_wrappers:
             raise ConfigListError("SparseTrainingPruner cannot follow another compressor of a chain")
         self.method = TRAINING_METHODS.find(method)() if isinstance(method, str) else method
+        if self.method.needs_losses:
+            raise ConfigListError(
+                f"the method {self.method.name} needs losses of a few batches, which this pruner has not: "
+                "use nni_jackpot.training.SparseTraining, or a comparator of a run from YAML"
+            )
         if init is None:
             init = "magnitude" if self.method.paper.masks == DENSE else self.method.paper.masks
         start = LotteryJackpotPruner(

@@ -96,10 +96,13 @@ class TrainingMethod:
         Name under which the method is registered.
     paper
         Where the method's paper starts.
+    needs_losses
+        Whether the method ranks by losses of a few batches (`SparseTraining`).
     """
 
     name: ClassVar[str]
     paper: ClassVar[Start] = Start()
+    needs_losses: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         validate(self)

@@ -283,3 +283,11 @@ def test_an_optimizer_of_some_targets(batches: Any) -> None:
     with pytest.raises(ConfigListError, match=r"does not train 3\.weight"):
         pruner.compress(2, 1)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_method_that_needs_losses_is_refused_at_once() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    before = model[0].weight.clone()
+    with pytest.raises(ConfigListError, match="the method obd needs losses"):
+        SparseTrainingPruner(model, [{"op_types": ["Linear"], "sparse_ratio": 0.5}], method="obd")
+    assert torch.equal(model[0].weight, before)

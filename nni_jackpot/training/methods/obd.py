@@ -25,6 +25,7 @@ class OBD(TrainingMethod):
     """
 
     paper: ClassVar[Start] = Start(DENSE, from_scratch=False)
+    needs_losses: ClassVar[bool] = True
 
     rounds: int = option(
         "how often weights are pruned, each time the same share of those left; a training follows each round",
