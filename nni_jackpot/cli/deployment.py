@@ -12,13 +12,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from prettytable import PrettyTable, TableStyle
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from nni_jackpot.errors import ExperimentConfigError
 from nni_jackpot.experiment.config import parse_override
 from nni_jackpot.experiment.measures import MEASURES
+from nni_jackpot.experiment.report.wording import table_of
 from nni_jackpot.experiment.running.found import Found, find
 from nni_jackpot.modules.batches import inputs_of
 from nni_jackpot.runtime.registry import close_match
@@ -36,10 +36,7 @@ def evaluate(options: argparse.Namespace) -> None:
     """Print what the dense network and the jackpot reach on the test data."""
     rows = _found(options).rows()
     measures = rows[0].values
-    table = PrettyTable(["", *(MEASURES[name].words for name in measures), "sparsity %"])
-    table.set_style(TableStyle.SINGLE_BORDER)
-    table.align = "r"
-    table.align[""] = "l"
+    table = table_of(["", *(MEASURES[name].words for name in measures), "sparsity %"])
     for row in rows:
         found = [MEASURES[name].spread([row.values[name]]) for name in measures]
         table.add_row([row.kind, *found, f"{100 * row.sparsity:.2f}"])

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from prettytable import PrettyTable, TableStyle
 from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
@@ -19,6 +18,7 @@ from nni_jackpot.experiment.config import RunConfig, load_config, to_dict
 from nni_jackpot.experiment.folder.pretrained import cache_path
 from nni_jackpot.experiment.folder.result import load_result
 from nni_jackpot.experiment.models.checkpoints import read_checkpoint
+from nni_jackpot.experiment.report.wording import table_of
 from nni_jackpot.masks import Masks, load_masks
 from nni_jackpot.runtime.files import replace_file
 from nni_jackpot.runtime.terminal import escaped
@@ -82,10 +82,8 @@ def inspect(options: argparse.Namespace) -> None:
     """Print the content of a ticket."""
     ticket = load_ticket(options.ticket)
     masks = [(name, mask) for name, _, mask in named(ticket.coded) if mask.kept < mask.size]
-    table = PrettyTable(["target", "shape", "sparsity %", "bits a weight", "entropy", "coded by"])
-    table.set_style(TableStyle.SINGLE_BORDER)
-    table.align = "r"
-    table.align["target"] = table.align["coded by"] = "l"
+    table = table_of(["target", "shape", "sparsity %", "bits a weight", "entropy", "coded by"])
+    table.align["coded by"] = "l"
     largest = sorted(masks, key=lambda item: -item[1].size)[:_MOST_ROWS]
     for name, mask in masks:
         if (name, mask) in largest:

@@ -19,7 +19,7 @@ from nni_jackpot.errors import ExperimentConfigError
 from nni_jackpot.experiment.comparators import COMPARATORS, Comparator, OneShot
 from nni_jackpot.experiment.comparators.section import FinetuneConfig
 from nni_jackpot.experiment.data import datasets, own_images  # noqa: F401  # register data sets
-from nni_jackpot.experiment.data import text as _text  # noqa: F401  # as well
+from nni_jackpot.experiment.data import text as _text  # noqa: F401  # registers the data set of text
 from nni_jackpot.experiment.data.section import DataConfig, DataSection, TextConfig
 from nni_jackpot.experiment.data.spec import DATASETS
 from nni_jackpot.experiment.models import inputs_of

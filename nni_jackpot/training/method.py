@@ -80,6 +80,16 @@ class Step:
         """Steps of an epoch."""
         return max(1, self.total // max(1, self.epochs))
 
+    def is_due(self, every: int | None) -> bool:
+        """Return whether an update is due, which there is every so many steps, but not after the last one.
+
+        Parameters
+        ----------
+        every
+            Steps between updates; None for an epoch.
+        """
+        return self.number % (every or self.per_epoch) == 0 and self.number < self.total
+
     def generator(self) -> torch.Generator:
         """Return a generator on the CPU, which depends on seed and step alone: equal on all processes."""
         state = np.random.SeedSequence((self.seed, self.number)).generate_state(1)

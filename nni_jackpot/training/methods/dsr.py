@@ -38,7 +38,7 @@ class DSR(TrainingMethod):
         step: Step,
     ) -> None:
         """Move weights within and between layers; the number of all layers together stays."""
-        if step.number % self.every or step.number >= step.total:
+        if not step.is_due(self.every):
             return
         sparse = {name: mask for name, mask in masks.items() if step.budgets[name] < mask.numel()}
         if any(weights[name].isnan().any() for name in sparse):

@@ -33,8 +33,7 @@ class SET(TrainingMethod):
         step: Step,
     ) -> None:
         """Replace weights of each layer, except after the last step; each layer keeps its number."""
-        every = self.every or step.per_epoch
-        if step.number % every or step.number >= step.total:
+        if not step.is_due(self.every):
             return
         generator = step.generator()
         for name, mask in masks.items():

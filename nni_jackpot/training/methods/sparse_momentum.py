@@ -36,8 +36,7 @@ class SparseMomentum(TrainingMethod):
         step: Step,
     ) -> None:
         """Move weights within and between layers; the number of all layers together stays."""
-        every = self.every or step.per_epoch
-        if step.number % every or step.number >= step.total:
+        if not step.is_due(self.every):
             return
         rate = self.rate * cosine(step.number / step.total)
         sparse = {name: mask for name, mask in masks.items() if step.budgets[name] < mask.numel()}
