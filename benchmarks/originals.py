@@ -1,4 +1,4 @@
-"""Updates of training methods beside those of public implementations, on the same tensors.
+"""Compare updates of training methods with those of public implementations, on the same tensors.
 
 Needs checkouts of google-research/jaxpruner and TimDettmers/sparse_learning, with jax, flax, optax, chex,
 scipy and matplotlib installed:

