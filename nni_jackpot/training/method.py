@@ -81,12 +81,12 @@ class Step:
         return max(1, self.total // max(1, self.epochs))
 
     def is_due(self, every: int | None) -> bool:
-        """Return whether an update is due, which there is every so many steps, but not after the last one.
+        """Return whether an update is due: after every n-th step of the training but the last.
 
         Parameters
         ----------
         every
-            Steps between updates; None for an epoch.
+            The number n; None for the steps of an epoch.
         """
         return self.number % (every or self.per_epoch) == 0 and self.number < self.total
 
