@@ -240,17 +240,14 @@ class LotteryJackpotPruner(LiveMaskPruner):
                     "a search needs an evaluator: LotteryJackpotPruner(model, config_list, evaluator); "
                     "without one, call begin(total_steps) and train in a loop of your own"
                 )
-            model, masks = self.bound_model, self.get_masks()
         else:
             max_steps = check_length("compress(): max_steps", max_steps)
             max_epochs = check_length("compress(): max_epochs", max_epochs)
             if max_steps is None and max_epochs is None:
                 raise ValueError("say how long to search: compress(max_steps, max_epochs)")
             self._held_out = held_out if isinstance(held_out, int) else self._measured(held_out)
-            model, masks = super().compress(max_steps, max_epochs)
-        if norm_batches is not None:
-            self.reestimate_norm(norm_batches)
-        return model, masks
+            super().compress(max_steps, max_epochs)
+        return self.bound_model, self._masks_of(norm_batches)
 
     def begin(self, total_steps: int, held_out: Callable[[], Tensor | float] | None = None) -> OwnLoop:
         """Begin a search in a loop of your own.
@@ -286,13 +283,14 @@ class LotteryJackpotPruner(LiveMaskPruner):
         self._frozen.freeze()
         search = self._make_search(held_out is not None)
         search.begin(steps)
+        return OwnLoop(search, self._masks_of, None if held_out is None else self._measured(held_out))
 
-        def masks_of(norm_batches: Any) -> Masks:
-            if norm_batches is not None:
-                self.reestimate_norm(norm_batches)
-            return self.get_masks()
-
-        return OwnLoop(search, masks_of, None if held_out is None else self._measured(held_out))
+    def _masks_of(self, norm_batches: Any) -> Masks:
+        if norm_batches is not None:
+            self.reestimate_norm(norm_batches)
+        elif self._search is not None:
+            self._search.warn_of_statistics()
+        return self.get_masks()
 
     def _measured(self, loss_of: Callable[[], Tensor | float]) -> HeldOut:
         return HeldOut(self.bound_model, self._norm == "adapt", loss_of)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -145,11 +146,11 @@ def _search(context: RunContext, run: RunFolder) -> Result:
         with measured(context.device) as searched:
             if steps:
                 _, masks = pruner.compress(
-                    max_steps=steps, max_epochs=config.search.epochs, held_out=loop.sample_loss
+                    max_steps=steps,
+                    max_epochs=config.search.epochs,
+                    norm_batches=_first_epoch(context.data) if config.search.reestimate_norm else None,
+                    held_out=loop.sample_loss,
                 )
-        if config.search.reestimate_norm and steps:
-            context.data.restart()
-            pruner.reestimate_norm(context.data.train)
         until = started + (replace(searched, seconds=None) if pruner.resumed_step else searched)
         jackpot = context.row("jackpot", model, sparsity, config.search.epochs, until)
         tracker.final(jackpot.main)
@@ -282,6 +283,12 @@ class _SearchLoop:
         with same_random_states(), preserve_stats(context.model):  # the search continues unchanged
             pruner.reestimate_norm(context.data.sample)
             return context.evaluate(context.model)
+
+
+def _first_epoch(data: Any) -> Iterator[Any]:
+    """Yield the batches of the first epoch; the search must be over before the first is asked for."""
+    data.restart()
+    yield from data.train
 
 
 def _with_norm_reestimated(context: RunContext, sparsity: float) -> Row:

@@ -51,6 +51,8 @@ class Search:
     ----------
     clock
         Progress of the search.
+    lacks_statistics
+        Whether a finished search has batch-norm statistics of soft masks, and none of the final masks.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Search:
         self._lr_schedule = lr_schedule
         self.method = method
         self._statistics = statistics
+        self.lacks_statistics = False
         self._finds_lr = finds_lr
         self._compares = compares
         self._best: BestMasks | None = None
@@ -183,7 +186,11 @@ class Search:
         self.schedule.finish()
         self._set_mode(is_searched=True)
         refresh(self._parameters)  # deferred masks would report a NaN score only here
-        if self._statistics is not None and self._statistics.are_missing:
+        self.lacks_statistics = self._statistics is not None and self._statistics.are_missing
+
+    def warn_of_statistics(self) -> None:
+        """Warn of statistics of soft masks; for callers that do not re-estimate them after `finish`."""
+        if self.lacks_statistics:
             _logger.warning(
                 "the search was too short for batch-norm statistics of the final masks: give compress() or "
                 "finish() norm_batches, or call reestimate_norm()"

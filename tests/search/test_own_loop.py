@@ -138,13 +138,21 @@ def test_a_search_too_short_for_statistics_says_so(
     pruner = LotteryJackpotPruner(model, [CONV])
     search = own_loop(pruner, model, batches, 3)
     twin = copy.deepcopy(model)
-    search.finish(norm_batches=batches)
+    search.finish()
     assert "too short for batch-norm statistics" in caplog.text
     pruner.reestimate_norm(batches)
     once = model.bn1.running_mean.clone()
     pruner.reestimate_norm(batches)
     assert torch.equal(once, model.bn1.running_mean)
     assert not torch.equal(once, twin.bn1.running_mean)
+
+
+def test_a_short_search_with_norm_batches_does_not_warn(
+    model: ConvNet, batches: Batches, caplog: pytest.LogCaptureFixture
+) -> None:
+    pruner = LotteryJackpotPruner(model, [CONV])
+    own_loop(pruner, model, batches, 3).finish(norm_batches=batches)
+    assert "too short for batch-norm statistics" not in caplog.text
 
 
 @pytest.mark.parametrize("options", [{"norm": "freeze"}, {"method": EdgePopup.paper()}])
