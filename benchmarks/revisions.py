@@ -126,7 +126,9 @@ def main() -> None:
     )
     parser.add_argument("--turns", type=int, default=50, help=f"number of turns, each of {_TURN} steps")
     parser.add_argument(
-        "--paper", action="store_true", help="the paper's recipe, whose settings are the same in all checkouts"
+        "--paper",
+        action="store_true",
+        help="the paper's recipe, whose settings have not changed",
     )
     parser.add_argument("--work", choices=_NETWORKS, help=argparse.SUPPRESS)
     parser.add_argument("--smoke", action="store_true", help="only check that it runs, on tiny inputs")

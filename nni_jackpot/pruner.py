@@ -36,7 +36,7 @@ from nni_jackpot.search.checkpoint import Checkpoint
 from nni_jackpot.search.clock import cosine
 from nni_jackpot.search.driven_search import DrivenSearch
 from nni_jackpot.search.loop import Search
-from nni_jackpot.search.normalized_sgd import optimizer_of
+from nni_jackpot.search.optimizers.normalized_sgd import optimizer_of
 from nni_jackpot.search.options import budget_of, check_length, criterion_of, method_of, norm_of
 from nni_jackpot.search.own_loop import OwnLoop
 from nni_jackpot.search.sparsity_schedule import SparsitySchedule

@@ -80,7 +80,7 @@ def refresh(parameters: Iterable[MaskedParameter], written: Container[MaskedPara
     parameters
         The parameters whose scores have moved.
     written
-        Those of them whose cached weights are under the soft mask of the new scores already.
+        Parameters whose cached weights are under the soft mask of the new scores already.
 
     Raises
     ------

@@ -20,7 +20,7 @@ from nni_jackpot.runtime.distributed import all_gather, world_size
 from nni_jackpot.runtime.resume import digest
 from nni_jackpot.search.best_masks.best_masks import BestMasks
 from nni_jackpot.search.clock import SearchClock
-from nni_jackpot.search.fused_step import FusedStep
+from nni_jackpot.search.optimizers.fused_step import FusedStep
 from nni_jackpot.search.sparsity_schedule import SparsitySchedule
 
 _logger = logging.getLogger(__name__)

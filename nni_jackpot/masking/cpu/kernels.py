@@ -119,22 +119,26 @@ def in_parallel(sizes: Sequence[int], work: Callable[[int, int, int], float | No
         Sums of what ``work`` has returned, one for each tensor.
     """
     threads = torch.get_num_threads()
-    share = -(-sum(sizes) // (threads * _BLOCK)) * _BLOCK
+    share = -(-sum(map(_blocks, sizes)) // threads)
     parts: list[list[tuple[int, int, int]]] = [[] for _ in range(threads)]
     used = 0
     for number, size in enumerate(sizes):
         begin = 0
         while begin < size:
-            part, room = divmod(used, share)
-            end = min(size, begin + share - room)
+            part, taken = divmod(used, share)
+            end = min(size, begin + (share - taken) * _BLOCK)
             parts[part].append((number, begin, end))
-            used += -(-(end - begin) // _BLOCK) * _BLOCK
+            used += _blocks(end - begin)
             begin = end
     sums = [0.0] * len(sizes)
     for values in _map(lambda part: [(piece[0], work(*piece)) for piece in part], parts):
         for number, value in values:
             sums[number] += value or 0.0
     return sums
+
+
+def _blocks(size: int) -> int:
+    return -(-size // _BLOCK)
 
 
 def _map(function: Callable[[Any], Any], parts: list[Any]) -> list[Any]:

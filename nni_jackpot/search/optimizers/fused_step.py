@@ -15,7 +15,7 @@ from nni_jackpot.masking.refresh import Mode
 from nni_jackpot.masking.score_groups import ScoreGroup
 from nni_jackpot.masking.soft_mask import sigmoid_of_sample, stride_of_sample
 from nni_jackpot.runtime.distributed import world_size
-from nni_jackpot.search.normalized_sgd import NO_GRADIENT, NormalizedSGD
+from nni_jackpot.search.optimizers.normalized_sgd import NO_GRADIENT, NormalizedSGD
 
 # Scores from which the kernels are worth the half second that a compiler takes for them.
 WORTH = 1 << 20
@@ -47,7 +47,7 @@ class _Move:
 
 
 class FusedStep:
-    """Does what `NormalizedSGD` and the update of soft masks do, but for the rounding of the last bits.
+    """Does what `NormalizedSGD` and the update of soft masks do, up to the rounding of the last bits.
 
     Separate operations read and write every number several times, which in a large network takes longer than
     the arithmetic. Searches of several processes are left to PyTorch: their processors may round differently.
