@@ -20,10 +20,10 @@ from nni_jackpot.experiment.comparators import COMPARATORS, Comparator, OneShot
 from nni_jackpot.experiment.comparators.section import FinetuneConfig
 from nni_jackpot.experiment.data import datasets, own_images  # noqa: F401  # register data sets
 from nni_jackpot.experiment.data import text as _text  # noqa: F401  # registers the data set of text
+from nni_jackpot.experiment.data.preprocess import IMAGENET
 from nni_jackpot.experiment.data.section import DataConfig, DataSection, TextConfig
-from nni_jackpot.experiment.data.spec import DATASETS
 from nni_jackpot.experiment.models import inputs_of
-from nni_jackpot.experiment.models.section import LanguageModelConfig, ModelConfig, ModelSection
+from nni_jackpot.experiment.models.section import ModelSection, TransformersConfig
 from nni_jackpot.experiment.presets import PRESETS, check_preset, with_preset
 from nni_jackpot.experiment.schema import old_names, strict_yaml
 from nni_jackpot.experiment.schema.plugins import MODULES, import_function, import_plugins
@@ -190,12 +190,9 @@ class RunConfig:
                 raise Invalid("pretrain", f"is missing, allowed: {wanted}")
             object.__setattr__(self, "pretrain", PretrainConfig(epochs=0, lr=0.1))
         self._check_kind()
-        if (
-            isinstance(self.data, DataConfig)
-            and isinstance(self.model, ModelConfig)
-            and self.data.is_in_files
-        ):
-            object.__setattr__(self, "data", self.data.for_network(inputs_of(self.model)))
+        if isinstance(self.data, DataConfig) and self.data.is_in_files:
+            inputs = IMAGENET if self.data.says_inputs else inputs_of(self.model)
+            object.__setattr__(self, "data", self.data.for_network(inputs))
         for i, entry in enumerate(self.config_list):
             for key in ("op_names_re", "exclude_op_names_re"):
                 _check_patterns(entry.get(key), f"config_list.{i}.{key}")
@@ -205,16 +202,20 @@ class RunConfig:
     def _check_kind(self) -> None:
         """Check that data, network and comparators are of one kind."""
         is_text = isinstance(self.data, TextConfig)
-        is_language = isinstance(self.model, LanguageModelConfig)
-        if is_text != is_language and self.data.name in DATASETS:
-            kind = "transformers/..." if is_text else "a network of images"
-            raise Invalid("model.name", f"found {shown(self.model.name)}, allowed for this data: {kind}")
-        if is_language and (self.pretrain.epochs or self.pretrain.checkpoint is not None):
+        comes_trained = isinstance(self.model, TransformersConfig)
+        if is_text and not comes_trained:
+            raise Invalid(
+                "model.name", f"found {shown(self.model.name)}, allowed for this data: transformers/..."
+            )
+        for name in () if is_text else ("task", "file"):
+            if (value := getattr(self.model, name, None)) is not None:
+                raise Invalid(f"model.{name}", f"found {shown(value)}, allowed for images: null")
+        if comes_trained and (self.pretrain.epochs or self.pretrain.checkpoint is not None):
             raise Invalid("pretrain", "found a training, allowed: epochs 0, for the network has its weights")
         for name, own in self.compared.items():
             if not isinstance(own, Comparator | OneShot):  # of a plugin that is not imported
                 continue
-            if is_language and own.from_scratch:
+            if comes_trained and own.from_scratch:
                 raise Invalid(
                     f"comparators.{name}.from_scratch", "found true, allowed: false for this network"
                 )

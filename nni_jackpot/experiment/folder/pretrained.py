@@ -43,9 +43,8 @@ def check_start(config: RunConfig, num_classes: int) -> None:
     ExperimentConfigError
         If it names two sources, or none for a new classifier.
     """
-    assert isinstance(config.model, ModelConfig)  # others have weights
-    weights, pretrain = config.model.weights, config.pretrain
-    if weights is None:
+    weights, pretrain = getattr(config.model, "weights", None), config.pretrain
+    if not isinstance(config.model, ModelConfig) or weights is None:
         return
     if pretrain.checkpoint is not None:
         raise ExperimentConfigError(
