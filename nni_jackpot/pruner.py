@@ -285,7 +285,7 @@ class LotteryJackpotPruner(LiveMaskPruner):
         search.begin(steps)
         return OwnLoop(search, self._masks_of, None if held_out is None else self._measured(held_out))
 
-    def _masks_of(self, norm_batches: Any) -> Masks:
+    def _masks_of(self, norm_batches: Any) -> dict[str, dict[str, Tensor | None]]:
         if norm_batches is not None:
             self.reestimate_norm(norm_batches)
         elif self._search is not None:
