@@ -131,6 +131,12 @@ class DataConfig(DataSection):
         return replace(self, image_size=size, preprocess=preprocess)
 
 
+def seen_by(data: DataSection) -> dict[str, Any]:
+    """Return the given settings that say how images become inputs of the network; none for text."""
+    found = {name: getattr(data, name, None) for name in ("image_size", "preprocess", "transform", "loader")}
+    return {name: value for name, value in found.items() if value is not None}
+
+
 @dataclass(frozen=True, kw_only=True)
 class TextConfig(DataSection):
     """Text in sequences of tokens, for networks of transformers, whose tokenizer makes the tokens."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from nni_jackpot.errors import CheckpointError, first_few
 from nni_jackpot.experiment.data.preprocess import CENTER, INTERPOLATIONS, SQUASH, Inputs, Preprocess
 from nni_jackpot.experiment.models.folders import Source, config_of, loading, source_of, transformers
 from nni_jackpot.experiment.schema.rules import Invalid
+from nni_jackpot.runtime.terminal import escaped
 
 if TYPE_CHECKING:
     from nni_jackpot.experiment.models.section import TransformersConfig
@@ -36,8 +37,19 @@ class ImageClassifier:
     inputs: Inputs | None
 
 
-def load_image_classifier(config: TransformersConfig, num_classes: int) -> ImageClassifier:
+def load_image_classifier(
+    config: TransformersConfig, num_classes: int | None = None, classes: Sequence[str] = ()
+) -> ImageClassifier:
     """Load the image classifier that a config names.
+
+    Parameters
+    ----------
+    config
+        The network.
+    num_classes
+        Number of classes of the data; None for any.
+    classes
+        Names of the classes of the data, in the order of their labels; empty for any.
 
     Raises
     ------
@@ -45,18 +57,27 @@ def load_image_classifier(config: TransformersConfig, num_classes: int) -> Image
         If the folder or the package does not exist.
     CheckpointError
         If transformers cannot load the folder without running code or unpickling; if the folder has no
-        weights of a classifier; or if the classifier is for another number of classes.
+        weights of a classifier; or if the classifier is for another number of classes, or has the same
+        classes in another order.
     MissingLibraryError
         If transformers is not installed.
     """
     source = source_of(config.name)
     with loading(config.name):
         found = config_of(source)
-        if found.num_labels != num_classes:
+        if num_classes is not None and found.num_labels != num_classes:
             raise CheckpointError(
                 f"model.name: {config.name} has {found.num_labels} classes, and the data {num_classes}: its "
                 "classifier does not fit, and a new one would know nothing. Give the data the same classes, "
                 "or train the network on the data's classes first, and name the folder of the result"
+            )
+        names = [str(found.id2label[i]) for i in range(found.num_labels)]
+        if classes and set(names) == {*classes} and names != [*classes]:
+            at = next(i for i, name in enumerate(names) if name != classes[i])
+            raise CheckpointError(
+                f"model.name: {config.name} has the classes of the data in another order: its output {at} is "
+                f"{escaped(names[at])}, and the data's is {classes[at]}. Rename the folders of the classes, "
+                "so that their alphabetical order is that of the outputs"
             )
         network, how = transformers().AutoModelForImageClassification.from_pretrained(
             source.place,

@@ -258,7 +258,7 @@ def _images(config: RunConfig) -> tuple[Data, nn.Module, ImageTask, Any]:
         model = build_model(config.model, data.num_classes, data.shape[0])
     else:
         assert isinstance(config.model, TransformersConfig)
-        found = load_image_classifier(config.model, data.num_classes)
+        found = load_image_classifier(config.model, data.num_classes, data.classes)
         model = found.network
         if found.inputs == (config.data.image_size, config.data.preprocess):
             processor = found.processor
