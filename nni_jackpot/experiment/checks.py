@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from nni_jackpot.errors import ConfigListError, JackpotError, NothingKeptError
-from nni_jackpot.experiment.config import RunConfig, SearchConfig
+from nni_jackpot.experiment.config import RunConfig
 from nni_jackpot.experiment.presets import entries_of
+from nni_jackpot.experiment.schema.search import SearchConfig
 from nni_jackpot.masking.budgets import BUDGETS, criterion_of_budget
 from nni_jackpot.masking.criteria import CRITERIA, needs_of
 from nni_jackpot.pruner import LotteryJackpotPruner

@@ -36,7 +36,7 @@ def test_zeros_are_exact_at_the_end(name: str, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(context, "train_weights", train_weights)
     every = {"every": 1} if "every" in COMPARATORS[name].__dataclass_fields__ else {}
     settings = {"epochs": 2, "lr": 0.05, **every}
-    file = write_file(tmp_path, comparators={name: settings}, finetune={"epochs": 0})
+    file = write_file(tmp_path, comparators={name: settings}, finetune={"epochs": 0, "under": "initial"})
     search(load_config(file))
     ((start, end),) = runs
     assert start == end > 0
@@ -49,7 +49,7 @@ def zeros(masks: Masks) -> int:
 
 def test_a_nan_is_a_training_that_diverged(tmp_path: Path) -> None:
     settings = {"epochs": 2, "lr": 1e30, "every": 1}
-    file = write_file(tmp_path, comparators={"rigl": settings}, finetune={"epochs": 0})
+    file = write_file(tmp_path, comparators={"rigl": settings}, finetune={"epochs": 0, "under": "initial"})
     with pytest.raises(TrainingDivergedError, match="lower"):
         search(load_config(file))
 
