@@ -44,8 +44,9 @@ class SparseTrainingPruner(Pruner):
         NNI's evaluator; `compress` trains through its loop and optimizer.
     method
         A training method by name (``"rigl"``, ``"set"``, ``"gradual"``, ``"sparse_momentum"``, ``"dsr"``,
-        ``"deep_r"``, ``"snip"``, ``"grasp"``, ``"lt"``, or one that `register_training_method` has added) for
-        its defaults, or with settings. ``"obd"`` ranks by losses, which runs from YAML alone give it.
+        ``"deep_r"``, ``"snip"``, ``"grasp"``, ``"static"``, ``"lt"``, or one that `register_training_method`
+        has added) for its defaults, or with settings. ``"obd"`` ranks by losses, which runs from YAML alone
+        give it.
     init
         Masks at the start, as for `LotteryJackpotPruner`; None for the criterion of the method's paper. A
         method that starts dense takes the numbers of kept weights alone.
@@ -99,7 +100,7 @@ class SparseTrainingPruner(Pruner):
             model, config_list, evaluator, init=init, init_batches=init_batches, budget=budget
         )
         try:
-            masks, self._targets = start.get_masks(), _targets_of(start)
+            masks, self._targets = start.get_masks(), single_weights(start)
         finally:
             start.unwrap_model()
         self._masks: Masks = masks
@@ -235,7 +236,7 @@ class SparseTrainingPruner(Pruner):
             self._training.step()
 
 
-def _targets_of(pruner: LotteryJackpotPruner) -> list[tuple[str, str]]:
+def single_weights(pruner: LotteryJackpotPruner) -> list[tuple[str, str]]:
     """Return module and name of each target; raises ConfigListError for others than single weights."""
     for group in pruner._targets.groups:
         grains = group.grains
