@@ -54,6 +54,6 @@ def test_what_looks_at_values_is_left_to_a_pruner(entry: dict[str, Any], budget:
     assert not do_shapes_decide(*_run(tmp_path, entry, budget=budget))
 
 
-def test_nothing_kept(tmp_path: Path) -> None:
-    with pytest.raises(JackpotError, match="would be kept"):
+def test_a_wrong_ratio_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(JackpotError, match="sparse_ratio must lie in"):
         ShapeCounts(*_run(tmp_path, {"sparse_ratio": 1.0}))
