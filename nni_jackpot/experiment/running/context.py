@@ -29,6 +29,7 @@ from nni_jackpot.experiment.models.language import load_language_model
 from nni_jackpot.experiment.models.section import ModelConfig, TransformersConfig
 from nni_jackpot.experiment.models.vision import load_image_classifier
 from nni_jackpot.experiment.running.cost import Cost, total_epochs
+from nni_jackpot.experiment.running.counts import ShapeCounts, do_shapes_decide
 from nni_jackpot.experiment.running.image_task import ImageTask
 from nni_jackpot.experiment.running.language_task import LanguageTask
 from nni_jackpot.experiment.schema.training import TrainConfig
@@ -84,9 +85,12 @@ class RunContext:
             raise ExperimentConfigError(
                 f"search.loss: found labels, allowed for this network: {', '.join(MATCHING_LOSSES)}"
             )
-        tried = copy.deepcopy(self.model)
-        has_weights = comes_trained(config) or check_pretrained(tried, config)
-        validate_config_list(config, tried, is_pretrained=has_weights)
+        if config.search.blockwise is not None and do_shapes_decide(config, self.model):
+            ShapeCounts(config, self.model)
+        else:
+            tried = copy.deepcopy(self.model)
+            has_weights = comes_trained(config) or check_pretrained(tried, config)
+            validate_config_list(config, tried, is_pretrained=has_weights)
         self.model.to(self.device)
 
     @property
