@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 PAGE = ROOT / "docs" / "performance.md"
 OTHERS = ["originals", "photographs", "revisions", "start_and_end", "startup"]
-SCRIPTS = ["step", "selection", "ranking", "memory", "deployment", "ticket", "fuzz_tickets"]
+SCRIPTS = ["step", "selection", "ranking", "memory", "growth", "deployment", "ticket", "fuzz_tickets"]
 
 
 @pytest.fixture
@@ -51,6 +51,13 @@ def test_ranking(run) -> None:
     for row in run("ranking"):
         assert float(row[4]) > 0
         assert row[5] == "0"
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
+def test_growth(run) -> None:
+    for row, way in zip(run("growth"), ("whole", "block by block"), strict=True):
+        assert row[1] == way
+        assert float(row[2].split()[0]) > 0
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
