@@ -36,10 +36,14 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
 
 
 def test_step(run) -> None:
-    for options, others in [((), 5), (("--amp", "--channels-last"), 4), (("--against",), 1)]:
-        (row,) = run("step", *options)
-        assert len(row) == 3 + others
-        assert all(float(cell.split()[0]) > 0 for cell in row[2:])
+    for options, count in [
+        ((), 6),
+        (("--amp", "--channels-last"), 5),
+        (("--contestants", "dense training"), 1),
+    ]:
+        rows = run("step", *options)
+        assert len({row[1] for row in rows}) == len(rows) == count
+        assert all(float(cell.split()[0]) > 0 for row in rows for cell in row[2:])
 
 
 def test_selection(run) -> None:
@@ -63,7 +67,7 @@ def test_growth(run) -> None:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
 def test_memory(run) -> None:
     contestants = [row[0].split(", ")[1] for row in run("memory")]
-    assert contestants == ["forward and backward", "dense training", "search"]
+    assert contestants == ["forward and backward", "dense training", "paper's recipe"]
 
 
 def test_deployment(run) -> None:
