@@ -51,7 +51,7 @@ def test_a_method_of_single_weights_is_refused_beside_others(
     if "sparse_pattern" in entry:
         del entry["sparse_ratio"]
     settings = {"epochs": 1, "lr": 0.1}
-    given = {"config_list": [entry], "finetune": {"epochs": 0}}
+    given = {"config_list": [entry], "finetune": {"epochs": 0, "under": "initial"}}
     file = write_file(tmp_path, comparators={name: settings}, **given)
     with pytest.raises(ConfigListError, match=rf"comparators\.{name}: .* prunes single weights"):
         search(load_config(file))
