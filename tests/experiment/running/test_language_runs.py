@@ -165,7 +165,7 @@ def test_embeddings_have_no_labels(text: Path, tmp_path: Path, capsys: pytest.Ca
 
 
 def test_images_are_searched_without_labels(tmp_path: Path) -> None:
-    file = tiny_run(tmp_path, search={"loss": "kl"}, finetune={"epochs": 0})
+    file = tiny_run(tmp_path, search={"loss": "kl"}, finetune={"epochs": 0, "under": "initial"})
     assert command("search", file) == 0
     assert [row.kind for row in load_result(tmp_path / "out").rows][-1] == "jackpot"
 

@@ -15,7 +15,7 @@ from nni_jackpot.experiment.sweep import runs_of
 _CHECKPOINT = {"pretrain": {"checkpoint": "my.pth"}}
 
 
-def load(folder: Path, overrides: Any = None, **sections: Any) -> RunConfig:
+def load(folder: Path, overrides: dict[str, Any] | None = None, **sections: Any) -> RunConfig:
     path = folder / "run.yml"
     path.write_text(yaml.safe_dump(content(**sections)))
     return load_config(path, overrides or {})
