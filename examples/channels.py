@@ -1,8 +1,9 @@
 """Search a channel jackpot: prune whole output channels, then shrink the network with ModelSpeedup.
 
-Run it with: python examples/channels.py
+Run it with: python examples/channels.py [SEED]
 """
 
+import sys
 import time
 
 from nni_jackpot import EdgePopup, LotteryJackpotPruner
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 
 
 nni.silence_stdout()  # of the lines that NNI's speedup logs for every module
-torch.manual_seed(0)
+torch.manual_seed(int(sys.argv[1]) if sys.argv[1:] else 0)
 pixels, labels = load_digits(return_X_y=True)
 images, labels = torch.tensor(pixels).float().view(-1, 1, 8, 8) / 16, torch.tensor(labels)
 train, test = slice(0, 1400), slice(1400, None)
