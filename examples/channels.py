@@ -6,7 +6,7 @@ Run it with: python examples/channels.py [SEED]
 import sys
 import time
 
-from nni_jackpot import EdgePopup, LotteryJackpotPruner
+from nni_jackpot import LotteryJackpotPruner
 from nni_jackpot.experiment.models.resnet import ResNet
 
 import nni
@@ -81,7 +81,7 @@ for name, _ in model.named_modules():
 
 optimizer = nni.trace(torch.optim.SGD)(model.parameters(), lr=0.1)  # drives the loop, but gets no gradients
 evaluator = TorchEvaluator(training_func, optimizer, training_step)
-pruner = LotteryJackpotPruner(model, config_list, evaluator, method=EdgePopup.paper(), norm="freeze")
+pruner = LotteryJackpotPruner(model, config_list, evaluator)
 pruner.reestimate_norm(images[train].split(200))
 report("magnitude channels", model)
 pruner.compress(max_steps=None, max_epochs=8)
