@@ -31,7 +31,7 @@ from nni_jackpot.experiment.folder.run_folder import (
 from nni_jackpot.experiment.processes import averaged
 from nni_jackpot.experiment.running.blockwise import search_blockwise
 from nni_jackpot.experiment.running.compare import compare
-from nni_jackpot.experiment.running.context import RunContext, is_language
+from nni_jackpot.experiment.running.context import RunContext, is_text
 from nni_jackpot.experiment.running.cost import measured, with_overlap
 from nni_jackpot.experiment.sight import tell_dense, tell_search
 from nni_jackpot.experiment.tracking import Tracker, report_final
@@ -140,7 +140,7 @@ def _search(context: RunContext, run: RunFolder) -> Result:
         targets = loop.targets()
         sparsity = sparsity_of(start, targets)
         rows.append(context.row("initial", model, sparsity, cost=started))
-        if not is_language(config):
+        if not is_text(config):
             rows.append(_with_norm_reestimated(context, sparsity))
         masks = start
         with measured(context.device) as searched:

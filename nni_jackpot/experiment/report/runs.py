@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from nni_jackpot.errors import RunFolderError
-from nni_jackpot.experiment.config import RunConfig, SearchConfig, load_config, settings_of, to_dict
+from nni_jackpot.experiment.config import RunConfig, load_config, settings_of, to_dict
 from nni_jackpot.experiment.folder.result import RESULTS, Row, load_result
+from nni_jackpot.experiment.schema.search import SearchConfig
 from nni_jackpot.masking.methods.method import METHODS
 
 

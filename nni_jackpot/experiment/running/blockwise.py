@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-import gc
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from nni_jackpot.experiment.comparators.one_shot import OneShot
@@ -55,14 +55,13 @@ def search_blockwise(context: RunContext) -> tuple[Result, Masks, Masks]:
     loss = context.task.loss if own_loss == "labels" else MatchDense(model, own_loss)
     with measured(context.device, tokens) as chosen:
         targets = targets_in(config, model, batches, loss)
-    gc.collect()  # the pruner that chose the targets, and its copy of the network
     rows = [context.row("dense", model, 0.0)]
     tell_dense(config, context.data, rows[0])
     own = config.search.blockwise
     assert own is not None  # else the run searches the network as a whole
     with measured(context.device, tokens) as cost:
         plain = replace(own, steps=0, start=START)
-        start = search_blocks(model, batches, targets, settings=plain)
+        start = _converted(search_blocks(model, batches, targets, settings=plain), torch.bool)
     sparsity = sparsity_of(start)
     tell_search(start)
     rows.append(_masked_row(context, "initial", start, chosen + cost))
@@ -90,7 +89,8 @@ def search_blockwise(context: RunContext) -> tuple[Result, Masks, Masks]:
     assert digest(model.state_dict().values()) == before
     rows = [with_overlap(row, masks_of.get(row.kind), masks) for row in rows]
     overlap = mask_overlap(start, masks).total
-    return Result(rows, overlap, cost.seconds or 0.0, context.run.folder, resumed), start, masks
+    result = Result(rows, overlap, cost.seconds or 0.0, context.run.folder, resumed)
+    return result, _converted(start, next(model.parameters()).dtype), masks
 
 
 def _search(context: RunContext, batches: list[Any], targets: Mapping[str, Target]) -> tuple[Masks, int]:
@@ -134,6 +134,14 @@ def _search(context: RunContext, batches: list[Any], targets: Mapping[str, Targe
 def _masked_row(context: RunContext, kind: str, masks: Masks, cost: Cost) -> Row:
     sparse = apply_masks(copy.deepcopy(context.model), masks)
     return context.row(kind, sparse, sparsity_of(masks), 0, cost)
+
+
+def _converted(masks: Masks, dtype: torch.dtype) -> Masks:
+    """Return masks in another type; those that wait for a later row take a byte a weight."""
+    return {
+        module: {name: None if mask is None else mask.to(dtype) for name, mask in targets.items()}
+        for module, targets in masks.items()
+    }
 
 
 def _zeros_of(pruned: nn.Module, like: Masks) -> Masks:

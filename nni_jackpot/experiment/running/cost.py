@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import re
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -67,11 +70,19 @@ def _reset_peak(device: torch.device) -> bool:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True
+    _return_memory()
     try:
         (_PROCESS / "clear_refs").write_text("5")  # Linux: resets the peak of the resident memory
     except OSError:
         return False
     return True
+
+
+def _return_memory() -> None:
+    """Return freed memory to the system, so that the work before does not count in the peak."""
+    gc.collect()
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):  # glibc
+        library.malloc_trim(0)
 
 
 def _peak(device: torch.device) -> int | None:

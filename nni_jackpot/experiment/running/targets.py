@@ -16,7 +16,10 @@ from torch.optim import SGD
 from nni_jackpot.errors import ConfigListError
 from nni_jackpot.experiment.checks import config_list_of, pruner_options
 from nni_jackpot.experiment.config import RunConfig
+from nni_jackpot.experiment.running.counts import ShapeCounts, do_shapes_decide
+from nni_jackpot.masking.masked_parameter import MaskedParameter
 from nni_jackpot.masks import named_masks
+from nni_jackpot.modules.parameters import join
 from nni_jackpot.nni_bridge.grouping import by_name
 from nni_jackpot.pruner import LotteryJackpotPruner
 from nni_jackpot.runtime.resume import same_random_states
@@ -46,6 +49,24 @@ def targets_in(
     ConfigListError
         If layers share scores, or other tensors follow the masks: the search of a block cannot know them.
     """
+    if do_shapes_decide(config, model):
+        found = ShapeCounts(config, model).found
+    else:
+        found = _ranked(config, model, batches, loss)
+    targets = {}
+    for (module, name), parameter in found.items():
+        if parameter.keep == parameter.grains.count:
+            continue
+        # Conv1D of transformers has its outputs last.
+        is_usual = isinstance(model.get_submodule(module), nn.Linear | nn.modules.conv._ConvNd)
+        targets[join(module, name)] = Target(parameter.grains, parameter.keep, 0 if is_usual else 1)
+    return targets
+
+
+def _ranked(
+    config: RunConfig, model: nn.Module, batches: Sequence[Any], loss: Callable[[Any, nn.Module], Tensor]
+) -> dict[tuple[str, str], MaskedParameter]:
+    """Return what a pruner of a copy of the network finds, which ranks weights."""
     options, tried = config.search, copy.deepcopy(model)
 
     def train(
@@ -65,17 +86,10 @@ def targets_in(
     groups = [group for group in pruner._targets.groups if len(group.members) > 1]
     if groups:
         raise ConfigListError(f"search.blockwise: {groups[0]} shares its scores: give it no dependency group")
-    targets = {}
     for where, mask in named_masks(pruner.get_masks()).items():
-        if torch.all(mask == 1):
-            continue
-        module, _, name = where.rpartition(".")
-        if (parameter := found.get((module, name))) is None:
+        if tuple(where.rpartition(".")[::2]) not in found and not torch.all(mask == 1):
             raise ConfigListError(
                 f"search.blockwise: {where} follows the mask of another parameter; select single weights or "
                 "an N:M pattern"
             )
-        # Conv1D of transformers has its outputs last.
-        is_usual = isinstance(model.get_submodule(module), nn.Linear | nn.modules.conv._ConvNd)
-        targets[where] = Target(parameter.grains, parameter.keep, 0 if is_usual else 1)
-    return targets
+    return found
