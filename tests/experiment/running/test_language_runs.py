@@ -32,8 +32,18 @@ def text(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_block_by_block(kind: str, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_block_by_block(
+    kind: str,
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     loss, measures = KINDS[kind]
+    told: list[tuple[float, dict[str, float]]] = []
+    monkeypatch.setattr(
+        "nni_jackpot.experiment.run.report_final", lambda value, **others: told.append((value, others))
+    )
     network = save_network(tmp_path / "network", kind)
     search = {"loss": loss, "polish": {"steps": 2}}
     file = write_run(tmp_path, network, search=search)
@@ -42,6 +52,7 @@ def test_block_by_block(kind: str, text: Path, tmp_path: Path, capsys: pytest.Ca
     result = load_result(tmp_path / "out")
     assert [row.kind for row in result.rows] == ["dense", "initial", "sparsegpt", "jackpot"]
     assert all(list(row.values) == measures for row in result.rows)
+    assert told == [(result.rows[-1].main, {"sparsity": 0.5, "overlap": result.overlap})]
     assert all(row.tokens is not None for row in result.rows[1:])
     assert "wanda mask alone" in said
     if measures == ["perplexity"]:
