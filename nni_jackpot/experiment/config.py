@@ -47,6 +47,7 @@ from nni_jackpot.runtime.settings import SEED, Rule, between, one_of, option, sh
 from nni_jackpot.search.blockwise import BlockSearch
 from nni_jackpot.search.blockwise.polish import Polish
 from nni_jackpot.search.match_dense import MATCHING_LOSSES
+from nni_jackpot.search.options import NORMS
 
 # -- the schema
 
@@ -99,8 +100,9 @@ class SearchConfig:
         "how zeros are shared out among targets without a global_group_id", one_of(BUDGETS), "as_configured"
     )
     norm: str = option(
-        "whether normalisation statistics adapt to the masks, or are frozen",
-        one_of(("adapt", "freeze")),
+        "whether normalisation statistics adapt to the masks (adapt) or are frozen (freeze), or adapt while "
+        "affines of norm layers and biases are trained along (tune)",
+        one_of(NORMS),
         "adapt",
     )
     reestimate_norm: bool | None = option(

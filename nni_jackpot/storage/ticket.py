@@ -2,14 +2,14 @@
 
 A search changes no weight, so the mask alone identifies a jackpot: half a bit per weight at 90 % sparsity,
 next to weights that are public or already deployed. The *base* is every tensor of the state dict except the
-norm statistics, which the search adapts and the ticket contains. The ticket has the SHA-256 of every base
+norm statistics and tuned parameters, which the ticket contains. The ticket has the SHA-256 of every base
 tensor, and can only be applied to these.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from nni_jackpot.errors import MaskError, OtherBaseError, TicketError, first_few
 from nni_jackpot.masks import Masks, check_shape, named_masks
+from nni_jackpot.modules.tuned import may_be_tuned
 from nni_jackpot.runtime.tensor_bytes import from_bytes
 from nni_jackpot.runtime.terminal import escaped
 from nni_jackpot.storage.base_state import Model, aliases, base_state, check_writable, parameters_of, state_of
@@ -32,7 +33,7 @@ from nni_jackpot.storage.formats.sealed import (
     read_parts,
     write_sealed,
 )
-from nni_jackpot.storage.norm_statistics import check_values, statistics_of
+from nni_jackpot.storage.norm_statistics import check_values, is_tuned, statistics_of
 from nni_jackpot.storage.ticket_format import (
     DIGEST_SIZE,
     CodedMasks,
@@ -43,7 +44,7 @@ from nni_jackpot.storage.ticket_format import (
 )
 
 KIND = "jackpot ticket"
-VERSION = 2  # 1 where the content is short enough to be JSON as it is
+VERSION = 3  # 2 without tuned parameters, and 1 where the content is short enough to be JSON as it is
 
 
 class MaskFinder(Protocol):
@@ -98,7 +99,7 @@ class Ticket:
 
     @property
     def statistics(self) -> dict[str, Tensor]:
-        """The adapted norm statistics by their names in the state dict.
+        """The adapted norm statistics, and the tuned parameters, by their names in the state dict.
 
         Raises
         ------
@@ -162,7 +163,7 @@ class Ticket:
         """
         found_digest = digest or (lambda name: digest_of(state[name]))
         shapes = {name: mask.shape for name, target, mask in named(self.coded) if is_parameter(target)}
-        known = set(statistics_of(state, parameters))
+        known = {*statistics_of(state, parameters), *filter(is_tuned, self._statistics)}
         wrong = [f"{name} is missing" for name in self.names if name not in state]
         for name, tensor in state.items():
             form = _form(tensor)
@@ -171,6 +172,8 @@ class Ticket:
                     wrong.append(f"{name} is {form}, not {self._statistics[name]}")
                 elif name not in known:
                     wrong.append(f"{name} is not a norm statistic")
+                elif shapes.get(name, tensor.shape) != tensor.shape:
+                    wrong.append(f"{name} is {form}, its mask of shape {list(shapes[name])}")
             elif name not in self.base:
                 wrong.append(f"{name} is unknown")
             elif shapes.get(name, tensor.shape) != tensor.shape:
@@ -261,6 +264,7 @@ def save_ticket(
     masks: Masks | MaskFinder,
     model: Model,
     metadata: Mapping[str, Any] | None = None,
+    tuned: Collection[str] = (),
 ) -> None:
     """Save a jackpot as a ticket.
 
@@ -275,6 +279,9 @@ def save_ticket(
         `apply_masks`). Its norm statistics become part of the ticket.
     metadata
         Plain data about the jackpot: ``{"config_list": ..., "metrics": ..., "seed": 0}``.
+    tuned
+        Names of parameters that were trained along (``norm="tune"``), whose values become part of the ticket;
+        a pruner knows its own.
 
     Raises
     ------
@@ -288,10 +295,14 @@ def save_ticket(
     metadata = dict(metadata or {})
     if not isinstance(masks, Mapping):
         metadata.setdefault("config_list", masks.config_list)
+        tuned = tuned or getattr(masks, "tuned", ())
         masks = masks.get_masks()
     state = base_state(model)
     _refuse_applied(masks_by_name(masks, state), state)
-    statistics = {name: state.pop(name) for name in statistics_of(state, parameters_of(model))}
+    adapted = statistics_of(state, parameters_of(model))
+    if others := [name for name in tuned if name not in state or not may_be_tuned(name, state[name])]:
+        raise MaskError(f"{escaped(others[0])} is no affine of a norm layer or bias of the model")
+    statistics = {name: state.pop(name) for name in (*adapted, *dict.fromkeys(tuned))}
     for name, values in statistics.items():
         check_values(name, values)
     coded: CodedMasks = {
@@ -317,7 +328,8 @@ def save_ticket(
         packed = deflated(content)
         written: Any = content if packed is None else packed
         parse(written, parts)
-        write_sealed(path, KIND, 1 if packed is None else VERSION, written, tensors)
+        version = VERSION if tuned else 1 if packed is None else 2
+        write_sealed(path, KIND, version, written, tensors)
     except TicketError:
         raise
     except (TypeError, ValueError, RecursionError) as error:

@@ -35,7 +35,8 @@ TENSORS = Rule(
 )
 BASE = Rule("`base` is a list of names, none of them twice, and the tensor `base` has 32 bytes for each")
 MASKED = Rule(
-    f"a mask is of a name in `base`, except one of a TARGET that begins with {' or '.join(ACTIVATIONS)}"
+    "a mask is of a name in `base`, or of a tuned parameter in `statistics`, except one of a TARGET that "
+    f"begins with {' or '.join(ACTIVATIONS)}"
 )
 STATISTICS = Rule("`statistics` is an object of `[type, shape]` by names that are not in `base`")
 CLAIM = Rule(
@@ -97,10 +98,12 @@ def parse(
             f"{len(names)} names, {len(set(names))} different ones, and {len(parts['base'])} bytes"
         )
     base = {name: parts["base"][i * DIGEST_SIZE : (i + 1) * DIGEST_SIZE] for i, name in enumerate(names)}
+    statistics = content["statistics"]
+    tuned = {n for n in statistics if norm_statistics.is_tuned(n)} if isinstance(statistics, dict) else set()
     for name, target, _ in named(coded):
-        if is_parameter(target) and name not in base:
+        if is_parameter(target) and name not in base and name not in tuned:
             raise MASKED.broken(f"the mask of {name}")
-    return coded, base, content["metadata"], _statistics(content["statistics"], base)
+    return coded, base, content["metadata"], _statistics(statistics, base)
 
 
 def check_claim(coded: CodedMasks, size: int) -> None:
