@@ -163,7 +163,8 @@ def _changes(ticket: Ticket, names: Mapping[str, str]) -> dict[str, Tensor | Cod
     MaskError
         If two masks of one tensor differ.
     """
-    changes: dict[str, Tensor | CodedMask] = {names[k]: values for k, values in ticket.statistics.items()}
+    whole = {**ticket.statistics, **ticket.tuned}
+    changes: dict[str, Tensor | CodedMask] = {names[k]: values for k, values in whole.items()}
     first: dict[str, tuple[str, CodedMask]] = {}
     for name, target, mask in named(ticket.coded):
         if not is_parameter(target):

@@ -1,7 +1,5 @@
 """Norm statistics in a state dict: the tensors that a search adapts and a ticket contains.
 
-A search that tunes parameters adds these: affines of norm layers and biases, all of one dimension.
-
 The name alone is not enough, as a forged ticket could then replace any weight of that name. A mean needs its
 variance next to it, a variance its mean; if there is none, the weight of their layer.
 """
@@ -13,7 +11,6 @@ from collections.abc import Container, Mapping
 import torch
 from torch import Tensor, nn
 
-from nni_jackpot.modules.tuned import KINDS as TUNED
 from nni_jackpot.storage.formats.byte_planes import Form
 from nni_jackpot.storage.formats.rules import Rule
 from nni_jackpot.storage.formats.sealed import name_of
@@ -21,8 +18,7 @@ from nni_jackpot.storage.formats.sealed import name_of
 MEAN, VARIANCE, COUNT = "running_mean", "running_var", "num_batches_tracked"
 STATISTIC = Rule(
     f"a statistic is called `{MEAN}` or `{VARIANCE}`, with the name of its module before, and is of one "
-    f"dimension and float16, bfloat16, float32 or float64; or `{COUNT}`, of none and int64; or its name "
-    "ends with `weight` or `bias`, a tuned parameter of one dimension and one of these types"
+    f"dimension and float16, bfloat16, float32 or float64; or `{COUNT}`, of none and int64"
 )
 VALUES = Rule("statistics are finite; variances and counts are 0 or more")
 
@@ -50,7 +46,7 @@ def check_values(name: str, values: Tensor) -> None:
     TicketError
         If it cannot.
     """
-    signed = _kind(name) == MEAN or is_tuned(name)
+    signed = _kind(name) == MEAN
     if not (bool(values.isfinite().all()) and (signed or bool((values >= 0).all()))):
         raise VALUES.broken(f"the values of {name}")
 
@@ -83,15 +79,10 @@ def _is_statistic(name: str, state: Mapping[str, Tensor]) -> bool:
     return partner is not None and partner.shape == own.shape and torch.is_floating_point(partner)
 
 
-def is_tuned(name: str) -> bool:
-    """Return True if the name is that of a tuned parameter, and not of a statistic."""
-    return name.endswith(TUNED)
-
-
 def _can_be(name: str, dtype: str, shape: tuple[int, ...]) -> bool:
     if _kind(name) == COUNT:
         return (dtype, shape) == ("int64", ())
-    return (_kind(name) in (MEAN, VARIANCE) or is_tuned(name)) and len(shape) == 1 and dtype in _FLOATS
+    return _kind(name) in (MEAN, VARIANCE) and len(shape) == 1 and dtype in _FLOATS
 
 
 def _kind(name: str) -> str:
