@@ -6,7 +6,7 @@ setup(
     packages=[*find_packages(include=["nni_jackpot*"]), "nni_jackpot.configs", "nni_jackpot.examples"],
     package_dir={"nni_jackpot.configs": "configs", "nni_jackpot.examples": "examples"},
     package_data={
-        "nni_jackpot": ["py.typed"],
+        "nni_jackpot": ["py.typed", "masking/cpu/*.c"],
         "nni_jackpot.configs": ["*/*.yml"],
         "nni_jackpot.examples": ["*.py"],
     },

@@ -115,21 +115,35 @@ def movement(job: Job, use: Use) -> None:
     )
 
 
-def search(job: Job, use: Use) -> None:
+def paper(job: Job, use: Use) -> None:
     """Search by the paper's recipe, as `reference` does, through NNI's evaluator."""
     _through_evaluator(partial(LotteryJackpotPruner, method=EdgePopup.paper()), job, use)
 
 
-def soft_search(job: Job, use: Use) -> None:
-    """Search by the default recipe, in its phase with soft masks."""
-    _through_evaluator(partial(LotteryJackpotPruner, method=EdgePopup()), job, use)
+def default(job: Job, use: Use) -> None:
+    """Search by the default recipe, in its phase with soft masks, through NNI's evaluator."""
+    _through_evaluator(LotteryJackpotPruner, job, use)
 
 
+def own_loop(job: Job, use: Use) -> None:
+    """Search by the default recipe, in its phase with soft masks, in a loop without NNI."""
+    search = LotteryJackpotPruner(job.model, CONFIG_LIST).begin(total_steps=100_000)
+
+    def step() -> None:
+        loss = job.training_step(job.batch, job.model)
+        loss.backward()
+        search.step(loss)
+
+    use(step)
+
+
+FLOOR = "forward and backward"
 CONTESTANTS: dict[str, Callable[[Job, Use], None]] = {
-    "forward and backward": floor,
+    FLOOR: floor,
     "dense training": dense,
     "plain edge-popup": reference,
     "NNI's MovementPruner": movement,
-    "recipe jackpot": soft_search,
-    "search": search,
+    "paper's recipe": paper,
+    "default recipe": default,
+    "default recipe, own loop": own_loop,
 }

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from common import arguments, bars, report
-from contestants import CONTESTANTS, Step
+from contestants import CONTESTANTS, FLOOR, Step
 from models import Case, Job, add_options, targets_of
 from resident import give_back, reset_peak, resident
 
@@ -69,13 +69,13 @@ def main() -> None:
         return
     names = list(CONTESTANTS)
     if args.smoke:
-        args.cases, names = [Case("tiny", 64, 64)], ["forward and backward", "dense training", "search"]
+        args.cases, names = [Case("tiny", 64, 64)], [FLOOR, "dense training", "paper's recipe"]
     rows = []
     over_floor: dict[str, list[float]] = {name: [] for name in names}
     for case in args.cases:
         here = names[:-1] if args.smoke else []  # a new process takes seconds to load PyTorch and NNI
         found = {n: (growth if n in here else in_own_process)(case, n, args) for n in names}
-        floor, dense = found["forward and backward"][0], found["dense training"][0]
+        floor, dense = found[FLOOR][0], found["dense training"][0]
         for name, (n_bytes, n_weights) in found.items():
             over_floor[name].append((n_bytes - floor) / n_weights)
             row = [

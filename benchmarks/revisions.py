@@ -1,12 +1,14 @@
 """Compare the time of a search step between two checkouts of this repository, in turns of a few steps.
 
 Each checkout runs in a separate process; while one takes its turn, the other waits. Ratios are computed from
-consecutive turns, so that a temporary slowdown of the machine affects both checkouts alike.
+consecutive turns, so that a temporary slowdown of the machine affects both checkouts alike. Masks are not
+compared by held-out losses during the searches (`held_out`).
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import os
 import subprocess
@@ -19,7 +21,7 @@ _TURN = 4  # steps
 _NETWORKS = ("resnet18", "vit")
 
 
-def work(network: str, turns: int) -> None:
+def work(network: str, turns: int, is_paper: bool) -> None:
     """Search in this process: take a turn per input line, and print the times of all steps at the end."""
     import time
 
@@ -59,16 +61,26 @@ def work(network: str, turns: int) -> None:
     config_list = [
         {"op_types": types, "exclude_op_names": ["heads.head"], "sparse_ratio": 0.9, "global_group_id": 0}
     ]
-    LotteryJackpotPruner(model, config_list, evaluator).compress(turns * _TURN, None)
+    given = inspect.signature(LotteryJackpotPruner).parameters
+    paper: dict[str, Any] = {"recipe": "paper"}
+    if "recipe" not in given:
+        from nni_jackpot import EdgePopup
+
+        paper = {"method": EdgePopup.paper()}
+    pruner = LotteryJackpotPruner(model, config_list, evaluator, **(paper if is_paper else {}))
+    # Checkouts from before the comparison of masks during a search take no held_out.
+    options = {"held_out": 0} if "held_out" in inspect.signature(pruner.compress).parameters else {}
+    pruner.compress(turns * _TURN, None, **options)
     print(json.dumps(times), flush=True)
 
 
 class Checkout:
     """A process that runs the code of a checkout."""
 
-    def __init__(self, folder: Path, network: str, turns: int) -> None:
+    def __init__(self, folder: Path, network: str, turns: int, is_paper: bool) -> None:
         environment = {**os.environ, "PYTHONPATH": str(folder)}
         line = [sys.executable, str(Path(__file__).resolve()), "--work", network, "--turns", str(turns)]
+        line += ["--paper"] if is_paper else []
         self._process = subprocess.Popen(
             line, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -91,9 +103,9 @@ class Checkout:
             self.times = json.loads(line)
 
 
-def compare(old: Path, new: Path, network: str, turns: int) -> str:
+def compare(old: Path, new: Path, network: str, turns: int, is_paper: bool) -> str:
     """Return a row of the table: step times, and their ratio."""
-    checkouts = [Checkout(folder, network, turns) for folder in (old, new)]
+    checkouts = [Checkout(folder, network, turns, is_paper) for folder in (old, new)]
     while any(checkout.times is None for checkout in checkouts):
         for checkout in checkouts:
             checkout.take_turn()
@@ -113,18 +125,23 @@ def main() -> None:
         "--new", type=Path, default=Path(__file__).parents[1], help="the new checkout; default: this one"
     )
     parser.add_argument("--turns", type=int, default=50, help=f"number of turns, each of {_TURN} steps")
+    parser.add_argument(
+        "--paper",
+        action="store_true",
+        help="the paper's recipe, whose settings have not changed",
+    )
     parser.add_argument("--work", choices=_NETWORKS, help=argparse.SUPPRESS)
     parser.add_argument("--smoke", action="store_true", help="only check that it runs, on tiny inputs")
     args = parser.parse_args()
     args.turns = 2 if args.smoke else args.turns
     if args.work:
-        work(args.work, args.turns)
+        work(args.work, args.turns, args.paper)
         return
     if args.old is None:
         parser.error("--old is needed: git worktree add ../old COMMIT")
     print("| network | old step | new step | new ÷ old |\n| --- | --: | --: | --: |")
     for network in _NETWORKS[:1] if args.smoke else _NETWORKS:
-        print(compare(args.old.resolve(), args.new.resolve(), network, args.turns), flush=True)
+        print(compare(args.old.resolve(), args.new.resolve(), network, args.turns, args.paper), flush=True)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from nni_jackpot.experiment.data.spec import DATASETS
 from nni_jackpot.experiment.data.text import paragraphs, split_text
 from nni_jackpot.experiment.models.language import load_language_model
 from nni_jackpot.experiment.models.resnet import ResNet
-from nni_jackpot.experiment.models.section import LanguageModelConfig
+from nni_jackpot.experiment.models.section import TransformersConfig
 
 SEARCHED = {"Linear", "Conv2d", "MultiheadAttention", "NonDynamicallyQuantizableLinear"}
 # The head of SmolLM2 is its embedding; the pooler of MiniLM has no effect on its embeddings.
@@ -128,7 +128,7 @@ def trained(build: Callable[[], nn.Module], data_of: Callable[[], Data], steps: 
 
 def pre_trained(name: str, text: TextConfig, batches: int, loss: str, seed: int) -> Network:
     """Return a network of transformers; ``batches`` are held out, four times as many for the table."""
-    found = load_language_model(LanguageModelConfig(name=f"transformers/package:{name}"))
+    found = load_language_model(TransformersConfig(name=f"transformers/package:{name}"))
     split = split_text(text, paragraphs(text), found.tokenizer, found.task)
     size = text.batch_size
     test = [split.sequences.__getitems__(split.test[i : i + size]) for i in range(0, len(split.test), size)]

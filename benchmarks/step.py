@@ -17,14 +17,13 @@ from statistics import median
 from typing import Any
 
 from common import arguments, bars, interleave, ratio, report
-from contestants import CONTESTANTS, Step, Use
+from contestants import CONTESTANTS, FLOOR, Step, Use
 from models import Case, Job, add_options
 
 # Constants of glibc's mallopt.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
-_FLOOR = "forward and backward"
-# Contestants with similar times, which need many rounds to be distinguished.
-_CLOSE = (_FLOOR, "dense training", "recipe jackpot", "search")
+# Contestants that take a multiple of the others' time, which need fewer rounds.
+_SLOW = ("plain edge-popup", "NNI's MovementPruner")
 
 CASES = ["vgg19@32:16", "vgg19@32:64", "resnet50@224:16", "resnet50@64:64", "vit_b_16@224:4"]
 
@@ -55,23 +54,20 @@ def all_at_once(
     contestants[len(steps)](own, lambda step: all_at_once(contestants, job, use, [*steps, step]))
 
 
-Times = dict[str, list[float]]
-
-
-def measure(case: Case, names: Sequence[str], args: argparse.Namespace) -> tuple[Times, Times]:
-    """Return the step times of the close contestants, and of the other contestants with the search."""
-    found: list[Times] = []
+def measure(case: Case, names: Sequence[str], args: argparse.Namespace) -> list[dict[str, list[float]]]:
+    """Return the step times of all contestants, in two groups that each contain the lower bound."""
+    found: list[dict[str, list[float]]] = []
 
     def use(steps: list[Step]) -> None:
         every = dict(zip(names, steps, strict=True))
-        for group in (_CLOSE, {*every}.difference(_CLOSE) | {"search"}):
-            runs = {name: step for name, step in every.items() if name in group}
+        slow = {name: step for name, step in every.items() if name in (FLOOR, *_SLOW)}
+        close = {name: step for name, step in every.items() if name not in _SLOW}
+        for runs in (close, slow):
             found.append(interleave(runs, args.seconds / 2, args.device) if len(runs) > 1 else {})
 
     all_at_once([CONTESTANTS[name] for name in names], Job.of(case, args), use)
     gc.collect()  # wrapped models contain reference cycles
-    close, others = found
-    return close, others
+    return found
 
 
 def main() -> None:
@@ -82,11 +78,11 @@ def main() -> None:
         "--seconds", type=float, default=75, help="time per case; half of it for close contestants"
     )
     parser.add_argument(
-        "--against",
+        "--contestants",
         choices=CONTESTANTS,
         nargs="*",
         default=list(CONTESTANTS),
-        help="the contestants to compare with",
+        help="the contestants to compare with the lower bound",
     )
     args = arguments(parser, "step")
     keep_freed_memory()
@@ -94,28 +90,24 @@ def main() -> None:
         args.cases, args.seconds = [Case("tiny", 8, 2)], 0.0
     # NNI's pruner fails on weights in that layout: "view size is not compatible".
     names = [n for n in CONTESTANTS if not (args.channels_last and n == "NNI's MovementPruner")]
-    names = [n for n in names if n in (*args.against, _FLOOR, "search")]
+    names = [n for n in names if n in (*args.contestants, FLOOR)]
     rows = []
-    relative: dict[str, list[float]] = {name: [] for name in names}
+    relative: dict[str, list[float]] = {name: [] for name in names if name != FLOOR}
     for case in args.cases:
-        close, others = measure(case, names, args)
-        own, floor = close["search"], median(close[_FLOOR])
-        rounds = ", ".join(str(len(times["search"])) for times in (close, others) if times)
-        row = [str(case), rounds, f"{1000 * median(own):.4g} ms"]
-        for name in names:
-            beside = close if name in close else others
-            relative[name].append(median(beside[name]) / median(beside["search"]) * median(own) / floor)
-            if name != "search":
-                row.append(ratio(beside["search"], beside[name]))
-        rows.append(row)
-        print(*row, file=sys.stderr, flush=True)
+        for group in measure(case, names, args):
+            for name, times in group.items():
+                if name == FLOOR:
+                    continue
+                relative[name].append(median(times) / median(group[FLOOR]))
+                step = f"{1000 * median(times):.4g} ms"
+                rows.append([str(case), name, str(len(times)), step, ratio(times, group[FLOOR])])
+                print(*rows[-1], file=sys.stderr, flush=True)
 
     def draw(axes: Any) -> None:
-        bars(axes, [row[0] for row in rows], relative)
+        bars(axes, list(map(str, args.cases)), relative)
         axes.set_ylabel("time of a step ÷ forward and backward")
 
-    columns = [f"÷ {name}" for name in names if name != "search"]
-    report(args, ["model@pixels:batch", "rounds", "search step", *columns], rows, draw)
+    report(args, ["model@pixels:batch", "contestant", "rounds", "step", f"÷ {FLOOR}"], rows, draw)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from nni_jackpot.search.checkpoint import Checkpoint
 from nni_jackpot.search.clock import cosine
 from nni_jackpot.search.driven_search import DrivenSearch
 from nni_jackpot.search.loop import Search
-from nni_jackpot.search.normalized_sgd import optimizer_of
+from nni_jackpot.search.optimizers.normalized_sgd import optimizer_of
 from nni_jackpot.search.options import budget_of, check_length, criterion_of, method_of, norm_of
 from nni_jackpot.search.own_loop import OwnLoop
 from nni_jackpot.search.sparsity_schedule import SparsitySchedule
@@ -286,7 +286,7 @@ class LotteryJackpotPruner(LiveMaskPruner):
         search.begin(steps)
         return OwnLoop(search, self._masks_of, None if held_out is None else self._measured(held_out))
 
-    def _masks_of(self, norm_batches: Any) -> Masks:
+    def _masks_of(self, norm_batches: Any) -> dict[str, dict[str, Tensor | None]]:
         if norm_batches is not None:
             self.reestimate_norm(norm_batches)
         elif self._search is not None:

@@ -20,7 +20,7 @@ from nni_jackpot.masks import Masks, apply_masks
 from nni_jackpot.modules.parameters import join, names_of_all
 from nni_jackpot.nni_bridge.config_list import ConfigList
 from nni_jackpot.nni_bridge.evaluator_driver import EvaluatorLoop
-from nni_jackpot.nni_bridge.grouping import by_name
+from nni_jackpot.nni_bridge.grouping import single_weights
 from nni_jackpot.pruner import LotteryJackpotPruner
 from nni_jackpot.search.options import check_length
 from nni_jackpot.training import DENSE, TRAINING_METHODS, SparseTraining, TrainingMethod
@@ -44,8 +44,9 @@ class SparseTrainingPruner(Pruner):
         NNI's evaluator; `compress` trains through its loop and optimizer.
     method
         A training method by name (``"rigl"``, ``"set"``, ``"gradual"``, ``"sparse_momentum"``, ``"dsr"``,
-        ``"deep_r"``, ``"snip"``, ``"grasp"``, ``"lt"``, or one that `register_training_method` has added) for
-        its defaults, or with settings. ``"obd"`` ranks by losses, which runs from YAML alone give it.
+        ``"deep_r"``, ``"snip"``, ``"grasp"``, ``"static"``, ``"lt"``, or one that `register_training_method`
+        has added) for its defaults, or with settings. ``"obd"`` ranks by losses, which runs from YAML alone
+        give it.
     init
         Masks at the start, as for `LotteryJackpotPruner`; None for the criterion of the method's paper. A
         method that starts dense takes the numbers of kept weights alone.
@@ -99,7 +100,10 @@ class SparseTrainingPruner(Pruner):
             model, config_list, evaluator, init=init, init_batches=init_batches, budget=budget
         )
         try:
-            masks, self._targets = start.get_masks(), _targets_of(start)
+            masks, self._targets = (
+                start.get_masks(),
+                single_weights(start._targets.groups, start._target_spaces),
+            )
         finally:
             start.unwrap_model()
         self._masks: Masks = masks
@@ -233,20 +237,6 @@ class SparseTrainingPruner(Pruner):
         found_inf = getattr(optimizer, "found_inf", None)  # of a gradient scaler, if the optimizer is fused
         if found_inf is None or not found_inf.item():
             self._training.step()
-
-
-def _targets_of(pruner: LotteryJackpotPruner) -> list[tuple[str, str]]:
-    """Return module and name of each target; raises ConfigListError for others than single weights."""
-    for group in pruner._targets.groups:
-        grains = group.grains
-        if len(group.members) > 1 or grains.scaler is not None or grains.rows > 1:
-            raise ConfigListError(
-                f"{group} has a granularity, sparse_pattern or dependency_group_id; a training prunes single "
-                "weights"
-            )
-        if not isinstance(group.members[0].weight, nn.Parameter):
-            raise ConfigListError(f"{group} is computed by a parametrization; a training prunes parameters")
-    return list(by_name(pruner._targets.groups, pruner._target_spaces))
 
 
 def _copy(mask: Tensor | None) -> Tensor | None:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 PAGE = ROOT / "docs" / "performance.md"
 OTHERS = ["originals", "photographs", "revisions", "start_and_end", "startup"]
-SCRIPTS = ["step", "selection", "ranking", "memory", "deployment", "ticket", "fuzz_tickets"]
+SCRIPTS = ["step", "selection", "ranking", "memory", "growth", "deployment", "ticket", "fuzz_tickets"]
 
 
 @pytest.fixture
@@ -36,10 +36,14 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
 
 
 def test_step(run) -> None:
-    for options, others in [((), 5), (("--amp", "--channels-last"), 4), (("--against",), 1)]:
-        (row,) = run("step", *options)
-        assert len(row) == 3 + others
-        assert all(float(cell.split()[0]) > 0 for cell in row[2:])
+    for options, count in [
+        ((), 6),
+        (("--amp", "--channels-last"), 5),
+        (("--contestants", "dense training"), 1),
+    ]:
+        rows = run("step", *options)
+        assert len({row[1] for row in rows}) == len(rows) == count
+        assert all(float(cell.split()[0]) > 0 for row in rows for cell in row[2:])
 
 
 def test_selection(run) -> None:
@@ -54,9 +58,16 @@ def test_ranking(run) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
+def test_growth(run) -> None:
+    for row, way in zip(run("growth"), ("whole", "block by block"), strict=True):
+        assert row[1] == way
+        assert float(row[2].split()[0]) > 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
 def test_memory(run) -> None:
     contestants = [row[0].split(", ")[1] for row in run("memory")]
-    assert contestants == ["forward and backward", "dense training", "search"]
+    assert contestants == ["forward and backward", "dense training", "paper's recipe"]
 
 
 def test_deployment(run) -> None:
@@ -146,5 +157,5 @@ def test_every_benchmark_is_run_here_and_has_its_place() -> None:
     pages = (PAGE, PAGE.with_name("deployment.md"), PAGE.with_name("tickets.md"))
     text = "".join(page.read_text(encoding="utf-8") for page in pages)
     for name in [name + device for name in SCRIPTS for device in ("", "-cuda")]:
-        if name not in ("ranking-cuda", "deployment-cuda", "ticket-cuda", "fuzz_tickets-cuda"):
+        if name not in ("ranking-cuda", "growth-cuda", "deployment-cuda", "ticket-cuda", "fuzz_tickets-cuda"):
             assert text.index(f"<!-- {name}:begin -->") < text.index(f"<!-- {name}:end -->")

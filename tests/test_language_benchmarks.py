@@ -13,7 +13,7 @@ from tiny_language import save_network, save_text
 from nni_jackpot.experiment.data.section import TextConfig
 from nni_jackpot.experiment.data.text import paragraphs
 from nni_jackpot.experiment.models.language import load_language_model
-from nni_jackpot.experiment.models.section import LanguageModelConfig
+from nni_jackpot.experiment.models.section import TransformersConfig
 
 pytest.importorskip("transformers")
 
@@ -30,7 +30,7 @@ def benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             monkeypatch.delitem(sys.modules, module, raising=False)
         module = importlib.import_module(name)
         folder = save_network(tmp_path / "network", kind)
-        found = load_language_model(LanguageModelConfig(name=f"transformers/{folder}"))
+        found = load_language_model(TransformersConfig(name=f"transformers/{folder}"))
         text = TextConfig(name="text", root=str(save_text(tmp_path / "text.txt", 80)))
         monkeypatch.setattr(module, "load", lambda: (found.network, found.tokenizer))
         monkeypatch.setattr(module, "handbook", lambda: paragraphs(text))

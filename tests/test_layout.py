@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+from functools import cache
 
+import grimp
 import pytest
 from conftest import ROOT
 
@@ -17,6 +19,20 @@ def test_no_folder_has_more_than_twelve_files() -> None:
         str(folder): count for folder, count in Counter(path.parent for path in FILES).items() if count > 12
     }
     assert not crowded
+
+
+def test_the_longest_chain_between_wings_has_nine_imports() -> None:
+    graph = grimp.build_graph("nni_jackpot", exclude_type_checking_imports=True, cache_dir=None)
+    imports: dict[str, set[str]] = defaultdict(set)
+    for module in graph.modules - {"nni_jackpot"}:
+        for imported in graph.find_modules_directly_imported_by(module) - {"nni_jackpot"}:
+            imports[module.split(".")[1]].add(imported.split(".")[1])
+
+    @cache
+    def longest(wing: str) -> int:
+        return max((1 + longest(other) for other in imports[wing] - {wing}), default=0)
+
+    assert longest("__main__") == max(map(longest, list(imports))) <= 9
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)

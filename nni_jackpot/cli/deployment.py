@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import io
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -16,11 +17,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from nni_jackpot.errors import ExperimentConfigError
-from nni_jackpot.experiment.config import parse_override
+from nni_jackpot.experiment.config import parse_override, to_dict
+from nni_jackpot.experiment.data.section import DataConfig, seen_by
 from nni_jackpot.experiment.measures import MEASURES
 from nni_jackpot.experiment.report.wording import table_of
+from nni_jackpot.experiment.running.context import RunContext
 from nni_jackpot.experiment.running.found import Found, find
 from nni_jackpot.modules.batches import inputs_of
+from nni_jackpot.runtime.files import replace_file
 from nni_jackpot.runtime.registry import close_match
 from nni_jackpot.speedup.forms import FORMS
 from nni_jackpot.speedup.forms import deploy as write_form
@@ -64,6 +68,22 @@ def deploy(options: argparse.Namespace) -> None:
             model, found.masks, name, output, example, batches=batches, tokenizer=context.tokenizer
         )
     print(written, flush=True)
+    if isinstance(context.config.data, DataConfig):
+        beside = output.with_name(f"{output.name.removesuffix(FORMS[name].suffix)}.inputs.json")
+        text = json.dumps(_told_inputs(context), indent=2) + "\n"
+        replace_file(beside, lambda aside: aside.write_text(text, encoding="utf-8"))
+        print(f"{beside}: how images become its inputs, and what its outputs mean", flush=True)
+
+
+def _told_inputs(context: RunContext) -> dict[str, Any]:
+    """Return all that a program without this package must know to use a network of images."""
+    data, seen = context.data, seen_by(context.config.data)
+    if not seen.keys() & {"transform", "loader"}:
+        own: Any = data.test.dataset
+        given = to_dict(seen["preprocess"]) if "preprocess" in seen else {}
+        given = {key: value for key, value in given.items() if value is not None}
+        seen |= {"image_size": data.shape[-1], "preprocess": own.normalisation | given}
+    return {"shape": ["images", *data.shape], **seen, "classes": [*data.classes] or data.num_classes}
 
 
 @contextmanager

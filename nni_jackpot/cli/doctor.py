@@ -46,7 +46,7 @@ def _hardware() -> Iterator[str]:
         yield f"GPU: none that this PyTorch, built for {_built_for()}, can use"
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang"))), None)
     triton = "installed" if find_spec("triton") else "not installed"
-    yield f"C compiler: {compiler or 'none'}; Triton: {triton}. Searches on a GPU are faster with both"
+    yield f"C compiler: {compiler or 'none'}; Triton: {triton}. Both make searches faster"
 
 
 def _built_for() -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nni_jackpot.experiment.data.spec import DATASETS
-from nni_jackpot.experiment.models.language import LANGUAGE
+from nni_jackpot.experiment.models.folders import TRANSFORMERS
 from nni_jackpot.experiment.presets import PRESETS
 from nni_jackpot.experiment.schema.plugins import FUNCTION
 
@@ -23,11 +23,12 @@ def content_of(options: argparse.Namespace) -> dict[str, Any] | None:
     is_free = preset not in PRESETS or PRESETS[preset].sparsity is None
     sparsity = 0.9 if options.sparsity is None and is_free else options.sparsity
     search: dict[str, Any] = {"epochs": 3 if options.epochs is None else options.epochs}
-    if options.model.startswith(LANGUAGE):
+    data = _data(options.data, options.model)
+    if data["name"] == "text":
         search["loss"] = "kl"  # text has no labels
     content: dict[str, Any] = {
         "output": options.output or f"runs/{_named(options, preset, sparsity)}",
-        "data": _data(options.data, options.model),
+        "data": data,
         "model": {"name": options.model},
     }
     if options.weights is not None:
@@ -41,12 +42,12 @@ def content_of(options: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def _data(text: str, model: str) -> dict[str, Any]:
-    if model.startswith(LANGUAGE):
-        return {"name": "text"} if text == "text" else {"name": "text", "root": text}
     if text in DATASETS:
         return {"name": text}
     if FUNCTION.holds(text):
         return {"name": "own", "loader": text}
+    if model.startswith(TRANSFORMERS) and not Path(text, "train").is_dir():
+        return {"name": "text", "root": text}
     return {"name": "image_folder", "root": text}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from nni_jackpot.errors import CheckpointError
 from nni_jackpot.experiment.config import RunConfig, load_config, to_dict
-from nni_jackpot.experiment.folder.pretrained import cache_path
+from nni_jackpot.experiment.data.section import seen_by
+from nni_jackpot.experiment.folder.pretrained import pretrained_weights
 from nni_jackpot.experiment.folder.result import load_result
 from nni_jackpot.experiment.models.checkpoints import read_checkpoint
 from nni_jackpot.experiment.report.wording import table_of
@@ -56,8 +57,7 @@ def _dense(
     config: RunConfig, masks: Masks, found: dict[str, Tensor], run: Path, tuned: Collection[str]
 ) -> dict[str, Tensor]:
     """Return the found network before its weights were pruned."""
-    path = Path(config.pretrain.checkpoint or cache_path(config))
-    base = _read_state(path, found)
+    base = _escaped(pretrained_weights, config, found)
     zeros = {name: mask.logical_not() for name, mask in masks_by_name(masks, base).items()}
     adapted = {name: found[name] for name in (*statistics_of(base), *tuned) if name in found}
     dense = base | adapted
@@ -65,7 +65,8 @@ def _dense(
         sparse = tensor.masked_fill(zeros[name], 0) if name in zeros else tensor
         if name not in found or not torch.equal(sparse, found[name]):
             raise CheckpointError(
-                f"{path} is not what the jackpot of {run} was found in: {escaped(name)} differs"
+                f"the pre-trained network is not what the jackpot of {run} was found in: {escaped(name)} "
+                "differs"
             )
     return dense
 
@@ -73,10 +74,9 @@ def _dense(
 def _told(config: RunConfig, run: Path) -> dict[str, Any]:
     """Return the metadata of a run, without information about the machine."""
     settings, result = to_dict(config), load_result(run)
-    seen = {key: settings["data"].get(key) for key in ("image_size", "preprocess", "transform", "loader")}
     return {
         "data": config.data.name,
-        "preprocessing": {key: value for key, value in seen.items() if value is not None},
+        "preprocessing": {key: settings["data"][key] for key in seen_by(config.data)},
         **{name: settings[name] for name in ("model", "config_list", "preset", "sparsity", "seed", "search")},
         "metrics": {row.kind: row.main for row in result.rows},
         "overlap": result.overlap,
@@ -134,8 +134,12 @@ def apply(options: argparse.Namespace) -> None:
 
 
 def _read_state(path: Path, names: Collection[str] = ()) -> dict[str, Tensor]:
+    return _escaped(read_checkpoint, path, names)
+
+
+def _escaped(read: Callable[..., dict[str, Tensor]], *place: Any) -> dict[str, Tensor]:
     try:
-        return read_checkpoint(path, names)
+        return read(*place)
     except CheckpointError as error:
         raise CheckpointError(escaped(error, most=1000)) from None
 

@@ -9,10 +9,13 @@ import torch
 from torch import nn
 
 from nni_jackpot.errors import ConfigListError, JackpotError, NothingKeptError
-from nni_jackpot.experiment.config import RunConfig, SearchConfig
+from nni_jackpot.experiment.comparators import Comparator
+from nni_jackpot.experiment.config import RunConfig
 from nni_jackpot.experiment.presets import entries_of
+from nni_jackpot.experiment.schema.search import SearchConfig
 from nni_jackpot.masking.budgets import BUDGETS, criterion_of_budget
 from nni_jackpot.masking.criteria import CRITERIA, needs_of
+from nni_jackpot.nni_bridge.grouping import single_weights
 from nni_jackpot.pruner import LotteryJackpotPruner
 
 
@@ -72,6 +75,7 @@ def validate_config_list(config: RunConfig, model: nn.Module, is_pretrained: boo
         pruner.check_criterion(CRITERIA[config.search.init])
         if (by_budget := criterion_of_budget(BUDGETS[config.search.budget])) is not None:
             pruner.check_criterion(by_budget)
+        _refuse_granularity(config, pruner)
     except NothingKeptError:  # a global ranking of other weights, or by another criterion, may avoid it
         if is_pretrained and config.search.init == "magnitude":
             raise
@@ -79,6 +83,16 @@ def validate_config_list(config: RunConfig, model: nn.Module, is_pretrained: boo
         raise
     except Exception as error:  # an error of NNI about an entry
         raise ConfigListError(f"config_list: {type(error).__name__}: {error}") from error
+
+
+def _refuse_granularity(config: RunConfig, pruner: LotteryJackpotPruner) -> None:
+    """Raise ConfigListError if a comparator would prune single weights where channels are asked for."""
+    for name, comparator in config.comparators.items():
+        if isinstance(comparator, Comparator) and comparator.prunes_single_weights:
+            try:
+                single_weights(pruner._targets.groups, pruner._target_spaces)
+            except ConfigListError as error:
+                raise ConfigListError(f"comparators.{name}: {error}: leave it out") from error
 
 
 def device_of(name: str) -> torch.device:

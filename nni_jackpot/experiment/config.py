@@ -20,34 +20,27 @@ from nni_jackpot.experiment.comparators import COMPARATORS, Comparator, OneShot
 from nni_jackpot.experiment.comparators.section import FinetuneConfig
 from nni_jackpot.experiment.data import datasets, own_images  # noqa: F401  # register data sets
 from nni_jackpot.experiment.data import text as _text  # noqa: F401  # registers the data set of text
+from nni_jackpot.experiment.data.preprocess import IMAGENET
 from nni_jackpot.experiment.data.section import DataConfig, DataSection, TextConfig
-from nni_jackpot.experiment.data.spec import DATASETS
 from nni_jackpot.experiment.models import inputs_of
-from nni_jackpot.experiment.models.section import LanguageModelConfig, ModelConfig, ModelSection
+from nni_jackpot.experiment.models.section import ModelSection, TransformersConfig
 from nni_jackpot.experiment.presets import PRESETS, check_preset, with_preset
 from nni_jackpot.experiment.schema import old_names, strict_yaml
+from nni_jackpot.experiment.schema.idle import check_effects
 from nni_jackpot.experiment.schema.plugins import MODULES, import_function, import_plugins
 from nni_jackpot.experiment.schema.rules import (
     PATH,
     Invalid,
     Reader,
     by_name,
-    inlined,
     overridden,
     related,
 )
-from nni_jackpot.experiment.schema.training import EPOCHS, PretrainConfig
+from nni_jackpot.experiment.schema.search import SearchConfig
+from nni_jackpot.experiment.schema.training import PretrainConfig
 from nni_jackpot.experiment.services import SERVICE_NAMES
-from nni_jackpot.masking.budgets import BUDGETS
-from nni_jackpot.masking.criteria import CRITERIA
-from nni_jackpot.masking.methods.method import LR, METHODS, Method
 from nni_jackpot.runtime.files import replace_file
-from nni_jackpot.runtime.registry import close_match
-from nni_jackpot.runtime.settings import SEED, Rule, between, one_of, option, shown
-from nni_jackpot.search.blockwise import BlockSearch
-from nni_jackpot.search.blockwise.polish import Polish
-from nni_jackpot.search.match_dense import MATCHING_LOSSES
-from nni_jackpot.search.options import NORMS
+from nni_jackpot.runtime.settings import SEED, Rule, one_of, option, shown
 
 # -- the schema
 
@@ -55,96 +48,6 @@ _NOT_EMPTY = Rule("that is not empty", lambda value: len(value) > 0)
 _DEVICE = Rule(
     "out of auto, cpu, cuda, cuda:N", lambda value: bool(re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", value))
 )
-_MINUTES = Rule("> 0 and <= 1e6", lambda value: 0 < value <= 1e6)
-
-
-def _settings_of_recipe(section: Mapping[str, Any]) -> Method | None:
-    """Return a method's settings by the recipe that the section ``search`` names."""
-    method, recipe = section.get("method", "edge_popup"), section.get("recipe", "default")
-    if method not in METHODS:  # of a finished run whose plugin is not imported
-        return None
-    recipes = METHODS.find(method).recipes()
-    if recipe not in recipes:
-        wanted = f"a string out of {', '.join(recipes)}{close_match(recipe, recipes)}"
-        raise Invalid("recipe", f"found {shown(recipe)}, allowed: {wanted}")
-    return recipes[recipe]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchConfig:
-    """The search for the jackpot; the settings of the chosen method stand in this section, too."""
-
-    epochs: int = option("passes over the training data", EPOCHS)
-    init: str = option("criterion of the initial masks", one_of(CRITERIA), "magnitude")
-    method: str = option("how masks follow scores", one_of(METHODS), "edge_popup")
-    recipe: str = option(
-        "named set of values of the method's settings; values given beside it override it", default="default"
-    )
-    settings: Any = inlined(_settings_of_recipe)  # noqa: RUF009
-    init_batches: int = option(
-        "batches that init and budget take gradients or activations from", between(1, 10**6), 1
-    )
-    loss: str = option(
-        "loss that trains the scores: that of the labels, or the distance to the dense network's outputs",
-        one_of(("labels", *MATCHING_LOSSES)),
-        "labels",
-    )
-    blockwise: BlockSearch | None = option(  # noqa: RUF009
-        "settings of a search block by block, which needs no labels; null to search the network as a whole",
-        default=None,
-    )
-    polish: Polish | None = option(  # noqa: RUF009
-        "settings of a training of all masks after the blocks, by search.loss; null for none", default=None
-    )
-    budget: str = option(
-        "how zeros are shared out among targets without a global_group_id", one_of(BUDGETS), "as_configured"
-    )
-    norm: str = option(
-        "whether normalisation statistics adapt to the masks (adapt) or are frozen (freeze), or adapt while "
-        "affines of norm layers and biases are trained along (tune)",
-        one_of(NORMS),
-        "adapt",
-    )
-    reestimate_norm: bool | None = option(
-        "whether normalisation statistics are re-estimated after the search; null for all but the paper's "
-        "edge_popup",
-        default=None,
-    )
-    checkpoint_every: int = option(
-        "steps between checkpoints, from which an interrupted search resumes",
-        between(1, 10**9),
-        500,
-        affects="nothing",
-    )
-    checkpoint_minutes: float = option(
-        "minutes between checkpoints, if steps take longer", _MINUTES, 5.0, affects="nothing"
-    )
-
-    @property
-    def named_init(self) -> str:
-        """Name of the initial masks, with which masks found block by block are compared."""
-        return self.init if self.blockwise is None else "wanda"
-
-    def __post_init__(self) -> None:
-        if self.settings is None:
-            object.__setattr__(self, "settings", _settings_of_recipe(vars(self)))
-        if self.reestimate_norm is None:
-            default = (self.method, self.recipe) != ("edge_popup", "paper")
-            object.__setattr__(self, "reestimate_norm", default)
-        if self.blockwise is not None and self.epochs:
-            raise Invalid("epochs", f"found {self.epochs}, allowed: 0 beside blockwise, which has steps")
-        if self.polish is not None and self.blockwise is None:
-            raise Invalid("polish", "found a mapping, allowed: null without blockwise")
-        if self.polish is not None and self.loss == "labels":
-            raise Invalid("loss", f"found labels, allowed beside polish: {', '.join(MATCHING_LOSSES)}")
-        if isinstance(own := self.settings, Method):
-            lr = LR if own.lr is None else own.lr
-            if lr * own.weight_decay > 2 * (1 + own.momentum):
-                most = f"up to {2 * (1 + own.momentum) / lr:.3g} with lr {lr}"
-                raise Invalid(
-                    "weight_decay",
-                    f"found {own.weight_decay}, allowed: {most}, beyond which scores only grow",
-                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +82,7 @@ class RunConfig:
         "share of weights or channels that the preset prunes", Rule("> 0 and < 1", lambda v: 0 < v < 1), None
     )
     search: SearchConfig
-    finetune: FinetuneConfig = field(default_factory=lambda: FinetuneConfig(epochs=0, lr=0.05))
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     comparators: Mapping[str, Comparator] = by_name(
         "methods that train weights under masks, for comparison, by name", COMPARATORS
     )
@@ -192,12 +95,9 @@ class RunConfig:
                 raise Invalid("pretrain", f"is missing, allowed: {wanted}")
             object.__setattr__(self, "pretrain", PretrainConfig(epochs=0, lr=0.1))
         self._check_kind()
-        if (
-            isinstance(self.data, DataConfig)
-            and isinstance(self.model, ModelConfig)
-            and self.data.is_in_files
-        ):
-            object.__setattr__(self, "data", self.data.for_network(inputs_of(self.model)))
+        if isinstance(self.data, DataConfig) and self.data.is_in_files:
+            inputs = IMAGENET if self.data.says_inputs else inputs_of(self.model)
+            object.__setattr__(self, "data", self.data.for_network(inputs))
         for i, entry in enumerate(self.config_list):
             for key in ("op_names_re", "exclude_op_names_re"):
                 _check_patterns(entry.get(key), f"config_list.{i}.{key}")
@@ -207,16 +107,20 @@ class RunConfig:
     def _check_kind(self) -> None:
         """Check that data, network and comparators are of one kind."""
         is_text = isinstance(self.data, TextConfig)
-        is_language = isinstance(self.model, LanguageModelConfig)
-        if is_text != is_language and self.data.name in DATASETS:
-            kind = "transformers/..." if is_text else "a network of images"
-            raise Invalid("model.name", f"found {shown(self.model.name)}, allowed for this data: {kind}")
-        if is_language and (self.pretrain.epochs or self.pretrain.checkpoint is not None):
+        comes_trained = isinstance(self.model, TransformersConfig)
+        if is_text and not comes_trained:
+            raise Invalid(
+                "model.name", f"found {shown(self.model.name)}, allowed for this data: transformers/..."
+            )
+        for name in () if is_text else ("task", "file"):
+            if (value := getattr(self.model, name, None)) is not None:
+                raise Invalid(f"model.{name}", f"found {shown(value)}, allowed for images: null")
+        if comes_trained and (self.pretrain.epochs or self.pretrain.checkpoint is not None):
             raise Invalid("pretrain", "found a training, allowed: epochs 0, for the network has its weights")
         for name, own in self.compared.items():
             if not isinstance(own, Comparator | OneShot):  # of a plugin that is not imported
                 continue
-            if is_language and own.from_scratch:
+            if comes_trained and own.from_scratch:
                 raise Invalid(
                     f"comparators.{name}.from_scratch", "found true, allowed: false for this network"
                 )
@@ -285,13 +189,19 @@ def read_config(
     try:
         for name, value in overrides.items():
             raw = overridden(raw, name.split("."), value, name)
+        given = raw
         raw = with_preset(raw)
         if not is_stored and isinstance(raw, dict) and "plugins" in raw:
             import_plugins(raw["plugins"], Path(path).parent)
         if not is_stored and isinstance(raw, dict) and isinstance(raw.get("data"), dict):
             for key in ("transform", "loader"):
                 import_function(raw["data"].get(key), f"data.{key}", Path(path).parent)
-        config: RunConfig = Reader(overrides, is_stored and _names_plugins(raw)).section(RunConfig, raw)
+        reader = Reader(overrides, is_stored and _names_plugins(raw))
+        config: RunConfig = reader.section(RunConfig, raw)
+        if not is_stored:
+            check_effects(
+                config, given, overrides.keys(), lambda bare: reader.section(RunConfig, with_preset(bare))
+            )
     except RecursionError:
         raise ExperimentConfigError(f"{path}: an override has too many levels") from None
     except Invalid as error:

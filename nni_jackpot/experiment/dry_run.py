@@ -18,10 +18,9 @@ from nni_jackpot.experiment.folder.pretrained import cache_path, check_start
 from nni_jackpot.experiment.folder.result import finished
 from nni_jackpot.experiment.folder.run_folder import check_free
 from nni_jackpot.experiment.models import validate_model
-from nni_jackpot.experiment.models.section import ModelConfig
 from nni_jackpot.experiment.rehearsal import Pace, Shape, check_here, measure, untrained
 from nni_jackpot.experiment.report.wording import table_of
-from nni_jackpot.experiment.running.context import RunContext, is_language
+from nni_jackpot.experiment.running.context import RunContext, is_text
 from nni_jackpot.experiment.sight import network_of
 from nni_jackpot.experiment.sweep import named
 
@@ -59,7 +58,7 @@ def plan(
         name = named(swept, short=True)
         try:
             is_finished = here and _is_finished(config, overwrite)
-            if is_language(config):
+            if is_text(config):
                 rows.append(_of_text(config, name, here, is_finished))
                 continue
             images, shape, classes = _size(config)
@@ -183,7 +182,6 @@ def _try(config: RunConfig, shape: Shape, classes: int, here: bool) -> tuple[Pac
     """
     check_start(config, classes)
     model = untrained(config, shape, classes)
-    assert isinstance(config.model, ModelConfig)  # networks on text are tried elsewhere
     validate_model(config.model, model, classes, shape)
     validate_config_list(config, model)
     if not here:

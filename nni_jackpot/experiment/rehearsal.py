@@ -27,7 +27,8 @@ from nni_jackpot.experiment.data.section import DataConfig, DataSection
 from nni_jackpot.experiment.folder.pretrained import check_pretrained
 from nni_jackpot.experiment.folder.run_folder import place_of
 from nni_jackpot.experiment.models import build_model
-from nni_jackpot.experiment.models.section import ModelConfig
+from nni_jackpot.experiment.models.section import ModelConfig, TransformersConfig
+from nni_jackpot.experiment.models.vision import load_image_classifier
 from nni_jackpot.experiment.train import accuracy, cross_entropy_step, fit
 from nni_jackpot.masking.budgets import kept_count
 from nni_jackpot.masks import named_masks
@@ -73,7 +74,7 @@ def check_here(config: RunConfig, shape: Shape, classes: int) -> str:
     _data(config.data)
     torch.manual_seed(config.seed)
     model = untrained(config, shape, classes)
-    is_there = check_pretrained(model, config)
+    is_there = isinstance(config.model, TransformersConfig) or check_pretrained(model, config)
     _refuse_too_few(config, copy.deepcopy(model))
     try:
         validate_config_list(config, model, is_pretrained=True)
@@ -163,8 +164,10 @@ def _for_a_while(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 
 def untrained(config: RunConfig, shape: Shape, classes: int) -> nn.Module:
-    """Return the network of a run with random weights, which need no download."""
-    assert isinstance(config.model, ModelConfig)  # others are not rehearsed
+    """Return the network of a run: of transformers as it is, else with random weights, without a download."""
+    if isinstance(config.model, TransformersConfig):
+        return load_image_classifier(config.model, classes).network
+    assert isinstance(config.model, ModelConfig)
     return build_model(replace(config.model, weights=None), classes, shape[0])
 
 

@@ -31,10 +31,10 @@ from nni_jackpot.experiment.folder.run_folder import (
 from nni_jackpot.experiment.processes import averaged
 from nni_jackpot.experiment.running.blockwise import search_blockwise
 from nni_jackpot.experiment.running.compare import compare
-from nni_jackpot.experiment.running.context import RunContext, is_language
+from nni_jackpot.experiment.running.context import RunContext, is_text
 from nni_jackpot.experiment.running.cost import measured, with_overlap
 from nni_jackpot.experiment.sight import tell_dense, tell_search
-from nni_jackpot.experiment.tracking import Tracker
+from nni_jackpot.experiment.tracking import Tracker, report_final
 from nni_jackpot.experiment.train import fit
 from nni_jackpot.masks import (
     Masks,
@@ -140,7 +140,7 @@ def _search(context: RunContext, run: RunFolder) -> Result:
         targets = loop.targets()
         sparsity = sparsity_of(start, targets)
         rows.append(context.row("initial", model, sparsity, cost=started))
-        if not is_language(config):
+        if not is_text(config):
             rows.append(_with_norm_reestimated(context, sparsity))
         masks = start
         with measured(context.device) as searched:
@@ -153,7 +153,6 @@ def _search(context: RunContext, run: RunFolder) -> Result:
                 )
         until = started + (replace(searched, seconds=None) if pruner.resumed_step else searched)
         jackpot = context.row("jackpot", model, sparsity, config.search.epochs, until)
-        tracker.final(jackpot.main)
     rows = [row if row.kind == "dense" else with_overlap(row, start, masks) for row in rows]
     rows.append(with_overlap(jackpot, masks, masks))
     pruner.unwrap_model()
@@ -176,14 +175,16 @@ def _searched_blockwise(context: RunContext, run: RunFolder) -> Result:
 
 
 def _finished(context: RunContext, run: RunFolder, result: Result, start: Masks, masks: Masks) -> Result:
-    """Write the masks, the sparse network and the results."""
+    """Write the masks, the sparse network and the results, and report to NNI."""
     model, config = context.model, context.config
     apply_masks(model, masks)
+    (jackpot,) = (row for row in result.rows if row.kind == "jackpot")
     if rank() == 0:
         save_masks(start, run.work / START)
         save_masks(masks, run.work / MASKS)
         replace_file(run.work / JACKPOT, lambda aside: save_tensors(model.state_dict(), aside))
         result = run.finish(result, config)
+    report_final(jackpot.main, sparsity=jackpot.sparsity, overlap=result.overlap)
     barrier()
     return result
 
@@ -270,10 +271,13 @@ class _SearchLoop:
             self._tracker.skip_epoch()
             return
         masks = pruner.get_masks()
-        overlap = mask_overlap(self._start, masks).total
+        found = {
+            "sparsity": sparsity_of(masks, self.targets()),
+            "overlap": mask_overlap(self._start, masks).total,
+        }
         # Repeated for a process that resumes at the end of an epoch, and takes no step of it.
         last = {"learning_rate": pruner.learning_rate, "flips": pruner.flips}
-        self._tracker.epoch(self._accuracy(pruner), **last, overlap=overlap, layers=densities(masks))
+        self._tracker.epoch(self._accuracy(pruner), **last, **found, layers=densities(masks))
 
     def _accuracy(self, pruner: LotteryJackpotPruner) -> float:
         """Return what the accuracy would be if the search ended here."""

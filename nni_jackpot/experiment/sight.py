@@ -13,7 +13,7 @@ from nni_jackpot.experiment.data.loading import Data
 from nni_jackpot.experiment.data.section import DataConfig, TextConfig
 from nni_jackpot.experiment.folder.result import Row
 from nni_jackpot.experiment.measures import MEASURES
-from nni_jackpot.experiment.models.section import ModelConfig, ModelSection
+from nni_jackpot.experiment.models.section import ModelConfig, ModelSection, TransformersConfig
 from nni_jackpot.masks import Masks, named_masks, sparsity_of
 from nni_jackpot.runtime.distributed import rank, world_size
 
@@ -41,7 +41,8 @@ def tell_dense(config: RunConfig, data: Data, dense: Row) -> None:
     found = f"{100 * value:.2f} %" if MEASURES[name].is_percent else f"{value:.2f}"
     what = f"sequences of {data.shape[0]} tokens" if isinstance(config.data, TextConfig) else "images of "
     _say(f"dense {name} {found} on {data.tested:,} {what}{_size(data) if data.num_classes else ''}")
-    is_given = config.pretrain.checkpoint is not None or getattr(config.model, "weights", None) is not None
+    given = config.pretrain.checkpoint, getattr(config.model, "weights", None)
+    is_given = isinstance(config.model, TransformersConfig) or given != (None, None)
     if dense.accuracy is None or not isinstance(config.data, DataConfig) or not is_given or rank() != 0:
         return
     chance = 1 / data.num_classes

@@ -18,6 +18,7 @@ from nni_jackpot.errors import CheckpointError, Interrupted, JackpotError
 from nni_jackpot.experiment.measures import MEASURES
 from nni_jackpot.experiment.services import Services
 from nni_jackpot.experiment.services.events import EventFile
+from nni_jackpot.runtime.distributed import rank
 from nni_jackpot.runtime.files import errors_of, replace_file
 from nni_jackpot.runtime.progress import Progress
 
@@ -25,6 +26,9 @@ Scalar = float | torch.Tensor
 
 # Keys and types of a tracker's state.
 _STATE = {"step": int, "epoch_steps": int, "loss_sum": float, "seconds": float}
+
+# Scalars of an epoch that NNI gets beside the measure.
+_SHOWN_BY_NNI = "sparsity", "overlap"
 
 
 def running_as_nni_trial() -> bool:
@@ -46,6 +50,28 @@ def tuner_parameters() -> dict[str, object]:
     if parameters is None:
         raise JackpotError("NNI has closed the connection to this trial, no parameters were received")
     return dict(parameters)
+
+
+def report_final(measured: float, **others: float) -> None:
+    """Report a run's final measures to NNI if this process is a trial of an NNI experiment.
+
+    Parameters
+    ----------
+    measured
+        What the tuner compares trials by, such as the accuracy as a fraction.
+    **others
+        Other columns of the web portal's table, such as ``overlap``.
+    """
+    if running_as_nni_trial() and rank() == 0:
+        import nni
+
+        nni.report_final_result({"default": measured, **others})
+
+
+def trial_number() -> int | None:
+    """Return the number of this trial in NNI's web portal; None outside of NNI."""
+    number = os.environ.get("NNI_TRIAL_SEQ_ID", "")
+    return int(number) if running_as_nni_trial() and number.isdecimal() else None
 
 
 class Tracker:
@@ -148,7 +174,7 @@ class Tracker:
             self.line()
 
     def epoch(self, measured: float, *, layers: Mapping[str, float] | None = None, **scalars: Scalar) -> None:
-        """Record the end of an epoch; under NNI the measure is reported as an intermediate result.
+        """Record the end of an epoch; under NNI an intermediate result: the measure, sparsity and overlap.
 
         ``metrics.csv`` gets a row: epoch and step (from 1), the measure, loss (mean over the epoch's steps;
         NaN without steps, blank if an earlier process took some of them), the scalars of the last step and of
@@ -183,7 +209,8 @@ class Tracker:
         if self._reports:
             import nni
 
-            nni.report_intermediate_result(measured)
+            beside = {name: value for name, value in values.items() if name in _SHOWN_BY_NNI}
+            nni.report_intermediate_result({"default": measured, **beside})
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint must hold for a resumed run to have the same metrics."""
@@ -241,13 +268,6 @@ class Tracker:
             for _ in range(steps):
                 self.skip_step()
             self.skip_epoch()
-
-    def final(self, measured: float) -> None:
-        """Report the run's final measure, such as the accuracy as a fraction, to NNI if this is a trial."""
-        if running_as_nni_trial() and not self._silent:
-            import nni
-
-            nni.report_final_result(measured)
 
     def line(self) -> None:
         """Print a line with the progress and the last loss, unless there is a bar."""

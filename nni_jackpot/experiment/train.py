@@ -25,6 +25,7 @@ from nni_jackpot.masks import Masks
 from nni_jackpot.modules.batch_norm import broadcast_stats
 from nni_jackpot.runtime.distributed import all_reduce_sum
 from nni_jackpot.search.clock import cosine
+from nni_jackpot.search.match_dense import values_of
 from nni_jackpot.training import SparseTraining, TrainingMethod
 
 
@@ -35,7 +36,7 @@ def cross_entropy_step(batch: Batch, model: nn.Module) -> Tensor:
     batches need not move.
     """
     images, labels = to_device(batch, next(model.parameters()).device)
-    return F.cross_entropy(model(images), labels)
+    return F.cross_entropy(values_of(model(images)), labels)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -202,7 +203,7 @@ def top_accuracies(
     *right, total = torch.zeros((len(tops) + 1,), dtype=torch.int64, device=device)
     for batch in loader:
         images, labels = to_device(batch, device)
-        outputs = model(images)
+        outputs = values_of(model(images))
         for i, top in enumerate(tops):
             likeliest = outputs.argmax(1, keepdim=True) if top == 1 else outputs.topk(top, 1).indices
             right[i] += (likeliest == labels[:, None]).sum()

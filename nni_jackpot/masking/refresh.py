@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
@@ -70,10 +70,17 @@ class LastChange:
 
 
 @without_gradients
-def refresh(parameters: Iterable[MaskedParameter]) -> None:
+def refresh(parameters: Iterable[MaskedParameter], written: Container[MaskedParameter] = ()) -> None:
     """Update masks and cached weights after a step of the search.
 
     Deferred masks are updated when they are read next; only their soft masks are updated now.
+
+    Parameters
+    ----------
+    parameters
+        The parameters whose scores have moved.
+    written
+        Parameters whose cached weights are under the soft mask of the new scores already.
 
     Raises
     ------
@@ -84,6 +91,10 @@ def refresh(parameters: Iterable[MaskedParameter]) -> None:
     due: list[MaskedParameter] = []
     for parameter in parameters:
         parameter.note_change()
+        if parameter in written:
+            increment_version(parameter.cache.values)  # type: ignore[union-attr]
+            parameter.renew_cache()
+            continue
         (deferred if parameter.mode is Mode.DEFERRED else due).append(parameter)
     _update_soft(deferred)
     update_masks(due)

@@ -78,14 +78,22 @@ def _sigmoid_of(
 ) -> tuple[Tensor, Tensor]:
     """Return threshold and slope of the sigmoid; the threshold is a scalar, or of the score's shape."""
     if grains.rows == 1:
-        sample = _sorted(score.detach().flatten()[:: stride_of_sample(grains.count)])
-        place = round(len(sample) * (1 - keep / grains.count))
-        threshold = sample[min(place, len(sample) - 1)]
-    else:
-        sample = score
-        by_row = grains.by_row(score.masked_fill(~grains.of_mask(mask), torch.inf))
-        threshold = grains.of_rows(by_row.amin(1, keepdim=True).expand_as(by_row))
-    return threshold, 1 / (temperature * sample.std()).clamp_min(EQUAL)
+        sample = score.detach().flatten()[:: stride_of_sample(grains.count)]
+        return sigmoid_of_sample(sample, keep / grains.count, temperature)
+    by_row = grains.by_row(score.masked_fill(~grains.of_mask(mask), torch.inf))
+    threshold = grains.of_rows(by_row.amin(1, keepdim=True).expand_as(by_row))
+    return threshold, _slope(score, temperature)
+
+
+def sigmoid_of_sample(sample: Tensor, density: float, temperature: float) -> tuple[Tensor, Tensor]:
+    """Estimate threshold and slope of a sigmoid from a sample of scores, of which a share is kept."""
+    ascending = _sorted(sample)
+    place = round(len(ascending) * (1 - density))
+    return ascending[min(place, len(ascending) - 1)], _slope(ascending, temperature)
+
+
+def _slope(scores: Tensor, temperature: float) -> Tensor:
+    return 1 / (temperature * scores.std()).clamp_min(EQUAL)
 
 
 def _sorted(sample: Tensor) -> Tensor:

@@ -139,6 +139,20 @@ def by_name(groups: Sequence[ScoreGroup], spaces: TargetSpaces) -> dict[tuple[st
     }
 
 
+def single_weights(groups: Sequence[ScoreGroup], spaces: TargetSpaces) -> list[tuple[str, str]]:
+    """Return module and name of each target; raises ConfigListError for others than single weights."""
+    for group in groups:
+        grains = group.grains
+        if len(group.members) > 1 or grains.scaler is not None or grains.rows > 1:
+            raise ConfigListError(
+                f"{group} has a granularity, sparse_pattern or dependency_group_id; a training prunes single "
+                "weights"
+            )
+        if not isinstance(group.members[0].weight, nn.Parameter):
+            raise ConfigListError(f"{group} is computed by a parametrization; a training prunes parameters")
+    return list(by_name(groups, spaces))
+
+
 def align_targets(
     groups: Sequence[ScoreGroup], spaces: TargetSpaces, wrappers: Mapping[str, ModuleWrapper]
 ) -> None:

@@ -21,6 +21,7 @@ from nni_jackpot.runtime.distributed import all_gather, world_size
 from nni_jackpot.runtime.resume import digest
 from nni_jackpot.search.best_masks.best_masks import BestMasks
 from nni_jackpot.search.clock import SearchClock
+from nni_jackpot.search.optimizers.fused_step import FusedStep
 from nni_jackpot.search.sparsity_schedule import SparsitySchedule
 
 _logger = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ class Search:
             param_group.setdefault("initial_lr", param_group["lr"])
         self._lr_schedule = lr_schedule
         self.method = method
+        self._fused_step = FusedStep(optimizer, groups)
         self._statistics = statistics
         self.lacks_statistics = False
         self._finds_lr = finds_lr
@@ -154,11 +156,13 @@ class Search:
                 group.limit_swaps(self.schedule.settings.swap_limit * factor)
         self.schedule.follow(progress)
         self._set_mode(is_searched=True)
-        self.optimizer.step()
+        written = self._fused_step.take()
+        if written is None:
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self._tuned is not None:
             self._tuned.step(factor)
-        refresh(self._parameters)
+        refresh(self._parameters, written or ())
         if self._statistics is not None and self.schedule.is_hard_at(progress):
             self._statistics.start()
         self.clock.step += 1

@@ -22,6 +22,7 @@ from nni_jackpot.training.methods import (
     GraSP,
     RigL,
     SparseMomentum,
+    Static,
 )
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "SparseMomentum",
     "SparseTraining",
     "Start",
+    "Static",
     "Step",
     "TrainingMethod",
     "initial_masks",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,8 +14,10 @@ from nni_jackpot.errors import MaskError
 from nni_jackpot.masking.criteria import Losses
 from nni_jackpot.masks import Masks, by_module, fit_masks
 from nni_jackpot.modules.parameters import names_of_all
-from nni_jackpot.runtime.distributed import broadcast_tensors
+from nni_jackpot.runtime.distributed import broadcast_tensors, rank
 from nni_jackpot.training.method import Step, TrainingMethod
+
+_logger = logging.getLogger(__name__)
 
 
 class SparseTraining:
@@ -79,6 +83,7 @@ class SparseTraining:
         self._losses, self._seed = losses, seed
         self._steps, self._total, self._epochs = 0, 0, 1
         self._memory: dict[str, Any] = {}
+        self._empty: set[str] = set()  # those that a warning has named
 
     # -- begin, step, finish
 
@@ -98,6 +103,7 @@ class SparseTraining:
             before = self._versions()
             self._method.begin(self._masks, self._weights, self._state())
             self._follow(before)
+        self._warn_of_empty(self._masks)
         self._zero_pruned()
 
     @torch.no_grad()
@@ -153,15 +159,27 @@ class SparseTraining:
 
     def _follow(self, versions: dict[str, int]) -> None:
         """Send changed masks to all processes; reset the momenta of the weights that they add or remove."""
-        for name, mask in self._masks.items():
-            if mask._version == versions[name]:
-                continue
+        changed = {name: mask for name, mask in self._masks.items() if mask._version != versions[name]}
+        for name, mask in changed.items():
             broadcast_tensors([mask.view(torch.uint8)])
             pruned = ~mask
             for state in self._optimizer.state.get(self._weights[name], {}).values():
                 if isinstance(state, Tensor) and state.shape == mask.shape:
                     state.masked_fill_(pruned != self._pruned[name], 0)
             self._pruned[name] = pruned
+        self._warn_of_empty(changed)
+
+    def _warn_of_empty(self, masks: Mapping[str, Tensor]) -> None:
+        """Warn of weights of which nothing is left; a method's paper has no floor, and none is added."""
+        empty = [name for name, mask in masks.items() if name not in self._empty and not mask.any()]
+        self._empty.update(empty)
+        if empty and rank() == 0:
+            _logger.warning(
+                "%s keeps nothing of %s: lower the sparse ratio, take the layer out of the config list, or "
+                "give masks at the start a budget for each layer, such as erdos_renyi_kernel",
+                getattr(self._method, "name", "the training"),
+                ", ".join(empty),
+            )
 
     # -- checkpoints
 

@@ -1,9 +1,11 @@
-"""From a checkpoint that was trained elsewhere to a ticket, by one line."""
+"""From a checkpoint that was trained elsewhere to a ticket, and to an ONNX file that runs without the package."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,19 @@ import torchvision
 import yaml
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
+from tiny_vision import odd_processor, tiny_classifier
 from torch import nn
 from torch.nn import functional as F
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode, v2
+from transformers import AutoImageProcessor
 
 from nni_jackpot import cli, load_ticket
 from nni_jackpot.experiment.reference.templates import TEMPLATES
+from nni_jackpot.experiment.running.found import find
+from nni_jackpot.search.match_dense import values_of
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture
@@ -50,11 +58,26 @@ def trained(model: nn.Module, transform: Callable[..., Any]) -> float:
     for _ in range(3):
         for at in torch.randperm(len(train[1])).split(16):
             optimizer.zero_grad()
-            F.cross_entropy(model(train[0][at]), train[1][at]).backward()
+            F.cross_entropy(values_of(model(train[0][at])), train[1][at]).backward()
             optimizer.step()
     model.eval()
     with torch.no_grad():
-        return 100 * (model(val[0]).argmax(1) == val[1]).float().mean().item()
+        return 100 * (values_of(model(val[0])).argmax(1) == val[1]).float().mean().item()
+
+
+def deployed() -> None:
+    """Deploy the jackpot as ONNX, and check its predictions in a process without the package and PyTorch."""
+    assert cli.main(["deploy", "out", "--form", "onnx"]) == 0
+    images = sorted(map(str, Path("my_images/val").glob("*/*")))
+    code = "import sys, runpy; sys.modules.update(dict.fromkeys(['torch', 'nni', 'nni_jackpot']))"
+    run = f"{code}; runpy.run_path({str(EXAMPLES / 'run_onnx.py')!r}, run_name='__main__')"
+    line = [sys.executable, "-c", run, "out/deployed/onnx.onnx", *images]
+    printed = subprocess.run(line, capture_output=True, text=True, check=True).stdout.splitlines()
+    found = find(Path("out"), None, {}, [])
+    with torch.no_grad():
+        outputs = [values_of(found.model.eval()(batch)) for batch, _ in found.context.data.test]
+    names = [("cat", "dog")[label] for label in torch.cat(outputs).argmax(1).tolist()]
+    assert printed == [f"{path}: {name}" for path, name in zip(images, names, strict=True)]
 
 
 def searched(*options: str) -> tuple[float, dict[str, Any]]:
@@ -96,6 +119,7 @@ def test_a_checkpoint_of_torchvision_with_odd_preprocessing(
         **seen,
         "crop": "center",
     }
+    deployed()
 
 
 def test_a_checkpoint_of_timm_with_its_own_preprocessing(folder: Path) -> None:
@@ -106,6 +130,20 @@ def test_a_checkpoint_of_timm_with_its_own_preprocessing(folder: Path) -> None:
     dense, told = searched("--model", "timm/test_resnet", "--checkpoint", "my.pth")
     assert dense == pytest.approx(own, abs=0.1)
     assert told["preprocessing"]["image_size"] == 160
+    deployed()
+
+
+def test_a_checkpoint_of_transformers_with_odd_preprocessing(folder: Path) -> None:
+    model, processor = tiny_classifier("ResNet"), odd_processor()
+    own = trained(model, lambda image: processor(image, return_tensors="pt")["pixel_values"][0])
+    model.save_pretrained("my_model")
+    processor.save_pretrained("my_model")
+    dense, told = searched("--model", "transformers/my_model")
+    assert dense == pytest.approx(own, abs=0.1)
+    assert told["preprocessing"]["preprocess"]["resize"] == 30
+    deployed()
+    assert cli.main(["deploy", "out", "--form", "hf"]) == 0
+    assert AutoImageProcessor.from_pretrained("out/deployed/hf").size == processor.size
 
 
 def test_given_weights_that_guess_are_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from conftest import ROOT
 
 from nni_jackpot import cli
 from nni_jackpot.errors import ConfigListError, ExperimentConfigError
-from nni_jackpot.experiment import run
+from nni_jackpot.experiment import rehearsal, run
 from nni_jackpot.experiment.data.loading import load_data
 from nni_jackpot.experiment.data.spec import DATASETS
 from nni_jackpot.experiment.dry_run import plan
@@ -98,3 +99,22 @@ def test_targets_without_the_inputs_that_are_needed_are_refused(option: dict[str
     plan(runs_of(file, norms))
     with pytest.raises(ConfigListError, match="'weight' of a BatchNorm2d"):
         plan(runs_of(file, {**option, **norms}))
+
+
+ROWS = ["table1", "table2", "table3", "table4", "figure2", "figure3", "figure5", "figure6", "figure7"]
+
+
+@pytest.mark.parametrize("row", ROWS)  # Fig. 4 is made of the runs of Fig. 3
+def test_tables_and_figures_of_the_paper_have_an_estimated_time(
+    row: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(CONFIGS.parent)
+    monkeypatch.setattr(rehearsal, "_data", lambda config: None)  # blank images: the data need not be here
+    monkeypatch.setattr(rehearsal, "_STEPS", 2)
+    files = [path for path in FILES if path.name.startswith(row) and path.parent.name != "digits"]
+    assert files
+    for file in files:
+        runs = runs_of(file, {"data.batch_size": 2, "data.workers": 0})  # a step of a moment
+        text = plan(runs[:1], here=True)
+        assert "1 runs, " in text
+        assert re.search(r"steps in all, about [\d:]+ on this machine", text)

@@ -19,7 +19,13 @@ from nni.runtime.trial_command_channel import TrialCommandChannel
 from nni_jackpot.errors import JackpotError, OutputFolderError
 from nni_jackpot.experiment.config import RunConfig
 from nni_jackpot.experiment.folder.run_folder import place_of
-from nni_jackpot.experiment.tracking import Tracker, running_as_nni_trial, tuner_parameters
+from nni_jackpot.experiment.tracking import (
+    Tracker,
+    report_final,
+    running_as_nni_trial,
+    trial_number,
+    tuner_parameters,
+)
 
 
 def read_rows(folder: Path) -> list[dict[str, str]]:
@@ -254,12 +260,16 @@ def test_mean_of_half_precision_losses_is_exact(tmp_path: Path) -> None:
 
 
 def test_other_ranks_are_silent(
-    tmp_path: Path, nni_trial: RecordingChannel, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    nni_trial: RecordingChannel,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     with Tracker(tmp_path / "run", 2, description="search", log_every=1, rank=1) as tracker:
         tracker.step(torch.tensor(1.0), flips=1)
         tracker.epoch(0.5, layers={"conv1": 0.5})
-        tracker.final(0.5)
+    monkeypatch.setattr("nni_jackpot.experiment.tracking.rank", lambda: 1)
+    report_final(0.5)
     assert not list(tmp_path.iterdir())
     assert nni_trial.metrics == []
     assert capfd.readouterr() == ("", "")
@@ -289,7 +299,7 @@ def test_lines_and_no_progress_bar_without_a_terminal(
     with Tracker(tmp_path, 1, description="search", log_every=1) as tracker:
         tracker.step(1.0)
         tracker.epoch(0.5)
-        tracker.final(0.5)
+    report_final(0.5)
     out, err = capfd.readouterr()
     assert out.splitlines() == ["search: step 1 of 1, epoch 1, loss 1.0000, accuracy 50.00 %"]
     assert err == ""
@@ -301,12 +311,23 @@ def test_nni_gets_intermediate_and_final_results(
     assert running_as_nni_trial()
     assert tuner_parameters() == {"search.lr": 0.1}
     with Tracker(place_of(config), 2, description="search") as tracker:
-        tracker.epoch(0.5)
+        tracker.step(1.0, learning_rate=0.1)
+        tracker.epoch(0.5, sparsity=0.4, overlap=0.9)
         tracker.epoch(0.75)
-        tracker.final(0.75)
-    assert nni_trial.metrics == [("PERIODICAL", 0, 0.5), ("PERIODICAL", 1, 0.75), ("FINAL", 0, 0.75)]
+    report_final(0.75, sparsity=0.8, overlap=0.7)
+    assert nni_trial.metrics == [
+        ("PERIODICAL", 0, {"default": 0.5, "sparsity": 0.4, "overlap": 0.9}),
+        ("PERIODICAL", 1, {"default": 0.75}),
+        ("FINAL", 0, {"default": 0.75, "sparsity": 0.8, "overlap": 0.7}),
+    ]
     assert not Path(config.output).exists()
     assert read_events(tmp_path / "trial" / "tensorboard")["epoch/accuracy"] == [(1, 0.5), (2, 0.75)]
+
+
+def test_number_of_a_trial(nni_trial: RecordingChannel, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert trial_number() is None
+    monkeypatch.setenv("NNI_TRIAL_SEQ_ID", "11")
+    assert trial_number() == 11
 
 
 def test_no_parameters_from_a_stopped_experiment(nni_trial: RecordingChannel) -> None:
@@ -324,7 +345,8 @@ def test_standalone_does_not_ask_nni(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with Tracker(folder, 1, description="search") as tracker:
         assert folder.is_dir()
         tracker.epoch(0.5)
-        tracker.final(0.5)
+    report_final(0.5)
+    assert trial_number() is None
 
 
 def test_folder_below_a_file(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from nni_jackpot import LotteryJackpotPruner
 from nni_jackpot.errors import SearchDivergedError
 from nni_jackpot.masking.methods import EdgePopup
-from nni_jackpot.search.normalized_sgd import NormalizedSGD, optimizer_of
+from nni_jackpot.search.optimizers.normalized_sgd import NormalizedSGD, optimizer_of
 
 CONFIG_LIST = [{"op_types": ["Conv2d"], "sparse_ratio": 0.8}]
 

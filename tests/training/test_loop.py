@@ -102,3 +102,12 @@ def test_weights_that_enter_start_from_zero() -> None:
     assert seen[0][0][2:] == [0, 0]
     _, model, _ = trained(swap)
     assert model[0].weight[0, 2] == 0
+
+
+def test_a_layer_without_weights_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    def empty(masks: dict[str, Tensor], *_: Any) -> None:
+        masks["0.weight"].fill_(False)
+
+    trained(empty, steps=2)
+    (record,) = caplog.records
+    assert "keeps nothing of 0.weight: lower the sparse ratio" in record.getMessage()

@@ -55,6 +55,12 @@ class Comparator(TrainConfig, TrainingMethod):
         return self.start not in _GIVEN
 
     @property
+    def prunes_single_weights(self) -> bool:
+        """Whether masks are made, or changed, without regard to channels, blocks and N:M patterns."""
+        is_fixed = type(self).update is TrainingMethod.update
+        return self.is_dense_at_start or self.has_own_masks or not is_fixed
+
+    @property
     def all_epochs(self) -> int:
         """Epochs of all trainings of the method."""
         return self.epochs * self.trainings

@@ -6,7 +6,8 @@ from dataclasses import dataclass, fields
 
 from nni_jackpot.experiment.comparators.comparator import Comparator
 from nni_jackpot.experiment.comparators.tuned import InitialTuned, JackpotTuned
-from nni_jackpot.experiment.schema.training import TrainConfig
+from nni_jackpot.experiment.schema.rules import Invalid
+from nni_jackpot.experiment.schema.training import EPOCHS, RATE, TrainConfig
 from nni_jackpot.runtime.settings import one_of, option
 
 
@@ -14,11 +15,19 @@ from nni_jackpot.runtime.settings import one_of, option
 class FinetuneConfig(TrainConfig):
     """Tuning of weights under fixed masks, for comparison (Eq. 9)."""
 
+    epochs: int = option("passes over the training data, 0 for no comparison", EPOCHS, 0)
+    lr: float = option("learning rate at the start; required with epochs", RATE, None)
     under: str = option(
         "the masks: those that the search starts from, the jackpot's, or both, one after the other",
         one_of(("initial", "jackpot", "both")),
         "initial",
     )
+
+    def __post_init__(self) -> None:
+        if self.lr is None and self.epochs:
+            raise Invalid("lr", "is missing, allowed: a number > 0, or epochs 0")
+        if self.lr is None:
+            object.__setattr__(self, "lr", 0.05)
 
     def comparators(self) -> dict[str, Comparator]:
         """Return the comparators that the section stands for, by name."""

@@ -51,12 +51,15 @@ class Loaded(NamedTuple):
         Test images.
     num_classes
         Number of classes; labels are 0 to ``num_classes - 1``.
+    classes
+        Names of the classes in the order of their labels; empty if there are none.
     """
 
     train: Images
     unvaried: Images
     test: Images
     num_classes: int
+    classes: tuple[str, ...] = ()
 
 
 # -- in memory
@@ -209,7 +212,7 @@ def _image_folder(config: DataConfig) -> Loaded:
     if config.transform is not None:
         own = function_named(config.transform), None
         images, others = (ImageFiles(*part, torch.zeros(1), torch.ones(1), *own) for part in parts)
-        return Loaded(images, images, others, len(train.classes))
+        return Loaded(images, images, others, len(train.classes), tuple(train.classes))
     size, preprocess = IMAGENET.with_given(config.image_size, config.preprocess)
     plain, shape = preprocess.transform(size), (3, size, size)
     images, others = (ImageFiles(*part, *preprocess.normalisation(), plain, shape) for part in parts)
@@ -218,7 +221,7 @@ def _image_folder(config: DataConfig) -> Loaded:
         how = InterpolationMode(preprocess.interpolation or "bilinear")
         crop = v2.RandomResizedCrop(size, interpolation=how)
         varied = images.seen_through(v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()]))
-    return Loaded(varied, images, others, len(train.classes))
+    return Loaded(varied, images, others, len(train.classes), tuple(train.classes))
 
 
 @register_dataset(

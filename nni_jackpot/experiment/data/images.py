@@ -49,6 +49,12 @@ class Images(Dataset[Any]):
         self._mean = mean.view(1, -1, 1, 1)
         self._std = std.view(1, -1, 1, 1)
 
+    @property
+    def normalisation(self) -> dict[str, list[float]]:
+        """Mean and deviation of each channel, for images whose values are from 0 to 1."""
+        both = {"mean": self._mean, "std": self._std}
+        return {name: (values.flatten() / 255).tolist() for name, values in both.items()}
+
     def __len__(self) -> int:
         return len(self.labels)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -40,6 +40,8 @@ class Data:
         Labels are 0 to ``num_classes - 1``; 0 for text.
     shape
         Channels, height and width of an image; for text the tokens of a sequence.
+    classes
+        Names of the classes in the order of their labels; empty if there are none.
     """
 
     train: TrainLoader
@@ -48,6 +50,7 @@ class Data:
     tested: int
     num_classes: int
     shape: tuple[int, ...]
+    classes: tuple[str, ...] = ()
 
     def restart(self) -> None:
         """Restart the sequence of training epochs."""
@@ -79,7 +82,8 @@ def load_data(config: DataConfig, seed: int) -> Data:
     tested, in_order = (
         (loaded.unvaried, kept_aside) if config.validation_images else (loaded.test, range(len(loaded.test)))
     )
-    return _in_batches(config, seed, loaded.train, used, tested, in_order, loaded.num_classes)
+    found = _in_batches(config, seed, loaded.train, used, tested, in_order, loaded.num_classes)
+    return replace(found, classes=loaded.classes)
 
 
 def load_text(config: TextConfig, seed: int, tokenizer: Any, task: str) -> Data:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from nni_jackpot.experiment.data.preprocess import Inputs, Preprocess, given_names
@@ -117,6 +117,11 @@ class DataConfig(DataSection):
         """Whether images are files that `preprocess` is about."""
         return self.transform is None and self.name in DATASETS and DATASETS.find(self.name).in_files
 
+    @property
+    def says_inputs(self) -> bool:
+        """Whether all values of the preprocessing are given, so that the network need not be asked."""
+        return self.image_size is not None and len(given_names(self.preprocess)) == len(fields(Preprocess))
+
     def for_network(self, inputs: Inputs) -> DataConfig:
         """Return the section with the preprocessing that a network was made for, where none is given."""
         try:
@@ -124,6 +129,12 @@ class DataConfig(DataSection):
         except Invalid as error:
             raise Invalid(f"data.preprocess.{error.key}", error.text) from None
         return replace(self, image_size=size, preprocess=preprocess)
+
+
+def seen_by(data: DataSection) -> dict[str, Any]:
+    """Return the given settings that say how images become inputs of the network; none for text."""
+    found = {name: getattr(data, name, None) for name in ("image_size", "preprocess", "transform", "loader")}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)

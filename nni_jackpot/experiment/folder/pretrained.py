@@ -5,17 +5,20 @@ Training starts from the network's own weights, random or published. Without epo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from filelock import FileLock
-from torch import nn
+from torch import Tensor, nn
 
 from nni_jackpot.errors import CheckpointError, ExperimentConfigError, OutputFolderError, first_few
 from nni_jackpot.experiment.config import RunConfig, config_hash, to_dict
+from nni_jackpot.experiment.data.section import TextConfig
 from nni_jackpot.experiment.models import has_new_classifier
 from nni_jackpot.experiment.models.checkpoints import class_counts, read_checkpoint
-from nni_jackpot.experiment.models.section import ModelConfig
+from nni_jackpot.experiment.models.language import load_language_model
+from nni_jackpot.experiment.models.section import ModelConfig, TransformersConfig
+from nni_jackpot.experiment.models.vision import load_image_classifier
 from nni_jackpot.runtime.distributed import barrier, broadcast_result, rank
 from nni_jackpot.runtime.files import (
     check_folder,
@@ -43,9 +46,8 @@ def check_start(config: RunConfig, num_classes: int) -> None:
     ExperimentConfigError
         If it names two sources, or none for a new classifier.
     """
-    assert isinstance(config.model, ModelConfig)  # others have weights
-    weights, pretrain = config.model.weights, config.pretrain
-    if weights is None:
+    weights, pretrain = getattr(config.model, "weights", None), config.pretrain
+    if not isinstance(config.model, ModelConfig) or weights is None:
         return
     if pretrain.checkpoint is not None:
         raise ExperimentConfigError(
@@ -146,6 +148,27 @@ def ensure_pretrained(model: nn.Module, config: RunConfig, train: Callable[[Path
         lock.release()
     load_weights(model, path)
     return path
+
+
+def pretrained_weights(config: RunConfig, names: Collection[str]) -> dict[str, Tensor]:
+    """Return the pre-trained weights of a run that was made before, from where it had them.
+
+    Parameters
+    ----------
+    config
+        The run.
+    names
+        Names of the network's tensors.
+
+    Raises
+    ------
+    CheckpointError
+        If they are not there any more, or cannot be read.
+    """
+    if not isinstance(config.model, TransformersConfig):
+        return read_checkpoint(Path(config.pretrain.checkpoint or cache_path(config)), names)
+    load = load_language_model if isinstance(config.data, TextConfig) else load_image_classifier
+    return load(config.model).network.state_dict()
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

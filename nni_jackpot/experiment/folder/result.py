@@ -107,6 +107,8 @@ class Result:
         ``config.yml`` in the folder.
     files
         Digests of the run's other files, by name.
+    trial
+        Number of the run in NNI's web portal, if the run is a trial of an NNI experiment.
     """
 
     rows: list[Row]
@@ -116,6 +118,7 @@ class Result:
     resumed_step: int = 0
     settings: dict[str, Any] | None = None
     files: dict[str, str] = field(default_factory=dict)
+    trial: int | None = None
 
     def check_files(self, *names: str) -> None:
         """Check that files of the run's folder have the digests in the results.
@@ -168,6 +171,8 @@ def _read_result(folder: Path) -> Result:
         result = Result(**{**raw, "rows": rows, "folder": folder})
         if not 0 <= result.overlap <= 1:
             raise ValueError(f"found an overlap of {result.overlap}, allowed: a number in [0, 1]")
+        if result.trial is not None and type(result.trial) is not int:
+            raise ValueError(f"found trial {result.trial!r}, allowed: a number or null")
         if settings is not None:
             stored_config(settings, "settings")
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:

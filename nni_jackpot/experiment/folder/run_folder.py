@@ -26,7 +26,7 @@ from nni_jackpot.experiment.folder.result import (
     found_in,
     save_result,
 )
-from nni_jackpot.experiment.tracking import running_as_nni_trial
+from nni_jackpot.experiment.tracking import running_as_nni_trial, trial_number
 from nni_jackpot.runtime.distributed import broadcast_result, rank
 from nni_jackpot.runtime.files import (
     digest_of_file,
@@ -138,7 +138,7 @@ class RunFolder:
             stale.append(_COMPARATORS)
         self.delete_stale(*_TICKETS, *stale)
         files = {name: digest_of_file(self.work / name) for name in (START, MASKS, JACKPOT)}
-        result = replace(result, settings=to_dict(config), files=files)
+        result = replace(result, settings=to_dict(config), files=files, trial=trial_number())
         save_result(result, self.work)
         _tidy(self.work)
         _publish(self.folder)

@@ -1,4 +1,4 @@
-"""Networks by name: ``resnet`` and ``vgg19`` for small images, ``torchvision/NAME`` and ``timm/NAME``."""
+"""Networks by name: ``resnet`` and ``vgg19``, those of torchvision and timm, and folders of transformers."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from torch import Tensor, nn
 
 from nni_jackpot.errors import ExperimentConfigError, first_line
 from nni_jackpot.experiment.data.preprocess import IMAGENET, Inputs
+from nni_jackpot.experiment.models.folders import TRANSFORMERS
 from nni_jackpot.experiment.models.initial import draw_weights
 from nni_jackpot.experiment.models.libraries import LIBRARIES
 from nni_jackpot.experiment.models.resnet import ResNet
 from nni_jackpot.experiment.models.vgg import VGG19
+from nni_jackpot.experiment.models.vision import inputs_of_folder
 
 if TYPE_CHECKING:  # the config imports this module
-    from nni_jackpot.experiment.models.section import ModelConfig
+    from nni_jackpot.experiment.models.section import ModelConfig, ModelSection
 
 
 def _resnet(config: ModelConfig, num_classes: int, in_channels: int) -> nn.Module:
@@ -49,10 +51,13 @@ def weights_names(model: str) -> list[str]:
     return LIBRARIES[library].weights(name) if slash else []
 
 
-def inputs_of(config: ModelConfig) -> Inputs:
+def inputs_of(config: ModelSection) -> Inputs:
     """Return the inputs that a network was made for; PyTorch's reference, if no library says."""
+    if config.name.startswith(TRANSFORMERS):
+        return inputs_of_folder(config.name)
     library, slash, name = config.name.partition("/")
-    return LIBRARIES[library].inputs(name, config.weights) if slash else IMAGENET
+    weights = getattr(config, "weights", None)
+    return LIBRARIES[library].inputs(name, weights) if slash else IMAGENET
 
 
 def has_new_classifier(config: ModelConfig, num_classes: int) -> bool:
@@ -100,7 +105,7 @@ def build_model(config: ModelConfig, num_classes: int, in_channels: int) -> nn.M
 
 @torch.no_grad()
 def validate_model(
-    config: ModelConfig, model: nn.Module, num_classes: int, shape: tuple[int, int, int]
+    config: ModelSection, model: nn.Module, num_classes: int, shape: tuple[int, int, int]
 ) -> None:
     """Check that a network maps images (C, H, W) to logits; the network is not changed.
 
@@ -111,7 +116,7 @@ def validate_model(
     """
     model.eval()
     try:
-        logits = model(torch.zeros(1, *shape))
+        found = model(torch.zeros(1, *shape))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ExperimentConfigError(
             f"model.name: {config.name} cannot take images of {' x '.join(map(str, shape))}: "
@@ -119,5 +124,6 @@ def validate_model(
         ) from error
     finally:
         model.train()
+    logits = getattr(found, "logits", found)  # transformers nests them
     if not isinstance(logits, Tensor) or logits.shape != (1, num_classes):
         raise ExperimentConfigError(f"model.name: {config.name} gives no logits of {num_classes} classes")

@@ -1,4 +1,4 @@
-"""The section ``model`` of a run's YAML file: one dataclass for networks of images, one for those of text."""
+"""The section ``model`` of a run's YAML file: one dataclass for folders of transformers, one for others."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from nni_jackpot.experiment.models import model_names, weights_names
+from nni_jackpot.experiment.models.folders import TRANSFORMERS
 from nni_jackpot.experiment.models.initial import INITS
-from nni_jackpot.experiment.models.language import LANGUAGE, TASKS
+from nni_jackpot.experiment.models.language import TASKS
 from nni_jackpot.experiment.schema.rules import Invalid
 from nni_jackpot.runtime.registry import close_match
 from nni_jackpot.runtime.settings import Rule, between, one_of, option, shown
@@ -28,8 +29,8 @@ class ModelSection:
 
     @staticmethod
     def choose(raw: Mapping[str, Any]) -> type[ModelSection]:
-        """Return the dataclass of a section: that of images, or of text."""
-        return LanguageModelConfig if str(raw.get("name")).startswith(LANGUAGE) else ModelConfig
+        """Return the dataclass of a section: that of a folder of transformers, or of other networks."""
+        return TransformersConfig if str(raw.get("name")).startswith(TRANSFORMERS) else ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,8 @@ class ModelConfig(ModelSection):
     def __post_init__(self) -> None:
         names = model_names(self.name)
         if self.name not in names:
-            wanted = f"resnet, vgg19, torchvision/NAME, timm/NAME{close_match(self.name, names)}"
+            wanted = "resnet, vgg19, torchvision/NAME, timm/NAME, transformers/FOLDER"
+            wanted += close_match(self.name, names)
             raise Invalid("name", f"found {shown(self.name)}, allowed: {wanted}")
         weights = weights_names(self.name)
         if self.weights is not None and self.weights not in weights:
@@ -70,13 +72,17 @@ class ModelConfig(ModelSection):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LanguageModelConfig(ModelSection):
-    """A pre-trained network of transformers, from safetensors or GGUF files; no code in them is run."""
+class TransformersConfig(ModelSection):
+    """A pre-trained network of transformers, of text or of images; no code in its files is run."""
 
     name: str = option(
         "transformers/FOLDER; transformers/package:NAME/FOLDER for a folder in an installed Python package; "
         "or transformers/ID of the Hugging Face hub",
         _NOT_EMPTY,
     )
-    task: str | None = option("what the network computes, null for what its files say", one_of(TASKS), None)
-    file: str | None = option("GGUF file in the folder, null for the only one", _NOT_EMPTY, None)
+    task: str | None = option(
+        "what a network of text computes, null for what its files say", one_of(TASKS), None
+    )
+    file: str | None = option(
+        "GGUF file of a network of text in the folder, null for the only one", _NOT_EMPTY, None
+    )

@@ -14,7 +14,7 @@ from nni_jackpot.experiment.config import RunConfig
 from nni_jackpot.experiment.data.preprocess import Preprocess
 from nni_jackpot.experiment.data.section import DataConfig, TextConfig
 from nni_jackpot.experiment.data.spec import DATASETS
-from nni_jackpot.experiment.models.section import LanguageModelConfig, ModelConfig
+from nni_jackpot.experiment.models.section import ModelConfig, TransformersConfig
 from nni_jackpot.experiment.schema.rules import allowed_text
 from nni_jackpot.masking.methods.method import METHODS
 from nni_jackpot.runtime.settings import ANY
@@ -25,7 +25,7 @@ _WIDTH = 110
 # Sections for images, and for text, with the choice of the latter.
 _FORMS: dict[str, tuple[Any, Any, str]] = {
     "data": (DataConfig, TextConfig, "name: text"),
-    "model": (ModelConfig, LanguageModelConfig, "name: transformers/..."),
+    "model": (ModelConfig, TransformersConfig, "name: transformers/..."),
 }
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from nni_jackpot.errors import RunFolderError
-from nni_jackpot.experiment.config import RunConfig, SearchConfig, load_config, settings_of, to_dict
+from nni_jackpot.experiment.config import RunConfig, load_config, settings_of, to_dict
 from nni_jackpot.experiment.folder.result import RESULTS, Row, load_result
+from nni_jackpot.experiment.schema.search import SearchConfig
 from nni_jackpot.masking.methods.method import METHODS
 
 
@@ -40,6 +41,8 @@ class Run:
         Overlap of the jackpot with the initial mask, in [0, 1].
     curve
         Accuracy, in [0, 1], after each epoch of the search.
+    trial
+        Number in NNI's web portal, if the run is a trial of an NNI experiment.
     """
 
     number: int
@@ -50,6 +53,7 @@ class Run:
     rows: dict[str, Row]
     overlap: float
     curve: dict[int, float]
+    trial: int | None
 
     @property
     def command(self) -> str:
@@ -64,7 +68,8 @@ class Run:
             return ""
         # NNI keeps trials in trials/ or environments/NAME/trials/ of the experiment's folder.
         experiment = trial.parents[3] if trial.parents[2].name == "environments" else trial.parents[1]
-        return f"trial {trial.name} of the NNI experiment {experiment}"
+        name = trial.name if self.trial is None else f"{self.trial} ({trial.name})"
+        return f"trial {name} of the NNI experiment {experiment}"
 
 
 @dataclass(frozen=True)
@@ -148,7 +153,7 @@ def _read_run(folder: Path) -> Run:
     rows = {row.kind: row for row in result.rows}
     effective = _settings(config)
     settings = effective | _left_to_recipe(config)
-    return Run(0, folder, config.seed, settings, effective, rows, result.overlap, curve)
+    return Run(0, folder, config.seed, settings, effective, rows, result.overlap, curve, result.trial)
 
 
 def _curve(path: Path) -> Iterator[tuple[int, float]]:

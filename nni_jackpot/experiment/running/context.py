@@ -26,7 +26,8 @@ from nni_jackpot.experiment.folder.result import Row
 from nni_jackpot.experiment.folder.run_folder import SEARCH, RunFolder, checkpoint_of, place_of
 from nni_jackpot.experiment.models import build_model, validate_model
 from nni_jackpot.experiment.models.language import load_language_model
-from nni_jackpot.experiment.models.section import LanguageModelConfig, ModelConfig
+from nni_jackpot.experiment.models.section import ModelConfig, TransformersConfig
+from nni_jackpot.experiment.models.vision import load_image_classifier
 from nni_jackpot.experiment.running.cost import Cost, total_epochs
 from nni_jackpot.experiment.running.counts import ShapeCounts, do_shapes_decide
 from nni_jackpot.experiment.running.image_task import ImageTask
@@ -53,7 +54,8 @@ class RunContext:
     data, model, task
         Data, network, and what the network computes.
     tokenizer
-        Tokenizer of a network of text; None for images.
+        Tokenizer of a network of text; of images the processor of transformers, if the run uses its values,
+        else None.
     run
         The folder that `open` was given.
 
@@ -77,7 +79,7 @@ class RunContext:
         torch.backends.cudnn.deterministic = True
         check_folder(place_of(config))
         check_services(config.trackers)
-        made = _language(config) if is_language(config) else _images(config)
+        made = _text(config) if is_text(config) else _images(config)
         self.data, self.model, self.task, self.tokenizer = made
         if not self.task.has_labels and config.search.loss == "labels":
             raise ExperimentConfigError(
@@ -87,7 +89,7 @@ class RunContext:
             ShapeCounts(config, self.model)
         else:
             tried = copy.deepcopy(self.model)
-            has_weights = is_language(config) or check_pretrained(tried, config)
+            has_weights = comes_trained(config) or check_pretrained(tried, config)
             validate_config_list(config, tried, is_pretrained=has_weights)
         self.model.to(self.device)
 
@@ -113,7 +115,7 @@ class RunContext:
             for name, comparator in config.compared.items():
                 known = self._what_a_training_depends_on(comparator)
                 check_state(run.work / checkpoint_of(name), "training", known)
-        if not is_language(config) and (file := interrupted_training(config)) is not None:
+        if not comes_trained(config) and (file := interrupted_training(config)) is not None:
             check_state(file, "training", self._what_a_training_depends_on(config.pretrain))
         barrier()  # all processes have checked the files before the first one changes them
         run.begin(config)
@@ -170,7 +172,7 @@ class RunContext:
             The file of the weights; None for a network that comes with them.
         """
         tell_start(self.config, self.device, self.data, self.model)
-        if is_language(self.config):
+        if comes_trained(self.config):
             torch.manual_seed(self.config.seed)
             return None
 
@@ -240,26 +242,38 @@ class RunContext:
         return {**own, **length, "device": self.device.type}
 
 
-def is_language(config: RunConfig) -> bool:
-    """Return True if the network of a run is one of transformers, which has weights and a tokenizer."""
-    return isinstance(config.model, LanguageModelConfig)
+def is_text(config: RunConfig) -> bool:
+    """Return True if the data of a run is text."""
+    return isinstance(config.data, TextConfig)
 
 
-def _images(config: RunConfig) -> tuple[Data, nn.Module, ImageTask, None]:
+def comes_trained(config: RunConfig) -> bool:
+    """Return True if the network of a run has its weights from a folder of transformers."""
+    return isinstance(config.model, TransformersConfig)
+
+
+def _images(config: RunConfig) -> tuple[Data, nn.Module, ImageTask, Any]:
     assert isinstance(config.data, DataConfig)  # the config has checked it
-    assert isinstance(config.model, ModelConfig)
     data = load_data(config.data, config.seed)
     torch.manual_seed(config.seed)
     check_start(config, data.num_classes)
-    model = build_model(config.model, data.num_classes, data.shape[0])
+    processor = None
+    if isinstance(config.model, ModelConfig):
+        model = build_model(config.model, data.num_classes, data.shape[0])
+    else:
+        assert isinstance(config.model, TransformersConfig)
+        found = load_image_classifier(config.model, data.num_classes, data.classes)
+        model = found.network
+        if found.inputs == (config.data.image_size, config.data.preprocess):
+            processor = found.processor
     channels, height, width = data.shape
     validate_model(config.model, model, data.num_classes, (channels, height, width))
-    return data, model, ImageTask(data.num_classes), None
+    return data, model, ImageTask(data.num_classes), processor
 
 
-def _language(config: RunConfig) -> tuple[Data, nn.Module, LanguageTask, Any]:
+def _text(config: RunConfig) -> tuple[Data, nn.Module, LanguageTask, Any]:
     assert isinstance(config.data, TextConfig)  # the config has checked it
-    assert isinstance(config.model, LanguageModelConfig)
+    assert isinstance(config.model, TransformersConfig)
     loaded = load_language_model(config.model)
     data = load_text(config.data, config.seed, loaded.tokenizer, loaded.task)
     return data, loaded.network, LanguageTask(loaded.task), loaded.tokenizer

@@ -14,7 +14,7 @@ from nni_jackpot.experiment.config import RunConfig, load_config
 from nni_jackpot.experiment.folder.pretrained import cache_path, load_weights
 from nni_jackpot.experiment.folder.result import CONFIG, Row, load_result
 from nni_jackpot.experiment.folder.run_folder import JACKPOT, MASKS
-from nni_jackpot.experiment.running.context import RunContext, is_language
+from nni_jackpot.experiment.running.context import RunContext, comes_trained
 from nni_jackpot.experiment.schema.plugins import import_plugins
 from nni_jackpot.experiment.schema.rules import Invalid
 from nni_jackpot.masks import Masks, apply_masks, load_masks, sparsity_of
@@ -28,7 +28,7 @@ class Found:
     Attributes
     ----------
     context
-        Data, task, and the network; of images, before its pre-trained weights are loaded.
+        Data, task, and the network; without its pre-trained weights, unless it is one of transformers.
     model
         The masked network.
     masks
@@ -113,9 +113,9 @@ def _config(path: Path, overrides: Mapping[str, object], plugins: Sequence[str])
 
 
 def _load_base(context: RunContext) -> None:
-    """Load the pre-trained weights of a network of images; those of text have theirs."""
+    """Load the pre-trained weights of a network; one of transformers comes with its own."""
     config = context.config
-    if is_language(config):
+    if comes_trained(config):
         return
     path = Path(config.pretrain.checkpoint or cache_path(config))
     if not path.exists():

@@ -10,5 +10,6 @@ from nni_jackpot.training.methods.rigl import RigL
 from nni_jackpot.training.methods.set import SET
 from nni_jackpot.training.methods.snip import SNIP
 from nni_jackpot.training.methods.sparse_momentum import SparseMomentum
+from nni_jackpot.training.methods.static import Static
 
-__all__ = ["DSR", "LT", "OBD", "SET", "SNIP", "DeepR", "GraSP", "Gradual", "RigL", "SparseMomentum"]
+__all__ = ["DSR", "LT", "OBD", "SET", "SNIP", "DeepR", "GraSP", "Gradual", "RigL", "SparseMomentum", "Static"]

@@ -16,7 +16,7 @@ from nni_jackpot.training.method import Step, TrainingMethod, register_training_
 @register_training_method("set")
 @dataclass(frozen=True, kw_only=True)
 class SET(TrainingMethod):
-    """Replace the smallest positive and largest negative weights at random (Mocanu et al. 2018, Algorithm 2).
+    """Replace the smallest positive and largest negative weights at random (Mocanu et al. 2018, SET).
 
     Here new weights start from zero, and weights of exactly zero count as positive.
     A weight that was dropped just now is not drawn.

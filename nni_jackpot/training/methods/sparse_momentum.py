@@ -13,7 +13,7 @@ from nni_jackpot.masking.topk import keep_top
 from nni_jackpot.runtime.settings import between, option
 from nni_jackpot.search.clock import cosine
 from nni_jackpot.training.method import Step, TrainingMethod, register_training_method
-from nni_jackpot.training.methods.shares import shares
+from nni_jackpot.training.shares import shares
 
 
 @register_training_method("sparse_momentum")

@@ -17,7 +17,7 @@ RUN = {
     "pretrain": {"epochs": 2, "lr": 0.1},
     "config_list": [{"op_types": ["Conv2d"], "sparse_ratio": 0.9}],
     "search": {"epochs": 3},
-    "finetune": {"epochs": 0, "lr": 0.1},
+    "finetune": {"epochs": 0},
 }
 MODULE = """
 import torch

@@ -12,7 +12,7 @@ from tiny_language import save_network
 
 from nni_jackpot.errors import CheckpointError, ExperimentConfigError, JackpotError
 from nni_jackpot.experiment.models.language import load_language_model
-from nni_jackpot.experiment.models.section import LanguageModelConfig
+from nni_jackpot.experiment.models.section import TransformersConfig
 
 pytest.importorskip("transformers")
 
@@ -25,7 +25,7 @@ TASKS = {
 
 
 def load(folder: Path | str, **options: str):
-    return load_language_model(LanguageModelConfig(name=f"transformers/{folder}", **options))
+    return load_language_model(TransformersConfig(name=f"transformers/{folder}", **options))
 
 
 @pytest.mark.parametrize("kind", TASKS)

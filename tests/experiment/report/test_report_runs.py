@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -39,6 +40,10 @@ def test_trials_of_an_nni_experiment(write_run: Write, tmp_path: Path, trials: s
     assert [run.origin for run in found.runs] == [f"trial AbCde of the NNI experiment {tmp_path}/runs/xyz"]
     assert list(found.skipped) == [failed]
     assert "failed" in found.skipped[failed]
+    (results,) = (tmp_path / "runs" / "xyz").rglob("results.json")
+    results.write_text(json.dumps(json.loads(results.read_text()) | {"trial": 3}))
+    (run,) = find_runs([tmp_path / "runs" / "xyz"]).runs
+    assert run.origin == f"trial 3 (AbCde) of the NNI experiment {tmp_path}/runs/xyz"
 
 
 def test_of_two_equal_runs_the_later_counts(write_run: Write, tmp_path: Path) -> None:

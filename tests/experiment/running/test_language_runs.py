@@ -89,6 +89,22 @@ def test_the_network_as_a_whole(text: Path, tmp_path: Path) -> None:
         assert "perplexity" in (tmp_path / loss / "metrics.csv").read_text()
 
 
+@pytest.mark.parametrize("init", ["snip", "grasp", "taylor", "obd", "wanda", "sparsegpt"])
+def test_masks_of_criteria_without_labels(init: str, text: Path, tmp_path: Path) -> None:
+    network = save_network(tmp_path / "network", "BertModel")
+    search = {"epochs": 0, "blockwise": None, "loss": "cosine", "init": init, "init_batches": 2}
+    config_list = [{"op_types": ["Linear"], "exclude_op_names": ["pooler.dense"], "sparse_ratio": 0.5}]
+    changes = {"search": search, "config_list": config_list, "comparators": {}}
+    assert command("search", write_run(tmp_path, network, **changes)) == 0
+    rows = load_result(tmp_path / "out").rows
+    assert [row.kind for row in rows] == ["dense", "initial", "jackpot"]
+    assert rows[1].sparsity == 0.5
+    assert rows[1].main < rows[0].main
+    kept = [mask for own in load_masks(tmp_path / "out" / "start.pth").values() for mask in own.values()]
+    for mask in kept:  # not the first weights, as of equal importances
+        assert mask is None or mask.all() or 0 < mask.flatten()[: mask.numel() // 2].mean() < 1
+
+
 def test_an_interrupted_search_continues_after_its_last_block(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,6 +137,7 @@ def test_an_interrupted_search_continues_after_its_last_block(
     ("change", "said"),
     [
         ("search.epochs=1", "search.epochs: found 1, allowed: 0 beside blockwise"),
+        ("search.norm=tune", "search.norm: found tune, allowed beside blockwise: adapt, freeze"),
         ("search.polish={steps: 1}", "search.loss: found labels, allowed beside polish: kl, cosine, mse"),
         ("data={name: digits}", "model.name"),
         ("pretrain.epochs=1", "pretrain: found a training"),

@@ -189,7 +189,11 @@ BAD_VALUES: list[tuple[str, Any, str]] = [
     ("data.augment", 1, "true or false"),
     ("data.augment", "yes", "true or false"),
     ("data.workers", -1, "an integer >= 0"),
-    ("model.name", "vgg", "resnet, vgg19, torchvision/NAME, timm/NAME; did you mean vgg19?"),
+    (
+        "model.name",
+        "vgg",
+        "resnet, vgg19, torchvision/NAME, timm/NAME, transformers/FOLDER; did you mean vgg19?",
+    ),
     ("model.name", "torchvision/resnet5", "did you mean torchvision/resnet50?"),
     ("model.name", "torchvision/fcn_resnet50", "torchvision/NAME"),
     ("model.weights", "IMAGENET1K_V1", "for resnet null"),

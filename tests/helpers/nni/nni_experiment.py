@@ -21,11 +21,12 @@ BIN = Path(sys.executable).parent
 class Trial:
     """One trial of an experiment, with the metrics it reported."""
 
+    number: int
     id: str
     status: str
     parameters: dict[str, Any]
-    intermediate: list[float]
-    final: float | None
+    intermediate: list[dict[str, float]]
+    final: dict[str, float] | None
 
 
 def run_experiment(
@@ -126,6 +127,7 @@ def _read_trials(port: int) -> list[Trial]:
         finals = [_value(metric) for metric in own if metric["type"] == "FINAL"]
         trials.append(
             Trial(
+                number=job["sequenceId"],
                 id=job["trialJobId"],
                 status=job["status"],
                 parameters=parameters[used],
@@ -138,9 +140,9 @@ def _read_trials(port: int) -> list[Trial]:
     return trials
 
 
-def _value(metric: dict[str, Any]) -> float:
-    value = json.loads(json.loads(metric["data"]))
-    return float(value["default"] if isinstance(value, dict) else value)
+def _value(metric: dict[str, Any]) -> dict[str, float]:
+    value: dict[str, float] = json.loads(json.loads(metric["data"]))
+    return value
 
 
 def _print_output(job: dict[str, Any]) -> None:

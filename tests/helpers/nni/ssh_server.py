@@ -2,91 +2,71 @@
 
 from __future__ import annotations
 
+import asyncio
 import getpass
 import os
-import shutil
-import socket
-import subprocess
-import time
+from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-# Debian and its kin keep the server where only root's PATH looks.
-_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"])
+import asyncssh
 
 
 @contextmanager
-def ssh_server(folder: Path) -> Iterator[dict[str, Any]]:
+def ssh_server(home: Path) -> Iterator[dict[str, Any]]:
     """Run an SSH server that accepts one new key, and yield it as an entry of NNI's ``machineList``.
 
-    Skip the test where OpenSSH's server is not installed, or the user may not run it.
+    Commands run in a shell, as the user of this process. Files are copied over SFTP.
 
     Parameters
     ----------
-    folder
-        Where keys and settings are written.
+    home
+        A new folder for the key, and the home folder of the commands.
     """
-    server = shutil.which("sshd", path=_PATH)
-    if server is None:
-        pytest.skip("no sshd: apt-get install openssh-server")
-    folder.mkdir(mode=0o700)
-    for key in ("host", "client"):
-        # NNI 3.0 reads keys of this format only.
-        command = [
-            "ssh-keygen",
-            "-q",
-            "-t",
-            "rsa",
-            "-b",
-            "2048",
-            "-m",
-            "PEM",
-            "-N",
-            "",
-            "-f",
-            str(folder / key),
-        ]
-        subprocess.run(command, check=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    settings = {
-        "Port": port,
-        "ListenAddress": "127.0.0.1",
-        "HostKey": folder / "host",
-        "AuthorizedKeysFile": folder / "client.pub",
-        "PasswordAuthentication": "no",
-        "StrictModes": "no",  # the folder of a test may be writable by its group
-        "PidFile": "none",
-        "Subsystem": "sftp internal-sftp",
-        "SetEnv": f"HOME={folder}",  # NNI writes below the home folder
-    }
-    (folder / "sshd_config").write_text("".join(f"{key} {value}\n" for key, value in settings.items()))
-    if os.geteuid() == 0:
-        Path("/run/sshd").mkdir(exist_ok=True)  # where sshd of Debian separates privileges
-    process = subprocess.Popen([server, "-D", "-f", str(folder / "sshd_config"), "-E", str(folder / "log")])
-    try:
-        if not _listens(port, process):
-            pytest.skip(f"sshd does not start: {(folder / 'log').read_text()}")
-        yield {
-            "host": "127.0.0.1",
-            "port": port,
-            "user": getpass.getuser(),
-            "sshKeyFile": str(folder / "client"),
-        }
-    finally:
-        process.terminate()
-        process.wait()
+    home.mkdir(mode=0o700)
+    key = asyncssh.generate_private_key("ssh-rsa", key_size=2048)
+    key.write_private_key(home / "key", "pkcs1-pem")  # NNI 3.0 reads keys of this format only
+    # NNI upgrades itself on the machine with pip: without an index, pip leaves the environment as it is.
+    environment = os.environ | {"HOME": str(home), "PIP_NO_INDEX": "1"}
 
+    async def execute(process: asyncssh.SSHServerProcess[bytes]) -> None:
+        shell = await asyncio.create_subprocess_shell(
+            process.command or "", env=environment, cwd=home, stdin=DEVNULL, stdout=PIPE, stderr=PIPE
+        )
+        stdout, stderr = await shell.communicate()
+        process.stdout.write(stdout)
+        process.stderr.write(stderr)
+        process.exit(await shell.wait())
 
-def _listens(port: int, process: subprocess.Popen[bytes]) -> bool:
-    while process.poll() is None:
-        with socket.socket() as client:
-            if client.connect_ex(("127.0.0.1", port)) == 0:
-                return True
-        time.sleep(0.1)
-    return False
+    started: Future[tuple[int, asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+
+    async def serve() -> None:
+        stop = asyncio.Event()
+        async with asyncssh.listen(
+            "127.0.0.1",
+            server_host_keys=[asyncssh.generate_private_key("ssh-ed25519")],
+            authorized_client_keys=asyncssh.import_authorized_keys(key.export_public_key().decode()),
+            process_factory=execute,
+            sftp_factory=True,
+            encoding=None,
+        ) as server:
+            started.set_result((server.get_port(), asyncio.get_running_loop(), stop))
+            await stop.wait()
+
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(lambda: asyncio.run(serve()))
+        running.add_done_callback(lambda ended: started.done() or started.set_exception(ended.exception()))
+        port, loop, stop = started.result()
+        try:
+            yield {
+                "host": "127.0.0.1",
+                "port": port,
+                "user": getpass.getuser(),
+                "sshKeyFile": str(home / "key"),
+            }
+        finally:
+            loop.call_soon_threadsafe(stop.set)
+            running.result()

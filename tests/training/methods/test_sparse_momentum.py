@@ -7,7 +7,7 @@ import math
 import torch
 
 from nni_jackpot.training import SparseMomentum, Step
-from nni_jackpot.training.methods.shares import shares
+from nni_jackpot.training.shares import shares
 
 
 def test_an_update_is_the_one_of_algorithm_1() -> None:

@@ -36,7 +36,7 @@ def optimizer_of(method: Method, budget_groups: Sequence[Sequence[nn.Parameter]]
 
 
 # Norms below this count as zero; all float32 numbers divided by it are finite.
-_NO_GRADIENT = 1e-30
+NO_GRADIENT = 1e-30
 
 
 class NormalizedSGD(SGD):
@@ -50,11 +50,17 @@ class NormalizedSGD(SGD):
         The scores, in groups of targets that share a budget.
     options
         Options of `torch.optim.SGD`.
+
+    Attributes
+    ----------
+    budget_groups
+        The scores, in groups of targets that share a budget.
     """
 
     def __init__(self, budget_groups: Sequence[Sequence[nn.Parameter]], **options: Any) -> None:
         super().__init__([parameter for group in budget_groups for parameter in group], **options)
         self._group_of = [i for i, group in enumerate(budget_groups) for _ in group]
+        self.budget_groups = [list(group) for group in budget_groups]
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -74,7 +80,7 @@ class NormalizedSGD(SGD):
             squares = here if squares is None else squares + here.to(squares.device)
         if squares is not None:
             root_sizes = _constants(tuple(size**0.5 for size in sizes), squares.device)
-            factors = root_sizes / squares.sqrt_().clamp_min_(_NO_GRADIENT)
+            factors = root_sizes / squares.sqrt_().clamp_min_(NO_GRADIENT)
             for device, found in by_device.items():
                 groups, grads = zip(*found, strict=True)
                 own = factors.to(device)[_constants(groups, device)]

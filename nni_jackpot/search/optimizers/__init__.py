@@ -1,0 +1,1 @@
+"""The optimizer of the scores, and its step in one pass over memory."""
