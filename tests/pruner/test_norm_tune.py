@@ -7,11 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_runs import command, write_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nni_jackpot import LotteryJackpotPruner, TicketBox, apply_masks, load_ticket, save_ticket
+from nni_jackpot.cli import command_line as cli
 from nni_jackpot.errors import MaskError, SearchDivergedError
+from nni_jackpot.experiment.config import load_config
+from nni_jackpot.experiment.folder.pretrained import cache_path
+from nni_jackpot.experiment.models.checkpoints import read_checkpoint
 
 CONFIG = [{"op_types": ["Linear"], "sparse_ratio": 0.5}]
 
@@ -164,3 +169,19 @@ def test_only_affines_and_biases_are_tuned_values(name: str, tmp_path: Path) -> 
     with pytest.raises(MaskError, match="no affine of a norm layer or bias"):
         save_ticket(tmp_path / "a.ticket", masks, model, tuned=[name])
     assert not any(tmp_path.iterdir())
+
+
+def test_a_run_from_yaml_and_its_ticket(tmp_path: Path) -> None:
+    file = write_file(tmp_path, search={"norm": "tune"})
+    assert command("search", file) == 0
+    run = tmp_path / "out"
+    assert cli.main(["export", str(run)]) == 0
+    ticket = load_ticket(run / "jackpot.ticket")
+    assert ticket.tuned
+    config = load_config(run / "config.yml", is_stored=True)
+    base = read_checkpoint(cache_path(config), ticket.names)
+    changed = [name for name, value in ticket.tuned.items() if not torch.equal(value, base[name])]
+    assert changed
+    ticket.apply(base)
+    found = read_checkpoint(run / "jackpot.pth", ticket.names)
+    assert all(torch.equal(value, found[name]) for name, value in base.items())
