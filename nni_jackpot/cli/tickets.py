@@ -105,6 +105,8 @@ def inspect(options: argparse.Namespace) -> None:
     if bound:
         print(f"masks: {parts['masks'] / bound:.4f} of the entropy of independent zeros, {bound:,.0f} bytes")
     print(f"base: {len(ticket.base)} tensors")
+    if ticket.tuned:
+        print(f"tuned: {len(ticket.tuned)} affines of norm layers and biases")
     for key, value in ticket.metadata.items():
         # In ASCII, where JSON escapes all control characters except one.
         print(f"{escaped(key)}: {json.dumps(value)}".replace("\x7f", "\\x7f"))
