@@ -24,6 +24,7 @@ from nni_jackpot.masks import Masks, check_unwrapped
 from nni_jackpot.modules.batch_norm import has_batch_norm
 from nni_jackpot.modules.final_statistics import FinalStatistics
 from nni_jackpot.modules.parameters import refuse_other_readers, steady_parametrizations
+from nni_jackpot.modules.tuned import TunedParameters
 from nni_jackpot.nni_bridge.calibration import evidence_of
 from nni_jackpot.nni_bridge.config_list import ConfigList, check_config_list, refuse_targets_taken
 from nni_jackpot.nni_bridge.evaluator_driver import EvaluatorLoop
@@ -52,8 +53,8 @@ class LotteryJackpotPruner(LiveMaskPruner):
 
     Masks start from a pruning criterion and follow scores, one per weight, which are trained (Eq. 4-6). A
     target of k weights at sparse ratio p has exactly ``int(p * k)`` zeros, a global group as many in all: at
-    the end, and with `EdgePopup.paper` at every step. All parameters of the model are frozen while it is
-    wrapped; `unwrap_model` gives them back as they came, bit for bit.
+    the end, and with `EdgePopup.paper` at every step. Parameters are frozen while the model is wrapped;
+    `unwrap_model` gives them back bit for bit.
 
     Parameters
     ----------
@@ -88,10 +89,10 @@ class LotteryJackpotPruner(LiveMaskPruner):
     norm
         ``"adapt"``: norm statistics follow the masks, as in the paper, and end as those of the final masks.
         ``"freeze"``: layers use the statistics they have, in train mode too. That is right for channels,
-        since a layer that normalizes by batch takes away the gradient of a channel's scale.
+        since a layer that normalizes by batch takes away the gradient of a channel's scale. ``"tune"``: as
+        ``"adapt"``, and affines of norm layers and all biases are trained along (`tuned`).
     optimizer
-        Returns another optimizer for a list of scores, in place of the method's. Its learning rates are those
-        at the start of the schedule.
+        Returns another optimizer for a list of scores; its learning rates are those at the start.
     schedule
         Factor of the learning rate at a progress in [0, 1]; half a cosine by default (Sec. 4.1).
     existed_wrappers
@@ -294,7 +295,7 @@ class LotteryJackpotPruner(LiveMaskPruner):
         return self.get_masks()
 
     def _measured(self, loss_of: Callable[[], Tensor | float]) -> HeldOut:
-        return HeldOut(self.bound_model, self._norm == "adapt", loss_of)
+        return HeldOut(self.bound_model, self._norm != "freeze", loss_of)
 
     def checkpoint_to(
         self,
@@ -366,7 +367,7 @@ class LotteryJackpotPruner(LiveMaskPruner):
             self._targets.follow_goals,
             self._checkpoint,
             held_out,
-            self._norm == "adapt",
+            self._norm != "freeze",
         ).prepare()
 
     def _make_search(self, compares: bool) -> Search:
@@ -385,7 +386,7 @@ class LotteryJackpotPruner(LiveMaskPruner):
             scores = [[group.score for group in members] for members in budget_groups]
             optimizer = optimizer_of(method, scores)
         # After soft masks, the running statistics are still theirs.
-        collects = self._norm == "adapt" and settings.temperature > 0
+        collects = self._norm != "freeze" and settings.temperature > 0
         self._search = Search(
             self._targets.groups,
             optimizer,
@@ -395,5 +396,6 @@ class LotteryJackpotPruner(LiveMaskPruner):
             FinalStatistics(self.bound_model) if collects else None,
             finds_lr,
             compares,
+            TunedParameters(self._frozen.tuned) if self._frozen.tuned else None,
         )
         return self._search

@@ -9,7 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import triton_interpreter  # isort: skip  # noqa: F401  # has to be told before Triton is loaded, by whomever
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -217,10 +217,12 @@ def dense_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in model.named_parameters()}
 
 
-def frozen(model: nn.Module, dense: dict[str, Tensor]) -> bool:
-    """Return True if every parameter of a model, wrapped or not, is bit for bit unchanged."""
+def frozen(model: nn.Module, dense: dict[str, Tensor], tuned: Collection[str] = ()) -> bool:
+    """Return True if every parameter of a model, wrapped or not, is bit for bit unchanged, or else tuned."""
     now = {n.replace("_nni_wrapper.", ""): p for n, p in model.named_parameters() if not n.endswith("_score")}
-    return now.keys() == dense.keys() and all(torch.equal(now[name], value) for name, value in dense.items())
+    return now.keys() == dense.keys() and all(
+        torch.equal(now[name], value) for name, value in dense.items() if name not in tuned
+    )
 
 
 def zeros(pruner: LotteryJackpotPruner) -> dict[str, int]:

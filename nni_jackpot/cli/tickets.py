@@ -21,6 +21,7 @@ from nni_jackpot.experiment.folder.result import load_result
 from nni_jackpot.experiment.models.checkpoints import read_checkpoint
 from nni_jackpot.experiment.report.wording import table_of
 from nni_jackpot.masks import Masks, load_masks
+from nni_jackpot.modules.tuned import may_be_tuned
 from nni_jackpot.runtime.files import replace_file
 from nni_jackpot.runtime.terminal import escaped
 from nni_jackpot.storage.base_folder import BaseFolder
@@ -46,15 +47,19 @@ def export(options: argparse.Namespace) -> None:
         save_sparse(path, found, masks)
     else:
         path = options.output or run / "jackpot.ticket"
-        save_ticket(path, masks, _dense(config, masks, found, run), _told(config, run))
+        tuned = [name for name in found if may_be_tuned(name, found[name])]
+        tuned = tuned if config.search.norm == "tune" else []
+        save_ticket(path, masks, _dense(config, masks, found, run, tuned), _told(config, run), tuned)
     print(f"{path}: {path.stat().st_size:,} bytes")
 
 
-def _dense(config: RunConfig, masks: Masks, found: dict[str, Tensor], run: Path) -> dict[str, Tensor]:
+def _dense(
+    config: RunConfig, masks: Masks, found: dict[str, Tensor], run: Path, tuned: Collection[str]
+) -> dict[str, Tensor]:
     """Return the found network before its weights were pruned."""
     base = _escaped(pretrained_weights, config, found)
     zeros = {name: mask.logical_not() for name, mask in masks_by_name(masks, base).items()}
-    adapted = {name: found[name] for name in statistics_of(base) if name in found}
+    adapted = {name: found[name] for name in (*statistics_of(base), *tuned) if name in found}
     dense = base | adapted
     for name, tensor in dense.items():
         sparse = tensor.masked_fill(zeros[name], 0) if name in zeros else tensor
@@ -100,6 +105,8 @@ def inspect(options: argparse.Namespace) -> None:
     if bound:
         print(f"masks: {parts['masks'] / bound:.4f} of the entropy of independent zeros, {bound:,.0f} bytes")
     print(f"base: {len(ticket.base)} tensors")
+    if ticket.tuned:
+        print(f"tuned: {len(ticket.tuned)} affines of norm layers and biases")
     for key, value in ticket.metadata.items():
         # In ASCII, where JSON escapes all control characters except one.
         print(f"{escaped(key)}: {json.dumps(value)}".replace("\x7f", "\\x7f"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -108,10 +109,12 @@ def device_of(name: str) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device(name)
 
 
-def check_frozen(model: nn.Module, dense: dict[str, torch.Tensor]) -> None:
-    """Check that the search has changed no parameter; norm statistics are buffers."""
+def check_frozen(model: nn.Module, dense: Mapping[str, torch.Tensor], tuned: Collection[str] = ()) -> None:
+    """Check that the search has changed no parameter but tuned ones; norm statistics are buffers."""
     changed = [
-        name for name, parameter in model.named_parameters() if not torch.equal(parameter, dense[name])
+        name
+        for name, parameter in model.named_parameters()
+        if name not in tuned and not torch.equal(parameter, dense[name])
     ]
     if changed:
         raise JackpotError(f"the search changed weights, which is a defect of nni_jackpot: {changed}")

@@ -156,7 +156,7 @@ def _search(context: RunContext, run: RunFolder) -> Result:
     rows = [row if row.kind == "dense" else with_overlap(row, start, masks) for row in rows]
     rows.append(with_overlap(jackpot, masks, masks))
     pruner.unwrap_model()
-    check_frozen(model, dense)
+    check_frozen(model, dense, pruner.tuned)
 
     found = copy.deepcopy(model.state_dict())  # with its normalisation statistics
     for name, comparator in config.compared.items():

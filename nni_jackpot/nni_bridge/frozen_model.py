@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -26,10 +26,15 @@ class FrozenModel:
         The model, before it is wrapped.
     freezes_norm
         Whether norm statistics are frozen as well.
+    tuned
+        Parameters that are trained along, by name.
     """
 
-    def __init__(self, model: nn.Module, freezes_norm: bool) -> None:
+    def __init__(
+        self, model: nn.Module, freezes_norm: bool, tuned: Mapping[str, nn.Parameter] | None = None
+    ) -> None:
         parameters = names_of_all(model)
+        self.tuned = tuned or {}
         self._model = model
         self._freezes_norm = freezes_norm
         self._takes_gradient = {name: p.requires_grad for name, p in parameters.items()}
@@ -38,11 +43,11 @@ class FrozenModel:
         self._ignored_before: tuple[nn.Module, Any] | None = None
 
     def freeze(self) -> None:
-        """Freeze the parameters; again, if another compressor has re-wrapped the model."""
+        """Freeze the parameters, except tuned ones; again, if another compressor has re-wrapped the model."""
         # A quantizer of the same chain may have scales to train, which the model did not come with.
         for name, parameter in self._model.named_parameters():
-            if name.replace(_WRAPPER, "") in self._takes_gradient:
-                parameter.requires_grad_(False)
+            if (plain := name.replace(_WRAPPER, "")) in self._takes_gradient:
+                parameter.requires_grad_(plain in self.tuned)
         self.freeze_statistics()
 
     def freeze_statistics(self) -> None:

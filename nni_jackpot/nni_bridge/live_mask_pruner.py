@@ -19,6 +19,7 @@ from nni_jackpot.modules.batch_norm import reestimate
 from nni_jackpot.modules.layouts import Layout, layout_of
 from nni_jackpot.modules.parameters import holders_of
 from nni_jackpot.modules.pretrained_files import save_as_before, save_by_plain_names
+from nni_jackpot.modules.tuned import tunable
 from nni_jackpot.nni_bridge.frozen_model import FrozenModel
 from nni_jackpot.nni_bridge.grouping import tie
 from nni_jackpot.nni_bridge.searched_targets import SearchedTargets
@@ -37,7 +38,8 @@ class LiveMaskPruner(Pruner):
     _targets
         What is pruned; set by the subclass.
     _norm
-        ``"freeze"`` if norm statistics are frozen as well; set by the subclass.
+        ``"freeze"`` if norm statistics are frozen as well, ``"tune"`` if affines and biases are trained; set
+        by the subclass.
     _is_settled
         Whether the config list has been checked in full, so that the model may be wrapped.
     """
@@ -88,7 +90,9 @@ class LiveMaskPruner(Pruner):
         if self._is_wrapped:
             _logger.warning("The model is wrapped already, there is nothing to wrap.")
             return
-        self._frozen = FrozenModel(self.bound_model, self._norm == "freeze")
+        searched = {id(parameter.weight) for parameter in self._targets.parameters}
+        tuned = tunable(self.bound_model, searched) if self._norm == "tune" else {}
+        self._frozen = FrozenModel(self.bound_model, self._norm == "freeze", tuned)
         try:
             super().wrap_model()
             self._frozen.freeze()
@@ -102,8 +106,13 @@ class LiveMaskPruner(Pruner):
         """Return the names of parameters now by their names before wrapping, for NNI's evaluators."""
         return {**super()._get_param_names_map(), **self._frozen.names_now()}
 
+    @property
+    def tuned(self) -> list[str]:
+        """Names of the parameters that a search with ``norm="tune"`` trains; a ticket has their values."""
+        return list(self._frozen.tuned)
+
     def unwrap_model(self) -> None:
-        """Give the model back: its own modules, all weights bit for bit, gradients where it took them."""
+        """Give the model back: its own modules, all parameters but `tuned` ones bit for bit."""
         if not self._is_wrapped:
             _logger.warning("The model is not wrapped, there is nothing to unwrap.")
             return

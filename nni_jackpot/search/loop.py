@@ -16,6 +16,7 @@ from nni_jackpot.masking.methods import Method
 from nni_jackpot.masking.refresh import build_caches, refresh
 from nni_jackpot.masking.score_groups import ScoreGroup
 from nni_jackpot.modules.final_statistics import FinalStatistics
+from nni_jackpot.modules.tuned import TunedParameters
 from nni_jackpot.runtime.distributed import all_gather, world_size
 from nni_jackpot.runtime.resume import digest
 from nni_jackpot.search.best_masks.best_masks import BestMasks
@@ -47,6 +48,8 @@ class Search:
         Whether the search lowers a learning rate that makes its masks worse (`BestMasks`).
     compares
         Whether losses of masks will be measured; the best masks are kept only then.
+    tuned
+        Parameters that are trained along; None for none.
 
     Attributes
     ----------
@@ -66,6 +69,7 @@ class Search:
         statistics: FinalStatistics | None,
         finds_lr: bool,
         compares: bool,
+        tuned: TunedParameters | None = None,
     ) -> None:
         self.groups = groups
         self.optimizer = optimizer
@@ -80,6 +84,7 @@ class Search:
         self.lacks_statistics = False
         self._finds_lr = finds_lr
         self._compares = compares
+        self._tuned = tuned
         self._best: BestMasks | None = None
         self._parameters = [member for group in groups for member in group.members]
         self._without_gradient = list(groups)
@@ -105,7 +110,7 @@ class Search:
         for parameter in self._parameters:
             parameter.refresh()
         if self._compares:
-            self._best = BestMasks(self.groups, self.method.initial_scores, self._finds_lr)
+            self._best = BestMasks(self.groups, self.method.initial_scores, self._finds_lr, self._tuned)
         self.schedule.follow(0.0)
         refresh(self._parameters)
         self._set_mode(is_searched=True)
@@ -123,6 +128,8 @@ class Search:
             raise SearchDivergedError(f"the loss became {loss.detach().reshape(-1)[0].item()}")
         for group in self.groups:
             group.accept()
+        if self._tuned is not None:
+            self._tuned.accept()
 
     def step(self) -> None:
         """Move the scores by their gradients, drop the gradients, and update the masks.
@@ -153,6 +160,8 @@ class Search:
         if written is None:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self._tuned is not None:
+            self._tuned.step(factor)
         refresh(self._parameters, written or ())
         if self._statistics is not None and self.schedule.is_hard_at(progress):
             self._statistics.start()
@@ -211,6 +220,8 @@ class Search:
         """Return to the last masks that gave a finite loss; return the error to raise."""
         for group in self.groups:
             group.undo(*self.method.initial_scores)
+        if self._tuned is not None:
+            self._tuned.undo()
         return SearchDivergedError(
             f"{error} at step {self.clock.step + 1} of the search; the pruner keeps the last masks "
             "that gave a finite loss. Lower lr, or look at the data of that step"
@@ -247,6 +258,7 @@ class Search:
     def _compare_gradients(self) -> None:
         """Check that all processes have the same gradients, without which their masks would differ."""
         grads = [group.score.grad for group in self.groups if group.score.grad is not None]
+        grads += [] if self._tuned is None else self._tuned.gradients
         if len(set(all_gather(digest(grads)))) > 1:
             raise JackpotError(
                 "the processes have different gradients of the scores, so their masks would differ: make the "
@@ -263,6 +275,7 @@ class Search:
             "masks": {str(parameter): parameter.state_dict() for parameter in self._parameters},
             "optimizer": self.optimizer.state_dict(),
             "best": {} if self._best is None else self._best.state_dict(),
+            "tuned": {} if self._tuned is None else self._tuned.state_dict(),
         }
 
     def check_state(self, state: Mapping[str, Any]) -> None:
@@ -294,6 +307,8 @@ class Search:
         self.optimizer.load_state_dict(state["optimizer"])
         if self._best is not None and state["best"]:
             self._best.load_state_dict(state["best"])
+        if self._tuned is not None:
+            self._tuned.load_state_dict(state["tuned"])
         is_hard = all(parameter.temperature == 0 for parameter in self._parameters)
         if self._statistics is not None and is_hard:
             self._statistics.start(is_resumed=True)

@@ -20,7 +20,7 @@ OLD_KEYWORDS = {
     *RENAMED,
 }
 OLD_RECIPES = {"jackpot": "default"}
-NORMS = ("adapt", "freeze")
+NORMS = ("adapt", "freeze", "tune")
 
 
 def criterion_of(init: Any, init_batches: int, has_evaluator: bool) -> Criterion | None:

@@ -25,6 +25,7 @@ _TYPES: dict[str, type] = {
     "buffers": dict,
     "optimizer": dict,
     "best": dict,
+    "tuned": dict,
     "driver": dict,
     "random_start": list,
     "random": list,

@@ -163,7 +163,8 @@ def _changes(ticket: Ticket, names: Mapping[str, str]) -> dict[str, Tensor | Cod
     MaskError
         If two masks of one tensor differ.
     """
-    changes: dict[str, Tensor | CodedMask] = {names[k]: values for k, values in ticket.statistics.items()}
+    whole = {**ticket.statistics, **ticket.tuned}
+    changes: dict[str, Tensor | CodedMask] = {names[k]: values for k, values in whole.items()}
     first: dict[str, tuple[str, CodedMask]] = {}
     for name, target, mask in named(ticket.coded):
         if not is_parameter(target):
@@ -171,5 +172,9 @@ def _changes(ticket: Ticket, names: Mapping[str, str]) -> dict[str, Tensor | Cod
         other, before = first.setdefault(names[name], (name, mask))
         if before != mask and not torch.equal(decode(before), decode(mask)):
             raise two_masks(other, name)
-        changes[names[name]] = mask
+        values = changes.get(names[name])
+        if isinstance(values, Tensor):  # a tuned parameter under a mask
+            changes[names[name]] = values.masked_fill(decode(mask).logical_not_(), 0)
+        else:
+            changes[names[name]] = mask
     return changes

@@ -2,14 +2,14 @@
 
 A search changes no weight, so the mask alone identifies a jackpot: half a bit per weight at 90 % sparsity,
 next to weights that are public or already deployed. The *base* is every tensor of the state dict except the
-norm statistics, which the search adapts and the ticket contains. The ticket has the SHA-256 of every base
+norm statistics and tuned parameters, which the ticket contains. The ticket has the SHA-256 of every base
 tensor, and can only be applied to these.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -41,9 +41,10 @@ from nni_jackpot.storage.ticket_format import (
     named,
     parse,
 )
+from nni_jackpot.storage.tuned_values import taken_out, values_of
 
 KIND = "jackpot ticket"
-VERSION = 2  # 1 where the content is short enough to be JSON as it is
+VERSION = 3  # 2 without tuned parameters, and 1 where the content is short enough to be JSON as it is
 
 
 class MaskFinder(Protocol):
@@ -66,14 +67,16 @@ class Ticket:
     base
         SHA-256 of every base tensor by its name in the state dict (`formats.sealed.digest_of`).
     metadata
-        Plain data saved with the ticket, such as config list and metrics.
+        Plain data, such as config list and metrics.
     """
 
     coded: CodedMasks
     base: Mapping[str, bytes]
     metadata: Mapping[str, Any]
     _statistics: Mapping[str, Form]
+    _tuned: Mapping[str, Form]
     _packed: bytes
+    _packed_tuned: bytes
 
     @property
     def masks(self) -> dict[str, dict[str, Tensor | None]]:
@@ -112,6 +115,11 @@ class Ticket:
         return statistics
 
     @property
+    def tuned(self) -> dict[str, Tensor]:
+        """The parameters that the search has tuned, by their names in the state dict; raises TicketError."""
+        return values_of(self._tuned, self._packed_tuned)
+
+    @property
     def sparsity(self) -> float:
         """Share of zeros over all targets with at least one zero."""
         pruned = [mask for *_, mask in named(self.coded) if mask.kept < mask.size]
@@ -121,12 +129,13 @@ class Ticket:
     def nbytes(self) -> dict[str, int]:
         """Bytes of the parts, in the file and in memory: ``masks``, ``statistics`` and ``base``."""
         streams = sum(len(mask.stream) for *_, mask in named(self.coded))
-        return {"masks": streams, "statistics": len(self._packed), "base": DIGEST_SIZE * len(self.base)}
+        values = len(self._packed) + len(self._packed_tuned)
+        return {"masks": streams, "statistics": values, "base": DIGEST_SIZE * len(self.base)}
 
     @property
     def names(self) -> list[str]:
-        """The names of all tensors of the state dict, norm statistics included."""
-        return [*self.base, *self._statistics]
+        """The names of all tensors of the state dict."""
+        return [*self.base, *self._statistics, *self._tuned]
 
     def check_base(self, model: Model) -> None:
         """Check that a model, or a state dict, is the base that the ticket was found on.
@@ -162,15 +171,18 @@ class Ticket:
         """
         found_digest = digest or (lambda name: digest_of(state[name]))
         shapes = {name: mask.shape for name, target, mask in named(self.coded) if is_parameter(target)}
-        known = set(statistics_of(state, parameters))
+        known = {*statistics_of(state, parameters), *self._tuned}
+        forms = {**self._statistics, **self._tuned}
         wrong = [f"{name} is missing" for name in self.names if name not in state]
         for name, tensor in state.items():
             form = _form(tensor)
-            if name in self._statistics:
-                if form != str(self._statistics[name]):
-                    wrong.append(f"{name} is {form}, not {self._statistics[name]}")
+            if name in forms:
+                if form != str(forms[name]):
+                    wrong.append(f"{name} is {form}, not {forms[name]}")
                 elif name not in known:
                     wrong.append(f"{name} is not a norm statistic")
+                elif shapes.get(name, tensor.shape) != tensor.shape:
+                    wrong.append(f"{name} is {form}, its mask of shape {list(shapes[name])}")
             elif name not in self.base:
                 wrong.append(f"{name} is unknown")
             elif shapes.get(name, tensor.shape) != tensor.shape:
@@ -202,7 +214,7 @@ class Ticket:
                 )
             with error_prefix(f"the mask of {escaped(name)}"):
                 check(mask)
-        _ = self.statistics
+        _ = self.statistics, self.tuned
 
     def check_writable(self, model: Model) -> None:
         """Check that masks and statistics can be written in place without changing other tensors.
@@ -214,7 +226,7 @@ class Ticket:
             one tensor differ.
         """
         state = state_of(model)
-        check_writable(state, self.masked, self._statistics)
+        check_writable(state, self.masked, {**self._statistics, **self._tuned})
         coded = {name: mask for name, _, mask in named(self.coded)}
         for first, name in aliases(state, self.masked):
             if coded[first] != coded[name] and not torch.equal(decode(coded[first]), decode(coded[name])):
@@ -249,7 +261,7 @@ class Ticket:
         """Write zeros and norm statistics as `apply` does, without its checks."""
         state = state_of(model)
         with torch.no_grad():
-            for name, values in self.statistics.items():
+            for name, values in {**self.statistics, **self.tuned}.items():
                 state[name].copy_(values)
             for name, target, mask in named(self.coded):
                 if is_parameter(target):
@@ -261,6 +273,7 @@ def save_ticket(
     masks: Masks | MaskFinder,
     model: Model,
     metadata: Mapping[str, Any] | None = None,
+    tuned: Collection[str] = (),
 ) -> None:
     """Save a jackpot as a ticket.
 
@@ -275,6 +288,8 @@ def save_ticket(
         `apply_masks`). Its norm statistics become part of the ticket.
     metadata
         Plain data about the jackpot: ``{"config_list": ..., "metrics": ..., "seed": 0}``.
+    tuned
+        Names of parameters that were trained along (``norm="tune"``); a pruner knows its own.
 
     Raises
     ------
@@ -288,12 +303,14 @@ def save_ticket(
     metadata = dict(metadata or {})
     if not isinstance(masks, Mapping):
         metadata.setdefault("config_list", masks.config_list)
+        tuned = tuned or getattr(masks, "tuned", ())
         masks = masks.get_masks()
     state = base_state(model)
     _refuse_applied(masks_by_name(masks, state), state)
     statistics = {name: state.pop(name) for name in statistics_of(state, parameters_of(model))}
     for name, values in statistics.items():
         check_values(name, values)
+    tuned_values = taken_out(state, tuned)
     coded: CodedMasks = {
         module: {target: None if mask is None else encode(mask) for target, mask in targets.items()}
         for module, targets in masks.items()
@@ -304,20 +321,20 @@ def save_ticket(
             for module, targets in coded.items()
         },
         "base": list(state),
-        "statistics": {
-            name: [(form := Form.of(t)).dtype, list(form.shape)] for name, t in statistics.items()
-        },
+        "statistics": _forms(statistics),
         "metadata": metadata,
+        **({"tuned": _forms(tuned_values)} if tuned else {}),
     }
     digests = b"".join(digest_of(tensor) for tensor in state.values())
     streams = {f"mask.{name}": mask.stream for name, _, mask in named(coded) if mask.stream}
     parts = {"base": digests, "statistics": pack(list(statistics.values())), **streams}
+    parts |= {"tuned": pack(list(tuned_values.values()))} if tuned else {}
     tensors = {name: from_bytes(part) for name, part in parts.items()}
     try:
         packed = deflated(content)
         written: Any = content if packed is None else packed
         parse(written, parts)
-        write_sealed(path, KIND, 1 if packed is None else VERSION, written, tensors)
+        write_sealed(path, KIND, VERSION if tuned else 1 if packed is None else 2, written, tensors)
     except TicketError:
         raise
     except (TypeError, ValueError, RecursionError) as error:
@@ -337,7 +354,7 @@ def load_ticket(path: str | os.PathLike[str]) -> Ticket:
     """
     content, parts = read_parts(path, KIND, VERSION)
     with error_prefix(f"{path} is damaged"):
-        return Ticket(*parse(content, parts), parts["statistics"])
+        return Ticket(*parse(content, parts), parts["statistics"], parts.get("tuned", pack([])))
 
 
 def masks_by_name(masks: Masks, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -364,6 +381,10 @@ def masks_by_name(masks: Masks, state: Mapping[str, Tensor]) -> dict[str, Tensor
 def two_masks(first: str, name: str) -> MaskError:
     """Return the error for two names of one tensor with different masks."""
     return MaskError(f"{escaped(first)} and {escaped(name)} are one tensor, and their masks differ")
+
+
+def _forms(tensors: Mapping[str, Tensor]) -> dict[str, list[Any]]:
+    return {name: [(form := Form.of(t)).dtype, list(form.shape)] for name, t in tensors.items()}
 
 
 def _form(tensor: Tensor) -> str:

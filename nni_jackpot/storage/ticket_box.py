@@ -68,7 +68,7 @@ class TicketBox:
         ticket.compare(base, parameters_of(self.model))
         ticket.check_writable(self.model)
         ticket.check_masks()
-        for key in (*ticket.masked, *ticket.statistics):
+        for key in (*ticket.masked, *ticket.statistics, *ticket.tuned):
             if key not in self._base:
                 self._base[key] = base[key].clone()
         self._tickets[name] = ticket

@@ -16,6 +16,7 @@ from nni_jackpot.storage.formats.byte_planes import FORM, PACKED, Form
 from nni_jackpot.storage.formats.coded_mask import CodedMask
 from nni_jackpot.storage.formats.deflated import DEFLATED, inflated
 from nni_jackpot.storage.formats.rules import Rule, error_prefix
+from nni_jackpot.storage.tuned_values import TUNED, TUNED_VALUES, tuned_forms
 
 CodedMasks: TypeAlias = Mapping[str, Mapping[str, CodedMask | None]]
 
@@ -25,17 +26,19 @@ ACTIVATIONS = ("_input_", "_output_")
 _WEIGHTS, _WEIGHTS_A_BYTE = 1 << 26, 1 << 17
 
 CONTENT = Rule(
-    "`content` is an object of `masks`, `base`, `statistics` and `metadata`, and nothing else; `metadata` is "
-    "an object of anything"
+    "`content` is an object of `masks`, `base`, `statistics` and `metadata`, of `tuned` where there are any, "
+    "and nothing else; `metadata` is an object of anything"
 )
 MASKS = Rule("`masks` is an object by module, of objects by target, of masks or null")
 NAMES = Rule("no two masks are of one NAME: MODULE.TARGET, or TARGET where MODULE is empty")
 TENSORS = Rule(
-    "the tensors are `base`, `statistics`, and `mask.NAME` for each mask with a stream; there are no others"
+    "the tensors are `base`, `statistics`, `tuned` if the content has one, and `mask.NAME` for each mask "
+    "with a stream; there are no others"
 )
 BASE = Rule("`base` is a list of names, none of them twice, and the tensor `base` has 32 bytes for each")
 MASKED = Rule(
-    f"a mask is of a name in `base`, except one of a TARGET that begins with {' or '.join(ACTIVATIONS)}"
+    "a mask is of a name in `base` or `tuned`, except one of a TARGET that begins with "
+    f"{' or '.join(ACTIVATIONS)}"
 )
 STATISTICS = Rule("`statistics` is an object of `[type, shape]` by names that are not in `base`")
 CLAIM = Rule(
@@ -56,15 +59,16 @@ CONTENT_RULES = (
     STATISTICS,
     FORM,
     norm_statistics.STATISTIC,
+    TUNED,
 )
-DECODING_RULES = (CLAIM, mask_codec.DECODED, PACKED, norm_statistics.VALUES)
+DECODING_RULES = (CLAIM, mask_codec.DECODED, PACKED, norm_statistics.VALUES, TUNED_VALUES)
 RULES = CONTENT_RULES + DECODING_RULES
 
 
 def parse(
     content: Any, parts: Mapping[str, bytes]
-) -> tuple[CodedMasks, dict[str, bytes], dict[str, Any], dict[str, Form]]:
-    """Check a ticket, and return masks, the hashes of the base, metadata and the forms of statistics.
+) -> tuple[CodedMasks, dict[str, bytes], dict[str, Any], dict[str, Form], dict[str, Form]]:
+    """Check a ticket; return masks, base hashes, metadata, and forms of statistics and tuned parameters.
 
     Parameters
     ----------
@@ -80,13 +84,14 @@ def parse(
     """
     if isinstance(content, str):
         content = inflated(content, sum(map(len, parts.values())))
-    if not isinstance(content, dict) or content.keys() != {"masks", "base", "statistics", "metadata"}:
+    keys = {"masks", "base", "statistics", "metadata"}
+    if not isinstance(content, dict) or content.keys() - {"tuned"} != keys:
         raise CONTENT.broken("the content")
     if not isinstance(content["metadata"], dict):
         raise CONTENT.broken("the metadata")
     coded = _masks(content["masks"], parts)
     streams = {f"mask.{name}" for name, _, mask in named(coded) if mask.stream}
-    others = parts.keys() ^ {"base", "statistics", *streams}
+    others = parts.keys() ^ {*({"base", "statistics", "tuned"} & {"base", "statistics", *content}), *streams}
     if others:
         raise TENSORS.broken(f"tensor {min(others)}")
     names = content["base"]
@@ -97,10 +102,14 @@ def parse(
             f"{len(names)} names, {len(set(names))} different ones, and {len(parts['base'])} bytes"
         )
     base = {name: parts["base"][i * DIGEST_SIZE : (i + 1) * DIGEST_SIZE] for i, name in enumerate(names)}
+    tuned = content.get("tuned")
+    known = base.keys() | (tuned.keys() if isinstance(tuned, dict) else set())
     for name, target, _ in named(coded):
-        if is_parameter(target) and name not in base:
+        if is_parameter(target) and name not in known:
             raise MASKED.broken(f"the mask of {name}")
-    return coded, base, content["metadata"], _statistics(content["statistics"], base)
+    statistics = _statistics(content["statistics"], base)
+    forms = tuned_forms(tuned, {*base, *statistics}) if "tuned" in content else {}
+    return coded, base, content["metadata"], statistics, forms
 
 
 def check_claim(coded: CodedMasks, size: int) -> None:

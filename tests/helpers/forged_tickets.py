@@ -15,9 +15,11 @@ from conftest import ConvNet
 from torch import Tensor
 
 from nni_jackpot import save_ticket
-from nni_jackpot.storage import norm_statistics
+from nni_jackpot.runtime.tensor_bytes import from_bytes
+from nni_jackpot.storage import norm_statistics, tuned_values
 from nni_jackpot.storage import ticket_format as rules
 from nni_jackpot.storage.formats import byte_planes, coded_mask, deflated, mask_codec, sealed_format
+from nni_jackpot.storage.formats.byte_planes import pack
 from nni_jackpot.storage.formats.rules import Rule
 from nni_jackpot.storage.formats.sealed import read_sealed
 from nni_jackpot.storage.ticket import KIND
@@ -87,6 +89,18 @@ def values(name: str, value: float) -> Change:
         changed = statistics()
         changed[name].view(-1)[-1:] = value
         forged.set_statistics(changed)
+
+    return change
+
+
+def tuned(name: str, form: Any, value: float = 0.0) -> Change:
+    """Claim that a tensor was tuned to a value."""
+
+    def change(forged: Forged) -> None:
+        if name in forged.content["base"] and name.startswith("bn"):
+            forged.take_from_base(name)
+        forged.content["tuned"] = {name: form}
+        forged.tensors["tuned"] = from_bytes(pack([torch.full((8,), value)]))
 
     return change
 
@@ -255,6 +269,12 @@ OF_CONTENT: dict[Rule, list[Change]] = {
         another("bn1", "running_mean"),
         another("conv3", "weight"),
     ],
+    tuned_values.TUNED: [
+        *(tuned("bn1.bias", form) for form in ("float32", ["float32"], ["int64", [8]], ["float32", [4, 2]])),
+        *(tuned(name, ["float32", [8]]) for name in ("conv2.bias", "bn1.running_mean", "more", "")),
+        lambda forged: (tuned("bn1.bias", ["float32", [8]])(forged), forged.content.update(tuned={})),
+        lambda forged: (tuned("bn1.bias", ["float32", [8]])(forged), forged.content.update(tuned=[])),
+    ],
     rules.STATISTICS: [
         *(said(statistics=forms) for forms in ([], None)),
         *(statistic("bn1.running_mean", form) for form in ("float32", ["float32"], ["float32", [8], 1], ["float32", 8])),
@@ -282,6 +302,9 @@ DECODED: dict[Rule, list[Change]] = {
         tensor("statistics", lambda raw: torch.cat([raw, raw])),
         lambda forged: forged.set_statistics(statistics(), zlib.compress(bytes(10**6))),
         lambda forged: forged.set_statistics(statistics(), b"noise"),
+    ],
+    tuned_values.TUNED_VALUES: [
+        tuned("bn1.bias", ["float32", [8]], value) for value in (float("nan"), float("inf"))
     ],
     norm_statistics.VALUES: [
         *(values("bn1.running_mean", value) for value in (float("nan"), float("-inf"))),

@@ -139,7 +139,9 @@ def check_resumed(batches: Batches, path: Path, stop_after: int, **options: Any)
         for a, b in zip(resumed.pruner.score_parameters(), whole.pruner.score_parameters(), strict=True)
     )
     assert same_buffers(resumed.model, whole.model)  # norm statistics
-    assert frozen(resumed.model, resumed.dense)
+    assert frozen(resumed.model, resumed.dense, resumed.pruner.tuned)
+    theirs = dict(whole.model.named_parameters())
+    assert all(torch.equal(parameter, theirs[name]) for name, parameter in resumed.model.named_parameters())
     assert resumed.pruner.learning_rate == whole.pruner.learning_rate
     assert resumed.losses == whole.losses
     assert torch.equal(torch.rand(1), _next_number_after(whole_of=batches, **options))

@@ -61,6 +61,7 @@ def test_resumes_where_it_was(batches: Batches, tmp_path: Path, stop_after: int)
         {"method": Supermask(lr=0.3), "dropout": 0.3},
         {"method": Supermask.paper(lr=300.0), "length": (None, 3)},
         {"method": Patterns(lr=0.3), "config_list": PATTERN},
+        {"norm": "tune"},
     ],
     ids=lambda options: ", ".join(
         f"{k}={getattr(v, '__name__', getattr(v, 'name', v))}" for k, v in options.items()

@@ -16,6 +16,7 @@ from nni_jackpot.runtime.settings import Rule, between, one_of, option, shown
 from nni_jackpot.search.blockwise import BlockSearch
 from nni_jackpot.search.blockwise.polish import Polish
 from nni_jackpot.search.match_dense import MATCHING_LOSSES
+from nni_jackpot.search.options import NORMS
 
 _MINUTES = Rule("> 0 and <= 1e6", lambda value: 0 < value <= 1e6)
 
@@ -62,8 +63,9 @@ class SearchConfig:
         "how zeros are shared out among targets without a global_group_id", one_of(BUDGETS), "as_configured"
     )
     norm: str = option(
-        "whether normalisation statistics adapt to the masks, or are frozen",
-        one_of(("adapt", "freeze")),
+        "whether normalisation statistics adapt to the masks (adapt) or are frozen (freeze), or adapt while "
+        "affines of norm layers and biases are trained along (tune)",
+        one_of(NORMS),
         "adapt",
     )
     reestimate_norm: bool | None = option(
@@ -94,6 +96,8 @@ class SearchConfig:
             object.__setattr__(self, "reestimate_norm", default)
         if self.blockwise is not None and self.epochs:
             raise Invalid("epochs", f"found {self.epochs}, allowed: 0 beside blockwise, which has steps")
+        if self.blockwise is not None and self.norm == "tune":
+            raise Invalid("norm", "found tune, allowed beside blockwise: adapt, freeze")
         if self.polish is not None and self.blockwise is None:
             raise Invalid("polish", "found a mapping, allowed: null without blockwise")
         if self.polish is not None and self.loss == "labels":

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from nni_jackpot.masking.refresh import build_caches
 from nni_jackpot.masking.score_groups import ScoreGroup
+from nni_jackpot.modules.tuned import TunedParameters
 
 _logger = logging.getLogger(__name__)
 
@@ -35,15 +36,24 @@ class BestMasks:
     finds_lr
         Whether masks are compared during the search as well, and the learning rate is lowered where they have
         become worse than those of the start. Training must see the masks themselves, at full sparsity.
+    tuned
+        Parameters that are trained along: masks are kept with the values that they have at that moment.
     """
 
-    def __init__(self, groups: list[ScoreGroup], initial_scores: tuple[float, float], finds_lr: bool) -> None:
+    def __init__(
+        self,
+        groups: list[ScoreGroup],
+        initial_scores: tuple[float, float],
+        finds_lr: bool,
+        tuned: TunedParameters | None = None,
+    ) -> None:
         self._groups = groups
         self._initial_scores = initial_scores
         self._next = _FIRST if finds_lr else None
         self._loss_of_start: float | None = None
         self._loss: float | None = None
-        self._kept = self._current()
+        self._tuned = tuned
+        self._kept, self._values = self._current(), self._values_now()
 
     def is_due(self, step: int) -> bool:
         """Return True if masks are to be compared after ``step`` steps."""
@@ -67,12 +77,14 @@ class BestMasks:
         assert self._loss is not None
         loss = measure()
         if loss <= self._loss:
-            self._loss, self._kept = loss, self._current()
+            self._loss, self._kept, self._values = loss, self._current(), self._values_now()
         elif not loss <= self._loss_of_start:
             self._return()
             optimizer.state.clear()
             for param_group in optimizer.param_groups:
                 param_group["initial_lr"] /= DIVISOR
+            if self._tuned is not None:
+                self._tuned.slow_down(DIVISOR)
             rate = optimizer.param_groups[0]["initial_lr"]
             _logger.info(
                 "after %d steps the loss is %.4g, and that of the start's masks %.4g: the search returns to "
@@ -100,7 +112,12 @@ class BestMasks:
         kept = [group.grains.of_mask(group.members[0].mask).reshape(-1) for group in self._groups]
         return [torch.from_numpy(np.packbits(k.cpu().numpy())) for k in kept]
 
+    def _values_now(self) -> list[Tensor]:
+        return [] if self._tuned is None else self._tuned.values()
+
     def _return(self) -> None:
+        if self._tuned is not None:
+            self._tuned.restore(self._values)
         for group, packed in zip(self._groups, self._kept, strict=True):
             kept = _unpacked(group, packed).to(group.score.device)
             group.set_initial(kept, *self._initial_scores)
@@ -114,10 +131,13 @@ class BestMasks:
         scores = [group.score.detach().clone() for group in self._groups]
         states = [{**member.state_dict(), "mask": member.mask.clone()} for member in members]
         modes = [(member.mode, member.is_read) for member in members]
+        values = self._values_now()
         self._return()
         try:
             yield
         finally:
+            if self._tuned is not None:
+                self._tuned.restore(values)
             with torch.no_grad():
                 for group, score in zip(self._groups, scores, strict=True):
                     group.score.copy_(score)
@@ -132,6 +152,7 @@ class BestMasks:
         """Return the best masks, and what is known about losses."""
         return {
             "kept": self._kept,
+            "values": self._values,
             "loss": self._loss,
             "loss_of_start": self._loss_of_start,
             "next": self._next,
@@ -153,6 +174,8 @@ class BestMasks:
                 raise ValueError(f"the best mask of {group} does not keep equally many in each row")
         if self._weights_kept(kept) != self._weights_kept(self._kept):
             raise ValueError("the best masks keep another number of weights")
+        if self._tuned is not None:
+            self._tuned.check_values(state["values"])
         for name in ("loss", "loss_of_start"):
             if state[name] is not None and type(state[name]) is not float:
                 raise TypeError(f"{name} is not a number")
@@ -163,7 +186,8 @@ class BestMasks:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state."""
-        self._kept, self._next = list(state["kept"]), state["next"]
+        self._kept, self._values = list(state["kept"]), list(state["values"])
+        self._next = state["next"]
         self._loss, self._loss_of_start = state["loss"], state["loss_of_start"]
 
     def _weights_kept(self, kept: list[Tensor]) -> int:

@@ -148,6 +148,7 @@ def test_an_interrupted_search_continues_after_its_last_block(
     ("change", "said"),
     [
         ("search.epochs=1", "search.epochs: found 1, allowed: 0 beside blockwise"),
+        ("search.norm=tune", "search.norm: found tune, allowed beside blockwise: adapt, freeze"),
         ("search.polish={steps: 1}", "search.loss: found labels, allowed beside polish: kl, cosine, mse"),
         ("data={name: digits}", "model.name"),
         ("pretrain.epochs=1", "pretrain: found a training"),
