@@ -380,11 +380,9 @@ class LotteryJackpotPruner(LiveMaskPruner):
         method = self.method
         if finds_lr and not compares and method.lr is not None:  # nothing would show harm
             method = replace(method, lr=method.lr / DIVISOR)
-        if self._own_optimizer is not None:
-            optimizer = self._own_optimizer(self.score_parameters())
-        else:
-            scores = [[group.score for group in members] for members in budget_groups]
-            optimizer = optimizer_of(method, scores)
+        scores = [[group.score for group in members] for members in budget_groups]
+        own = self._own_optimizer
+        optimizer = own(self.score_parameters()) if own else optimizer_of(method, scores)
         # After soft masks, the running statistics are still theirs.
         collects = self._norm != "freeze" and settings.temperature > 0
         self._search = Search(
