@@ -63,7 +63,7 @@ def test_a_setting_without_effect_is_refused(
         load(tmp_path, **sections)
     said = str(caught.value)
     assert said.startswith(f"{tmp_path / 'run.yml'}: {key}: found ")
-    assert "which has no effect, for " in said
+    assert "which has no effect because " in said
     assert why in said
     assert said.endswith("remove the key")
 
