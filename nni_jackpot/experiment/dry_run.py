@@ -98,7 +98,9 @@ def plan(
             row["time"] = tqdm.format_interval(needed)
         rows.append(row)
     about = f", about {tqdm.format_interval(seconds)} on this machine" if here else ""
-    total_line = f"{len(runs)} runs, {total:,} steps in all{about}; nothing was trained"
+    # Runs of text are not timed.
+    counted = f"{total:,} steps in all{about}; " if tried else ""
+    total_line = f"{len(runs)} runs, {counted}nothing was trained"
     return "\n".join([_tables(rows), total_line, *(textwrap.fill(note, _WIDTH) for note in notes)])
 
 
