@@ -1,6 +1,6 @@
 """Measure how time and memory of a search grow with the number of weights.
 
-Each size runs in a process of its own: a step of the default recipe, and the forward and backward pass of the
+Each size runs in a separate process: a step of the default recipe, and the forward and backward pass of the
 dense network, in turns. The largest network is searched block by block. Networks are linear layers with batch
 norm, which compute little for each weight, so that the cost of the search shows.
 """

@@ -14,6 +14,8 @@ html_title = project
 
 # Pages are Markdown and link to each other, to files of the repository and to headings, as they do on GitHub.
 myst_heading_anchors = 3
+# Reports link to anchors in HTML, which MyST does not know; the site offers them as files.
+exclude_patterns = ["results/arena-*/report.md"]
 
 # Docstrings follow the numpy convention; names in backticks are names of code.
 default_role = "py:obj"

@@ -1,11 +1,12 @@
 """Search a channel jackpot: prune whole output channels, then shrink the network with ModelSpeedup.
 
-Run it with: python examples/channels.py
+Run it with: python examples/channels.py [SEED]
 """
 
+import sys
 import time
 
-from nni_jackpot import EdgePopup, LotteryJackpotPruner
+from nni_jackpot import LotteryJackpotPruner
 from nni_jackpot.experiment.models.resnet import ResNet
 
 import nni
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 
 
 nni.silence_stdout()  # of the lines that NNI's speedup logs for every module
-torch.manual_seed(0)
+torch.manual_seed(int(sys.argv[1]) if sys.argv[1:] else 0)
 pixels, labels = load_digits(return_X_y=True)
 images, labels = torch.tensor(pixels).float().view(-1, 1, 8, 8) / 16, torch.tensor(labels)
 train, test = slice(0, 1400), slice(1400, None)
@@ -80,7 +81,7 @@ for name, _ in model.named_modules():
 
 optimizer = nni.trace(torch.optim.SGD)(model.parameters(), lr=0.1)  # drives the loop, but gets no gradients
 evaluator = TorchEvaluator(training_func, optimizer, training_step)
-pruner = LotteryJackpotPruner(model, config_list, evaluator, method=EdgePopup.paper(), norm="freeze")
+pruner = LotteryJackpotPruner(model, config_list, evaluator)
 pruner.reestimate_norm(images[train].split(200))
 report("magnitude channels", model)
 pruner.compress(max_steps=None, max_epochs=8)

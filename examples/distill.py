@@ -1,9 +1,10 @@
 """Search a jackpot without labels: the dense network is the teacher, through NNI's distiller.
 
-Run it with: python examples/distill.py
+Run it with: python examples/distill.py [SEED]
 """
 
 import copy
+import sys
 
 from nni_jackpot import LotteryJackpotPruner
 from nni_jackpot.experiment.models.resnet import ResNet
@@ -16,7 +17,7 @@ from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
 
-torch.manual_seed(0)
+torch.manual_seed(int(sys.argv[1]) if sys.argv[1:] else 0)
 pixels, labels = load_digits(return_X_y=True)
 images, labels = torch.tensor(pixels).float().view(-1, 1, 8, 8) / 16, torch.tensor(labels)
 train, test = slice(0, 1400), slice(1400, None)

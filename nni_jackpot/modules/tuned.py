@@ -34,7 +34,7 @@ def tunable(model: nn.Module, without: Collection[int]) -> dict[str, nn.Paramete
 
 
 class TunedParameters:
-    """Parameters that Adam trains in every step of a search, while all others stay as they are.
+    """Parameters that Adam trains in every step of a search, while all others are frozen.
 
     Parameters
     ----------

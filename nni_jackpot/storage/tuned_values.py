@@ -55,7 +55,7 @@ def taken_out(state: dict[str, Tensor], names: Iterable[str]) -> dict[str, Tenso
     """
     for name in names:
         if name not in state or not may_be_tuned(name, state[name]):
-            raise MaskError(f"{escaped(name)} is no affine of a norm layer or bias of the model")
+            raise MaskError(f"{escaped(name)} is neither an affine of a norm layer nor a bias of the model")
     tuned = {name: state.pop(name) for name in dict.fromkeys(names)}
     _check(tuned)
     return tuned

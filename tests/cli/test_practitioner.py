@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -30,7 +32,8 @@ from nni_jackpot.experiment.reference.templates import TEMPLATES
 from nni_jackpot.experiment.running.found import find
 from nni_jackpot.search.match_dense import values_of
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+ROOT = Path(__file__).parents[2]
+EXAMPLES, START = ROOT / "examples", ROOT / "docs" / "start.md"
 
 
 @pytest.fixture
@@ -66,8 +69,13 @@ def trained(model: nn.Module, transform: Callable[..., Any]) -> float:
 
 
 def deployed() -> None:
-    """Deploy the jackpot as ONNX, and check its predictions in a process without the package and PyTorch."""
+    """Deploy the jackpot as ONNX, and check its predictions."""
     assert cli.main(["deploy", "out", "--form", "onnx"]) == 0
+    check_onnx()
+
+
+def check_onnx() -> None:
+    """Check the predictions of the ONNX file in a process without the package and without PyTorch."""
     images = sorted(map(str, Path("my_images/val").glob("*/*")))
     code = "import sys, runpy; sys.modules.update(dict.fromkeys(['torch', 'nni', 'nni_jackpot']))"
     run = f"{code}; runpy.run_path({str(EXAMPLES / 'run_onnx.py')!r}, run_name='__main__')"
@@ -84,10 +92,15 @@ def searched(*options: str) -> tuple[float, dict[str, Any]]:
     """Search by one line and export the ticket; return the dense accuracy in percent, and its provenance."""
     line = ["--data", "my_images", "--epochs", "1", "--output", "out", "--set", "data.batch_size=16"]
     assert cli.main(["search", *line, *options]) == 0
+    return exported_dense(), load_ticket("out/jackpot.ticket").metadata
+
+
+def exported_dense() -> float:
+    """Export the ticket of the run; return its dense accuracy in percent."""
     assert cli.main(["export", "out"]) == 0
     rows = {row["kind"]: row for row in json.loads(Path("out/results.json").read_text())["rows"]}
     assert rows["jackpot"]["sparsity"] == pytest.approx(0.9, abs=2e-3)
-    return 100 * rows["dense"]["accuracy"], load_ticket("out/jackpot.ticket").metadata
+    return 100 * rows["dense"]["accuracy"]
 
 
 def test_a_checkpoint_of_torchvision_with_odd_preprocessing(
@@ -138,10 +151,13 @@ def test_a_checkpoint_of_transformers_with_odd_preprocessing(folder: Path) -> No
     own = trained(model, lambda image: processor(image, return_tensors="pt")["pixel_values"][0])
     model.save_pretrained("my_model")
     processor.save_pretrained("my_model")
-    dense, told = searched("--model", "transformers/my_model")
-    assert dense == pytest.approx(own, abs=0.1)
-    assert told["preprocessing"]["preprocess"]["resize"] == 30
-    deployed()
+    commands = re.findall(r"^nni-jackpot (.* out\b.*)$", START.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        assert cli.main(shlex.split(command)) == 0
+    assert exported_dense() == pytest.approx(own, abs=0.1)
+    assert load_ticket("out/jackpot.ticket").metadata["preprocessing"]["preprocess"]["resize"] == 30
+    check_onnx()
     assert cli.main(["deploy", "out", "--form", "hf"]) == 0
     assert AutoImageProcessor.from_pretrained("out/deployed/hf").size == processor.size
 

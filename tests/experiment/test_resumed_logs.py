@@ -31,7 +31,7 @@ def path(tmp_path: Path) -> Path:
         pretrain={"epochs": 0},
         config_list=[{"op_types": ["Conv2d"], "sparse_ratio": 0.8}],
         search={"epochs": 4, "checkpoint_every": 3},
-        finetune={"epochs": 0},
+        finetune={"epochs": 0, "under": "initial"},
     )
 
 

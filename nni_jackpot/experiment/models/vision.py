@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # Largest mean difference of an image, in levels of 255: libraries round resized pixels differently.
 _MOST_LEVELS = 1.0
 _TRIED_PIXELS = 320, 240
+_MOST_PIXELS = 4096
 
 
 @dataclass(frozen=True)
@@ -138,10 +139,20 @@ def _inputs_of(processor: Any) -> Inputs | None:
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (*_TRIED_PIXELS, 3), dtype=np.uint8))
     try:
+        if not _is_bounded(processor):
+            return None
         wanted = torch.as_tensor(processor(image, return_tensors="pt")["pixel_values"][0])
         return next((inputs for inputs in _possible(processor, wanted) if _same(inputs, image, wanted)), None)
     except Exception:  # of a processor whose settings do not fit one another
         return None
+
+
+def _is_bounded(processor: Any) -> bool:
+    """Return True if an image processor, whose file may be hostile, makes images of a sensible size."""
+    sizes = (dict(getattr(processor, name, None) or {}) for name in ("size", "crop_size", "pad_size"))
+    sides = [side for size in sizes for side in size.values() if side is not None]
+    share = getattr(processor, "crop_pct", None) or 1.0
+    return all(0 < side <= _MOST_PIXELS for side in sides) and 0.1 <= share <= 1
 
 
 def _possible(processor: Any, wanted: torch.Tensor) -> Iterator[Inputs]:

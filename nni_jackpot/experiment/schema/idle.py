@@ -98,7 +98,7 @@ def check_effects(
     for name, idle in given:
         found = _value(config, name)
         if found != _value(usual, name):
-            raise Invalid(name, f"found {shown(found)}, which has no effect, for {idle.why}: remove the key")
+            raise Invalid(name, f"found {shown(found)}, which has no effect because {idle.why}: remove the key")
 
 
 def _in(section: str, names: list[str]) -> list[str]:

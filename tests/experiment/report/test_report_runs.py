@@ -8,6 +8,7 @@ import pytest
 import yaml
 from report_runs import Measures, Write
 
+from nni_jackpot.errors import RunFolderError
 from nni_jackpot.experiment.report.measures import labels
 from nni_jackpot.experiment.report.runs import find_runs
 
@@ -44,6 +45,9 @@ def test_trials_of_an_nni_experiment(write_run: Write, tmp_path: Path, trials: s
     results.write_text(json.dumps(json.loads(results.read_text()) | {"trial": 3}))
     (run,) = find_runs([tmp_path / "runs" / "xyz"]).runs
     assert run.origin == f"trial 3 (AbCde) of the NNI experiment {tmp_path}/runs/xyz"
+    results.write_text(json.dumps(json.loads(results.read_text()) | {"trial": "3"}))
+    with pytest.raises(RunFolderError, match="allowed: a number or null"):
+        find_runs([tmp_path / "runs" / "xyz"])
 
 
 def test_of_two_equal_runs_the_later_counts(write_run: Write, tmp_path: Path) -> None:

@@ -32,8 +32,18 @@ def text(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_block_by_block(kind: str, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_block_by_block(
+    kind: str,
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     loss, measures = KINDS[kind]
+    told: list[tuple[float, dict[str, float]]] = []
+    monkeypatch.setattr(
+        "nni_jackpot.experiment.run.report_final", lambda value, **others: told.append((value, others))
+    )
     network = save_network(tmp_path / "network", kind)
     search = {"loss": loss, "polish": {"steps": 2}}
     file = write_run(tmp_path, network, search=search)
@@ -42,6 +52,7 @@ def test_block_by_block(kind: str, text: Path, tmp_path: Path, capsys: pytest.Ca
     result = load_result(tmp_path / "out")
     assert [row.kind for row in result.rows] == ["dense", "initial", "sparsegpt", "jackpot"]
     assert all(list(row.values) == measures for row in result.rows)
+    assert told == [(result.rows[-1].main, {"sparsity": 0.5, "overlap": result.overlap})]
     assert all(row.tokens is not None for row in result.rows[1:])
     assert "wanda mask alone" in said
     if measures == ["perplexity"]:
@@ -141,7 +152,7 @@ def test_an_interrupted_search_continues_after_its_last_block(
         ("search.polish={steps: 1}", "search.loss: found labels, allowed beside polish: kl, cosine, mse"),
         ("data={name: digits}", "model.name"),
         ("pretrain.epochs=1", "pretrain: found a training"),
-        ("finetune.epochs=1", "finetune.epochs: found initial_tuned, which is only allowed without"),
+        ("finetune={epochs: 1, lr: 0.1}", "finetune.epochs: found initial_tuned, which is only allowed without"),
         ("search.blockwise=null", "comparators.sparsegpt: found sparsegpt, which is only allowed beside"),
         ("search.blockwise.start=wonder", "search.blockwise.start: found 'wonder'"),
         ("data.train_images=5", "data.train_images: unknown key"),
@@ -166,7 +177,7 @@ def test_embeddings_have_no_labels(text: Path, tmp_path: Path, capsys: pytest.Ca
 
 
 def test_images_are_searched_without_labels(tmp_path: Path) -> None:
-    file = tiny_run(tmp_path, search={"loss": "kl"}, finetune={"epochs": 0})
+    file = tiny_run(tmp_path, search={"loss": "kl"}, finetune={"epochs": 0, "under": "initial"})
     assert command("search", file) == 0
     assert [row.kind for row in load_result(tmp_path / "out").rows][-1] == "jackpot"
 

@@ -15,7 +15,7 @@ from nni_jackpot.experiment.sweep import runs_of
 _CHECKPOINT = {"pretrain": {"checkpoint": "my.pth"}}
 
 
-def load(folder: Path, overrides: Any = None, **sections: Any) -> RunConfig:
+def load(folder: Path, overrides: dict[str, Any] | None = None, **sections: Any) -> RunConfig:
     path = folder / "run.yml"
     path.write_text(yaml.safe_dump(content(**sections)))
     return load_config(path, overrides or {})
@@ -63,7 +63,7 @@ def test_a_setting_without_effect_is_refused(
         load(tmp_path, **sections)
     said = str(caught.value)
     assert said.startswith(f"{tmp_path / 'run.yml'}: {key}: found ")
-    assert "which has no effect, for " in said
+    assert "which has no effect because " in said
     assert why in said
     assert said.endswith("remove the key")
 

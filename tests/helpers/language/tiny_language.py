@@ -70,7 +70,7 @@ def write_run(root: Path, network: Path, **changes: Any) -> Path:
             | {"sparse_pattern": "2:4"}
         ],
         "search": {"epochs": 0, "loss": "kl", "blockwise": {"steps": 4}},
-        "finetune": {"epochs": 0},
+        "finetune": {"epochs": 0, "lr": 0.05},
         "comparators": {"sparsegpt": {}},
     }
     for name, value in changes.items():
