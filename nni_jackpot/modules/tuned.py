@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 
-# Learning rate at the start, chosen on validation images (docs/results.md).
+# Learning rate at the start: Adam's default.
 LR = 0.001
 # How their names end.
 KINDS = ("weight", "bias")
