@@ -64,7 +64,8 @@ def check_effects(
     """Refuse given settings that have no effect.
 
     A value that the run would have anyway is allowed: the file that a run writes has all values. So is a
-    value of the file if an override alone makes it idle, such as ``finetune.epochs=0``.
+    value that an override makes idle, such as ``finetune.epochs=0``: a search space combines values, and in
+    some of its combinations others have no effect.
 
     Parameters
     ----------
@@ -86,8 +87,7 @@ def check_effects(
         (name, idle)
         for idle in _idle(config)
         for name in idle.names
-        if _has(raw, name.split("."))
-        and (any(related(name, one) for one in overrides) or not _any_of(idle.switch, overrides))
+        if _has(raw, name.split(".")) and not _any_of(idle.switch, overrides)
     ]
     if not given:
         return
@@ -98,7 +98,9 @@ def check_effects(
     for name, idle in given:
         found = _value(config, name)
         if found != _value(usual, name):
-            raise Invalid(name, f"found {shown(found)}, which has no effect because {idle.why}: remove the key")
+            raise Invalid(
+                name, f"found {shown(found)}, which has no effect because {idle.why}: remove the key"
+            )
 
 
 def _in(section: str, names: list[str]) -> list[str]:

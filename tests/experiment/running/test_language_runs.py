@@ -152,7 +152,10 @@ def test_an_interrupted_search_continues_after_its_last_block(
         ("search.polish={steps: 1}", "search.loss: found labels, allowed beside polish: kl, cosine, mse"),
         ("data={name: digits}", "model.name"),
         ("pretrain.epochs=1", "pretrain: found a training"),
-        ("finetune={epochs: 1, lr: 0.1}", "finetune.epochs: found initial_tuned, which is only allowed without"),
+        (
+            "finetune={epochs: 1, lr: 0.1}",
+            "finetune.epochs: found initial_tuned, which is only allowed without",
+        ),
         ("search.blockwise=null", "comparators.sparsegpt: found sparsegpt, which is only allowed beside"),
         ("search.blockwise.start=wonder", "search.blockwise.start: found 'wonder'"),
         ("data.train_images=5", "data.train_images: unknown key"),

@@ -89,11 +89,13 @@ def test_settings_with_an_effect_or_the_usual_value_are_taken(
     load(tmp_path, **sections)
 
 
-def test_an_override_may_switch_a_section_off_but_not_set_what_is_off(tmp_path: Path) -> None:
+def test_an_override_may_switch_a_section_off_but_not_set_what_the_file_has_off(tmp_path: Path) -> None:
     tuned = {"finetune": {"epochs": 3, "lr": 0.1}}
     assert load(tmp_path, {"finetune.epochs": 0}, **tuned).compared == {}
+    combined = {"finetune.epochs": 0, "finetune.lr": 0.2}  # one combination of a search space
+    assert load(tmp_path, combined, **tuned).compared == {}
     with pytest.raises(ExperimentConfigError, match=r"with the override finetune\.lr"):
-        load(tmp_path, {"finetune.epochs": 0, "finetune.lr": 0.2}, **tuned)
+        load(tmp_path, {"finetune.lr": 0.2}, finetune={"epochs": 0})
     assert load(tmp_path, {"pretrain.checkpoint": "my.pth"}).pretrain.checkpoint == "my.pth"
 
 
