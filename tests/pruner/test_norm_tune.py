@@ -166,7 +166,7 @@ def test_a_ticket_of_channels_masks_tuned_values(tmp_path: Path) -> None:
 def test_only_affines_and_biases_are_tuned_values(name: str, tmp_path: Path) -> None:
     model = network("batch norm")
     masks = {"0": {"weight": (torch.rand(16, 6) < 0.5).float()}}
-    with pytest.raises(MaskError, match="no affine of a norm layer or bias"):
+    with pytest.raises(MaskError, match="neither an affine of a norm layer nor a bias"):
         save_ticket(tmp_path / "a.ticket", masks, model, tuned=[name])
     assert not any(tmp_path.iterdir())
 
