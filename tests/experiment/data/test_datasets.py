@@ -66,12 +66,12 @@ def check_augmentation(name: str, **options: Any) -> tuple[Tensor, Tensor]:
 
 
 def test_digits() -> None:
-    train, _, test, classes = load("digits")
+    train, _, test, classes, *_ = load("digits")
     assert (len(train), len(test), classes, train.shape) == (1437, 360, 10, (1, 8, 8))
 
 
 def test_training_images_are_normalised_and_test_images_alike() -> None:
-    train, _, test, _ = load("digits")
+    train, _, test, _, *_ = load("digits")
     images, _ = everything(train)
     assert images.mean().item() == pytest.approx(0, abs=1e-4)
     assert images.std().item() == pytest.approx(1, abs=1e-4)
@@ -80,7 +80,7 @@ def test_training_images_are_normalised_and_test_images_alike() -> None:
 
 
 def test_split_is_stratified() -> None:
-    train, _, test, _ = load("digits")
+    train, _, test, _, *_ = load("digits")
     shares = torch.bincount(test.labels) / torch.bincount(train.labels)
     assert shares.min() > 0.24
     assert shares.max() < 0.26
@@ -92,7 +92,7 @@ def test_digits_shift() -> None:
 
 
 def test_images_of_another_size() -> None:
-    train, _, test, _ = load("digits", image_size=32)
+    train, _, test, _, *_ = load("digits", image_size=32)
     assert train.shape == test.shape == everything(test)[0].shape[1:] == (1, 32, 32)
 
 
@@ -122,7 +122,7 @@ def small_mnist(root: Path, suffix: str = "") -> dict[str, np.ndarray]:
 )
 def test_mnist(tmp_path: Path, name: str, folder: str, suffix: str) -> None:
     arrays = small_mnist(tmp_path / folder, suffix)
-    train, _, test, classes = load(name, root=str(tmp_path))
+    train, _, test, classes, *_ = load(name, root=str(tmp_path))
     assert (len(train), classes, train.shape) == (50, 10, (1, 28, 28))
     images, labels = everything(test)
     pixels = arrays["train-images-idx3-ubyte"]
@@ -185,7 +185,7 @@ def test_label_out_of_range(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path(FASHION_MNIST_ROOT).is_dir(), reason="needs Debian's dataset-fashion-mnist")
 def test_fashion_mnist_itself() -> None:
-    train, _, test, _ = load("fashion_mnist")
+    train, _, test, _, *_ = load("fashion_mnist")
     images, labels = everything(train)
     assert images.shape == (60000, 1, 28, 28)
     assert images.mean().item() == pytest.approx(0, abs=1e-3)
@@ -235,7 +235,7 @@ def test_cifar(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: Any, size: int, classes: int
 ) -> None:
     written = small_cifar(tmp_path, kind, monkeypatch)
-    train, _, test, found = load(name, root=str(tmp_path))
+    train, _, test, found, *_ = load(name, root=str(tmp_path))
     assert (len(train), len(test), found, train.shape) == (size, 20, classes, (3, 32, 32))
     content = written[kind.test_list[0][0]]
     images, labels = everything(test)
@@ -332,7 +332,7 @@ def image_folder(root: Path, parts: dict[str, dict[str, int]], suffix: str = ".p
 @pytest.mark.parametrize("held_out", ["val", "test"])
 def test_image_folder(tmp_path: Path, held_out: str) -> None:
     image_folder(tmp_path, {"train": {"cat": 3, "dog": 2}, held_out: {"cat": 1, "dog": 2}})
-    train, _, test, classes = load("image_folder", root=str(tmp_path), image_size=14)
+    train, _, test, classes, *_ = load("image_folder", root=str(tmp_path), image_size=14)
     assert (len(train), len(test), classes, train.shape) == (5, 3, 2, (3, 14, 14))
     images, labels = everything(test)
     assert labels.tolist() == [0, 1, 1]
@@ -341,7 +341,7 @@ def test_image_folder(tmp_path: Path, held_out: str) -> None:
 
 def test_images_are_seen_as_in_pytorchs_reference(tmp_path: Path) -> None:
     image_folder(tmp_path, {"train": {"cat": 2}, "val": {"cat": 1}})
-    train, _, test, _ = load("image_folder", root=str(tmp_path))
+    train, _, test, _, *_ = load("image_folder", root=str(tmp_path))
     image = Image.open(tmp_path / "val" / "cat" / "0.png")
     reference = v2.Compose(
         [
@@ -389,6 +389,6 @@ def test_imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = error_of("imagenet", root=str(tmp_path))
     assert f"{tmp_path} has 4 class folders, ImageNet has 1000; set data.name to image_folder" in said
     monkeypatch.setattr(datasets, "IMAGENET_CLASSES", 4)
-    train, _, test, classes = load("imagenet", root=str(tmp_path))
+    train, _, test, classes, *_ = load("imagenet", root=str(tmp_path))
     assert (len(train), len(test), classes, train.shape) == (4, 4, 4, (3, 224, 224))
     assert everything(test)[1].tolist() == [0, 1, 2, 3]
