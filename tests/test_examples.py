@@ -119,6 +119,7 @@ def test_ticket(run: Run) -> None:
 
 def test_every_example_is_run_here() -> None:
     names = {
+        "run_onnx.py",  # in tests/cli/test_practitioner.py
         "quickstart.py",
         "own_loop.py",
         "speedup.py",

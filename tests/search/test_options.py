@@ -80,8 +80,8 @@ def test_settings_belong_to_the_method(model: ConvNet) -> None:
         LotteryJackpotPruner(model, CONFIG_LIST, method=EdgePopup(), lr=1.0)
     with pytest.raises(TypeError, match="unexpected keyword argument 'learning_rate'"):
         LotteryJackpotPruner(model, CONFIG_LIST, learning_rate=1.0)
-    with pytest.raises(ValueError, match="norm must be one of adapt, freeze, got 'tune'"):
-        LotteryJackpotPruner(model, CONFIG_LIST, norm="tune")
+    with pytest.raises(ValueError, match="norm must be one of adapt, freeze, tune, got 'thaw'"):
+        LotteryJackpotPruner(model, CONFIG_LIST, norm="thaw")
 
 
 def test_a_criterion_and_a_budget_may_be_callables(model: ConvNet) -> None:
