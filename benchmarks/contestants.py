@@ -117,7 +117,7 @@ def movement(job: Job, use: Use) -> None:
 
 def paper(job: Job, use: Use) -> None:
     """Search by the paper's recipe, as `reference` does, through NNI's evaluator."""
-    # Masks are compared by held-out losses in a few steps only, most of which come early.
+    # A search compares masks in few steps, most of them early. The benchmark times the other steps.
     _through_evaluator(partial(LotteryJackpotPruner, method=EdgePopup.paper()), job, use, held_out=0)
 
 

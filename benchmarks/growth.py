@@ -46,7 +46,7 @@ class Blocks(nn.Module):
 
 
 def network(weights: int) -> tuple[nn.Module, int]:
-    """Return a network with about so many weights in its linear layers, and its width."""
+    """Return a network with about ``weights`` weights in its linear layers, and its width."""
     width = round((weights / _LAYERS) ** 0.5)
     layers = [[nn.Linear(width, width, bias=False), nn.BatchNorm1d(width), nn.ReLU()] for _ in range(_LAYERS)]
     return nn.Sequential(*(module for layer in layers for module in layer)), width

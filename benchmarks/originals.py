@@ -1,4 +1,4 @@
-"""Compare updates of training methods with those of public implementations, on the same tensors.
+"""Compare our updates of training methods with public implementations, on the same tensors.
 
 Needs checkouts of google-research/jaxpruner and TimDettmers/sparse_learning, with jax, flax, optax, chex,
 scipy and matplotlib installed:

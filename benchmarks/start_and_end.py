@@ -8,7 +8,7 @@ ResNet-8 and a small ViT learn Fashion-MNIST (apt-get install dataset-fashion-mn
 with their weights and Debian's handbook (pip install "nni-jackpot[real]", apt-get install debian-handbook);
 their searches match the outputs of the dense network, without labels.
 
-Every search gets held-out data. The losses in the table are those of other data.
+Every search gets held-out data. The table has losses on other data.
 """
 
 from __future__ import annotations
